@@ -1,0 +1,1 @@
+"""Writes a blessed model as an immutable numbered version, atomically."""

@@ -1,0 +1,1 @@
+"""The two-task TFRS model: data, towers, training and the exported SavedModel."""

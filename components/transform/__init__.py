@@ -1,0 +1,1 @@
+"""Raw columns to numbers, generated from the recipe's feature list."""

@@ -1,0 +1,111 @@
+"""`preprocessing_fn` of Transform: the recipe's feature list as a TensorFlow graph.
+
+Every index feature keeps 0 for "missing or never seen in training"; vocabulary entry or bucket `i` has index `i + 1`.
+The same graph runs in training, evaluation and serving, so no feature logic lives anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from pipeline.recipe import (
+    AnyFeature,
+    Buckets,
+    Categorical,
+    Columns,
+    Features,
+    Identifier,
+    MultiValue,
+    Normalized,
+    Text,
+)
+
+LABEL = "label"
+
+
+def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Transforms raw columns as the recipe says.
+
+    Args:
+        inputs: Raw columns by name, each a SparseTensor [batch, 1] of string, int64 or float32; absent values are missing.
+        custom_config: `features` and `columns`: JSON of the recipe's sections.
+
+    Returns:
+        By `Feature.name`: ids, categories and buckets int64 [batch]; text and multi-value features SparseTensor int64
+        [batch, values]; normalised numbers float32 [batch]. `label` is float32 [batch].
+    """
+    features = Features.model_validate_json(custom_config["features"])
+    columns = Columns.model_validate_json(custom_config["columns"])
+    outputs = {
+        feature.name: _transform(inputs[feature.column], feature) for feature in (*features.query, *features.candidate)
+    }
+    outputs[LABEL] = tf.cast(_dense(inputs[columns.label], 0), tf.float32)
+    return outputs
+
+
+def _transform(column: tf.SparseTensor, feature: AnyFeature) -> tf.Tensor | tf.SparseTensor:
+    match feature:
+        case Identifier():
+            return _dense(_indices(column, feature.name), 0)
+        case Categorical():
+            return _dense(_indices(column, feature.name, min_count=feature.min_count), 0)
+        case Text():
+            words = _split_words(_dense(column, ""))
+            return _indices(words, feature.name, min_count=feature.min_count, size=feature.vocabulary_size)
+        case MultiValue():
+            values = tf.strings.split(_dense(column, ""), sep=feature.separator).to_sparse()
+            return _indices(_without_empty(values), feature.name, min_count=feature.min_count)
+        case Buckets():
+            return _dense(_buckets(column, feature), 0)
+        case Normalized():
+            # float64, because float32 cannot tell apart timestamps that are less than a minute from each other.
+            return tf.cast(_dense(tft.scale_to_z_score(_cast(column, tf.float64)), 0.0), tf.float32)
+
+
+def _dense(column: tf.SparseTensor, missing: Any) -> tf.Tensor:
+    """The one value of each row, [batch]; `missing` where there is none."""
+    shape = tf.stack([column.dense_shape[0], 1])
+    default = tf.constant(missing, dtype=column.dtype)
+    return tf.squeeze(tf.sparse.to_dense(tf.SparseTensor(column.indices, column.values, shape), default), axis=1)
+
+
+def _map(column: tf.SparseTensor, values: tf.Tensor) -> tf.SparseTensor:
+    return tf.SparseTensor(column.indices, values, column.dense_shape)
+
+
+def _cast(column: tf.SparseTensor, dtype: tf.DType) -> tf.SparseTensor:
+    return _map(column, tf.cast(column.values, dtype))
+
+
+def _indices(column: tf.SparseTensor, name: str, *, min_count: int = 1, size: int | None = None) -> tf.SparseTensor:
+    """1 + the position in the vocabulary `name`, 0 for values that are not in it."""
+    vocabulary = tft.vocabulary(
+        column, top_k=size, frequency_threshold=min_count if min_count > 1 else None, vocab_filename=name
+    )
+    found = tft.apply_vocabulary(column, vocabulary, default_value=-1)
+    return _map(found, found.values + 1)
+
+
+def _split_words(text: tf.Tensor) -> tf.SparseTensor:
+    words = tf.strings.regex_replace(tf.strings.lower(text, encoding="utf-8"), r"[^\pL\pN]+", " ")
+    return _without_empty(tf.strings.split(words).to_sparse())
+
+
+def _without_empty(values: tf.SparseTensor) -> tf.SparseTensor:
+    return tf.sparse.retain(values, tf.not_equal(values.values, ""))
+
+
+def _buckets(column: tf.SparseTensor, feature: Buckets) -> tf.SparseTensor:
+    """1 + the interval each number falls into; numbers beyond the ends belong to the outermost intervals."""
+    if feature.boundaries == "quantile":
+        cut = tft.bucketize(_cast(column, tf.float32), feature.buckets)
+        return _map(cut, tf.cast(cut.values, tf.int64) + 1)
+    numbers = _cast(column, tf.float64)
+    low, high = tft.min(numbers), tft.max(numbers)
+    share = (numbers.values - low) / tf.maximum(high - low, tf.constant(1e-9, tf.float64))
+    cut = tf.cast(tf.floor(share * feature.buckets), tf.int64)
+    return _map(numbers, tf.clip_by_value(cut, 0, feature.buckets - 1) + 1)

@@ -1,0 +1,556 @@
+"""The recipe: one validated description of a dataset, its features, the model, the gates and what is served.
+
+`load_recipe` reads `recipe.yaml` and the curated `schema.pbtxt` beside it; every component gets the part of the recipe
+that it needs as JSON. Nothing here imports TensorFlow's runtime.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import pydantic
+import yaml
+from google.protobuf import text_format
+from pydantic import Field, PositiveFloat, PositiveInt
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+RECIPE_FILE = "recipe.yaml"
+SCHEMA_FILE = "schema.pbtxt"
+
+# The feature types of a schema, by the names that schema.pbtxt uses.
+ColumnType = Literal["BYTES", "INT", "FLOAT"]
+NUMBERS: tuple[ColumnType, ...] = ("INT", "FLOAT")
+STRINGS: tuple[ColumnType, ...] = ("BYTES",)
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used. Its text says where, what was found, what was wanted and what to do."""
+
+
+class RecipeError(BadInput):
+    """The recipe, its schema or an override cannot be used; names the file, line and key."""
+
+
+class Section(pydantic.BaseModel):
+    """A part of the recipe. Unknown keys are errors, and nothing changes after validation."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class Interactions(Section):
+    """The table of who did what with which item: one row an interaction."""
+
+    files: str
+    """File name or glob below the data folder, e.g. `interactions.csv` or `part-*.csv.gz`."""
+
+
+class Lookup(Section):
+    """A table with one row a key, joined onto the interactions."""
+
+    files: str
+    """File name or glob below the data folder."""
+    key: str
+    """The column that identifies a row; it has the same name in the interactions."""
+
+
+class Sources(Section):
+    """The files a run reads, and how they are joined."""
+
+    interactions: Interactions
+    items: Lookup | None = None
+    """One row an item. Every row joins the catalogue, whether or not anyone touched the item."""
+    users: Lookup | None = None
+    """One row a user."""
+
+    def tables(self) -> dict[str, Interactions | Lookup]:
+        """The sources in use by name: `interactions`, then `items` and `users` where given."""
+        named = {"interactions": self.interactions, "items": self.items, "users": self.users}
+        return {name: source for name, source in named.items() if source is not None}
+
+
+class Columns(Section):
+    """Which columns of the joined table play which part."""
+
+    user_id: str
+    item_id: str
+    label: str
+    """How much the user liked the item; what the rating head predicts."""
+    timestamp: str | None = None
+    """When it happened, in whole seconds since 1970."""
+
+
+class RandomSplit(Section):
+    """Rows go to `eval` by a seeded hash of their content: stable when rows are added or reordered."""
+
+    kind: Literal["random"] = "random"
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 0
+
+
+class TimeSplit(Section):
+    """The latest fraction of the interactions is `eval`; no train row is later than an eval row."""
+
+    kind: Literal["time"]
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+Split = Annotated[RandomSplit | TimeSplit, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Everything that decides which examples there are; what InteractionExampleGen gets."""
+
+    sources: Sources
+    columns: Columns
+    split: Split = RandomSplit()
+    max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the rows that may be rejected; more than that stops the run."""
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+class Feature(Section):
+    """One column as one tower sees it. `kind` says how Transform turns it into numbers."""
+
+    column: str
+    display: bool = False
+    """Returned with recommended item ids (candidate features only)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the transformed feature."""
+        return f"{self.column}_{getattr(self, 'kind')}"  # noqa: B009  (declared by every subclass)
+
+
+class Identifier(Feature):
+    """An id, looked up in the vocabulary of all ids seen; unseen ids share one out-of-vocabulary row."""
+
+    kind: Literal["id"]
+    types: ClassVar[tuple[ColumnType, ...]] = STRINGS
+
+
+class Categorical(Feature):
+    """A string with few values, looked up in a vocabulary."""
+
+    kind: Literal["categorical"]
+    min_count: PositiveInt = 1
+    types: ClassVar[tuple[ColumnType, ...]] = STRINGS
+
+
+class Text(Feature):
+    """Words, lower-cased and split on everything but letters and digits; their embeddings are averaged."""
+
+    kind: Literal["text"]
+    vocabulary_size: PositiveInt = 10_000
+    """The most frequent words that get an embedding of their own."""
+    min_count: PositiveInt = 2
+    types: ClassVar[tuple[ColumnType, ...]] = STRINGS
+
+
+class MultiValue(Feature):
+    """Several values in one string; their embeddings are averaged."""
+
+    kind: Literal["multi_value"]
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = "|"
+    min_count: PositiveInt = 1
+    types: ClassVar[tuple[ColumnType, ...]] = STRINGS
+
+
+class Buckets(Feature):
+    """A number cut into intervals, each with an embedding."""
+
+    kind: Literal["buckets"]
+    buckets: Annotated[int, Field(ge=2)]
+    boundaries: Literal["uniform", "quantile"] = "quantile"
+    """Intervals of equal width between the smallest and the largest value, or of equal count."""
+    types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
+
+
+class Normalized(Feature):
+    """A number as z-score: mean 0 and standard deviation 1 over train."""
+
+    kind: Literal["normalized"]
+    types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
+
+
+AnyFeature = Annotated[
+    Identifier | Categorical | Text | MultiValue | Buckets | Normalized,
+    Field(discriminator="kind"),
+]
+
+
+class Features(Section):
+    """What each tower looks at."""
+
+    query: Annotated[tuple[AnyFeature, ...], Field(min_length=1)]
+    """Who asks and when: columns of the interactions and users."""
+    candidate: Annotated[tuple[AnyFeature, ...], Field(min_length=1)]
+    """What is recommended: columns of the items."""
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> Features:
+        names = [feature.name for feature in (*self.query, *self.candidate)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the feature {name!r} is listed twice; keep one of them")
+        for feature in self.query:
+            if feature.display:
+                raise ValueError(f"display: true on the query feature {feature.name!r}; only items are displayed")
+        return self
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+class Tower(Section):
+    """Layers between a tower's concatenated features and its output vector."""
+
+    layers: tuple[PositiveInt, ...] = ()
+    """Units of the hidden layers; none is a linear projection."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class RatingHead(Section):
+    """Predicts the label: global mean + user bias + item bias + what `kind` adds."""
+
+    kind: Literal["dot", "mlp"] = "dot"
+    """`dot`: product of projected towers; `mlp`: dense layers over both towers' outputs."""
+    layers: tuple[PositiveInt, ...] = (256, 128)
+    """Units of the hidden layers of `mlp`."""
+    dimension: PositiveInt = 32
+    """Width of the projections of `dot`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared user and item biases in the loss."""
+
+
+class RetrievalLoss(Section):
+    """In-batch softmax over the true item and the other items of the batch."""
+
+    log_q_correction: bool = True
+    """Subtracts the log of how often an item comes up as a negative (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
+    remove_accidental_hits: bool = True
+    """A copy of the true item elsewhere in the batch does not count as a negative."""
+
+
+class Model(Section):
+    """The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head."""
+
+    embedding_dim: PositiveInt = 64
+    query_tower: Tower = Tower()
+    candidate_tower: Tower = Tower()
+    rating_head: RatingHead = RatingHead()
+    retrieval: RetrievalLoss = RetrievalLoss()
+    retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
+    rating_weight: Annotated[float, Field(ge=0)] = 1.0
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """How often training hides an id, so that unknown users and items get an average answer."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared tower outputs in the loss."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_task(self) -> Model:
+        if self.retrieval_weight == 0 and self.rating_weight == 0:
+            raise ValueError("retrieval_weight and rating_weight are both 0; give at least one task a weight above 0")
+        return self
+
+
+class Optimizer(Section):
+    kind: Literal["adagrad", "adam", "adamw"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+
+
+class Training(Section):
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 4096
+    optimizer: Optimizer = Optimizer()
+    seed: int = 0
+
+
+# --- gates and serving ------------------------------------------------------------------------------------------------
+
+# What the Evaluator measures on the eval split, and whether more of it is better.
+METRICS: dict[str, Literal["higher", "lower"]] = {
+    "top_1_accuracy": "higher",
+    "top_5_accuracy": "higher",
+    "top_10_accuracy": "higher",
+    "top_50_accuracy": "higher",
+    "top_100_accuracy": "higher",
+    "rmse": "lower",
+    "mae": "lower",
+}
+
+
+class Gate(Section):
+    """A condition on one metric. A model that fails any gate is not pushed."""
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    may_drop: Annotated[float, Field(ge=0)] | None = None
+    """How far the metric may fall below the last blessed model's."""
+    may_rise: Annotated[float, Field(ge=0)] | None = None
+    """How far the metric may climb above the last blessed model's."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_condition(self) -> Gate:
+        if self.metric not in METRICS:
+            raise ValueError(f"unknown metric {self.metric!r}{_did_you_mean(self.metric, METRICS)}")
+        if all(bound is None for bound in (self.at_least, self.at_most, self.may_drop, self.may_rise)):
+            raise ValueError("the gate has no bound; give at_least, at_most, may_drop or may_rise")
+        wrong = "may_rise" if METRICS[self.metric] == "higher" else "may_drop"
+        if getattr(self, wrong) is not None:
+            right = "may_drop" if wrong == "may_rise" else "may_rise"
+            raise ValueError(f"{wrong} makes no sense for {self.metric}, where {METRICS[self.metric]} is better; "
+                             f"use {right}")  # fmt: skip
+        return self
+
+
+class Serving(Section):
+    """What the exported model's `recommend` signature answers."""
+
+    k: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Items a call returns; clients may show fewer."""
+    exclude_seen: bool = True
+    """Leave out items the user interacted with in train."""
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=48)]
+    """Name of the pipeline and of the served model."""
+    description: str = ""
+    data: Data
+    features: Features
+    model: Model = Model()
+    training: Training = Training()
+    gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
+    serving: Serving = Serving()
+
+    @pydantic.model_validator(mode="after")
+    def _features_have_a_source(self) -> Recipe:
+        if self.features.candidate and self.data.sources.items is None:
+            for feature in self.features.candidate:
+                if feature.column != self.data.columns.item_id:
+                    raise ValueError(
+                        f"the candidate feature {feature.name!r} needs the column {feature.column!r} of an items table; "
+                        "name the table under data.sources.items or drop the feature"
+                    )
+        for tower, features, id_column in (
+            ("query", self.features.query, self.data.columns.user_id),
+            ("candidate", self.features.candidate, self.data.columns.item_id),
+        ):
+            ids = [feature.column for feature in features if isinstance(feature, Identifier)]
+            if ids != [id_column]:
+                raise ValueError(
+                    f"features.{tower} has ids {ids}; it needs exactly one feature of kind id, on the column {id_column!r}"
+                )
+        return self
+
+    def columns(self) -> dict[str, tuple[str, tuple[ColumnType, ...]]]:
+        """Every column the recipe reads: the key that names it, and the types it may have."""
+        parts = self.data.columns
+        named: dict[str, tuple[str, tuple[ColumnType, ...]]] = {
+            parts.user_id: ("data.columns.user_id", STRINGS),
+            parts.item_id: ("data.columns.item_id", STRINGS),
+            parts.label: ("data.columns.label", NUMBERS),
+        }
+        if parts.timestamp is not None:
+            named[parts.timestamp] = ("data.columns.timestamp", ("INT",))
+        for tower, features in (("query", self.features.query), ("candidate", self.features.candidate)):
+            for index, feature in enumerate(features):
+                named.setdefault(feature.column, (f"features.{tower}.{index}.column", feature.types))
+        return named
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[str | int, ...]
+
+
+def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks `recipe.yaml` of `schema_dir`.
+
+    Args:
+        schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
+        overrides: `key=value` pairs such as `model.embedding_dim=64` or `gates.0.at_least=0.3`; values are YAML.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, a key is unknown, a value is wrong, or an override is not `key=value`.
+    """
+    path = schema_dir / RECIPE_FILE
+    if not path.is_file():
+        raise RecipeError(
+            f"{path}: there is no recipe. A schema folder holds {RECIPE_FILE} and {SCHEMA_FILE}; "
+            "see schemas/movielens for one."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or node is None:
+        raise RecipeError(f"{path}: holds {type(values).__name__}, a mapping of keys was wanted")
+    lines = _lines(node)
+    overridden = {}
+    for override in overrides:
+        key = _override(values, override)
+        overridden[key] = override
+    try:
+        return Recipe.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise RecipeError("\n".join(_problem(path, lines, overridden, entry) for entry in error.errors())) from None
+
+
+def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
+    """Reads the curated `schema.pbtxt` of `schema_dir` and checks that it has every column of `recipe`.
+
+    Raises:
+        RecipeError: The schema is missing or not a schema, or a column is missing in it or has a type its use forbids.
+    """
+    path = schema_dir / SCHEMA_FILE
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no schema. It lists the type and the domain of every column, as TFDV does.")
+    try:
+        schema = text_format.Parse(path.read_text(encoding="utf-8"), schema_pb2.Schema())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TensorFlow Metadata schema: {error}") from error
+    types = column_types(schema)
+    problems = []
+    for column, (key, allowed) in recipe.columns().items():
+        if column not in types:
+            problems.append(
+                f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}{_did_you_mean(column, types)}. "
+                f"Columns there: {', '.join(sorted(types))}."
+            )
+        elif types[column] not in allowed:
+            problems.append(
+                f"{path}: the column {column!r} is {types[column]}, but {key} needs {' or '.join(allowed)}. "
+                f"Change the type, or what the recipe does with the column."
+            )
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return schema
+
+
+def column_types(schema: schema_pb2.Schema) -> dict[str, ColumnType]:
+    """The type of every feature of `schema`."""
+    return {feature.name: schema_pb2.FeatureType.Name(feature.type) for feature in schema.feature}
+
+
+def _lines(node: yaml.Node, key: Key = ()) -> dict[Key, int]:
+    """The line (from 1) on which each key of a YAML document stands."""
+    found = {key: node.start_mark.line + 1}
+    children: Iterable[tuple[str | int, yaml.Node, int]] = ()
+    if isinstance(node, yaml.MappingNode):
+        children = [(str(name.value), child, name.start_mark.line + 1) for name, child in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(index, child, child.start_mark.line + 1) for index, child in enumerate(node.value)]
+    for name, child, line in children:
+        found.update(_lines(child, (*key, name)))
+        found[(*key, name)] = line
+    return found
+
+
+def _override(values: dict[str, Any], override: str) -> Key:
+    """Applies one `key=value` to the recipe's values in place and returns the key."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[a-z_]\w*(\.\w+)*", dotted):
+        raise RecipeError(f"--set {override}: key=value was wanted, for example --set model.embedding_dim=32")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
+    parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    place: Any = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(place, list) and (not isinstance(part, int) or part >= len(place)):
+            raise RecipeError(
+                f"--set {override}: {'.'.join(map(str, parts[:depth]))} is a list of {len(place)}; "
+                f"an index from 0 to {len(place) - 1} was wanted, not {part!r}"
+            )
+        if not isinstance(place, dict | list):
+            raise RecipeError(f"--set {override}: {'.'.join(map(str, parts[:depth]))} is a value and has no keys")
+        if last:
+            place[part] = value
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            place = place[int(part)]
+    return tuple(parts)
+
+
+def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], entry: Any) -> str:
+    """One validation error in words: where, what was found, what was wanted."""
+    # pydantic puts the tag of a discriminated union (a feature's or a split's kind) into the key; the file has no such key.
+    key: Key = ()
+    for part in entry["loc"]:
+        if (*key, part) in lines or entry["type"] in ("missing", "extra_forbidden") or part not in _KINDS:
+            key = (*key, part)
+    key = tuple(part for part in key if part not in _KINDS or (key in lines))
+    dotted = ".".join(map(str, key))
+    if key in overridden:
+        where = f"--set {overridden[key]}"
+    else:
+        at = key
+        while at and at not in lines:
+            at = at[:-1]
+        where = f"{path}:{lines[at]}"
+    if entry["type"] == "extra_forbidden":
+        return f"{where}: {dotted}: unknown key{_did_you_mean(str(key[-1]), _known_keys(entry['loc']))}"
+    if entry["type"] == "missing":
+        return f"{where}: {dotted}: this key is missing; it has no default"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    found = "" if isinstance(entry["input"], dict | Section) else f" (found {entry['input']!r})"
+    return f"{where}: {dotted}: {message}{found}" if dotted else f"{where}: {message}"
+
+
+_KINDS = {"id", "categorical", "text", "multi_value", "buckets", "normalized", "random", "time"}
+
+
+def _known_keys(location: Sequence[str | int]) -> set[str]:
+    """The keys that may stand where the unknown key at `location` stands."""
+    annotation: Any = Recipe
+    for part in location[:-1]:
+        annotation = _descend(annotation, part)
+    return set(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else set()
+
+
+def _descend(annotation: Any, part: str | int) -> Any:
+    """The type found under `part` of a section, list or tagged union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section) and part in annotation.model_fields:
+        return annotation.model_fields[str(part)].annotation
+    for choice in get_args(annotation):
+        found = _descend_choice(choice, part)
+        if found is not None:
+            return found
+    return annotation
+
+
+def _descend_choice(choice: Any, part: str | int) -> Any:
+    if isinstance(part, int):
+        return choice
+    if isinstance(choice, type) and issubclass(choice, Section):
+        kind = choice.model_fields.get("kind")
+        if kind is not None and part in get_args(kind.annotation):
+            return choice
+        return _descend(choice, part) if part in choice.model_fields else None
+    for inner in get_args(choice):
+        found = _descend_choice(inner, part)
+        if found is not None:
+            return found
+    return None
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
