@@ -335,6 +335,14 @@ class Recipe(Section):
     serving: Serving = Serving()
 
     @pydantic.model_validator(mode="after")
+    def _gates_differ(self) -> Recipe:
+        metrics = [gate.metric for gate in self.gates]
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                raise ValueError(f"{metric} has two gates; write all its bounds into one")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _features_have_a_source(self) -> Recipe:
         if self.features.candidate and self.data.sources.items is None:
             for feature in self.features.candidate:
@@ -354,6 +362,16 @@ class Recipe(Section):
                 )
         return self
 
+    def for_trainer(self) -> TrainerRecipe:
+        """The part that decides what is trained and exported; changing anything else does not train again."""
+        return TrainerRecipe(
+            columns=self.data.columns,
+            features=self.features,
+            model=self.model,
+            training=self.training,
+            serving=self.serving,
+        )
+
     def columns(self) -> dict[str, tuple[str, tuple[ColumnType, ...]]]:
         """Every column the recipe reads: the key that names it, and the types it may have."""
         parts = self.data.columns
@@ -368,6 +386,16 @@ class Recipe(Section):
             for index, feature in enumerate(features):
                 named.setdefault(feature.column, (f"features.{tower}.{index}.column", feature.types))
         return named
+
+
+class TrainerRecipe(Section):
+    """What the Trainer gets; see `Recipe.for_trainer`."""
+
+    columns: Columns
+    features: Features
+    model: Model
+    training: Training
+    serving: Serving
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,11 @@ from pipeline.recipe import (
 LABEL = "label"
 
 
+def display_name(column: str) -> str:
+    """Name under which a column's strings ride along to be shown with recommended items."""
+    return f"{column}_display"
+
+
 def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mapping[str, Any]) -> dict[str, Any]:
     """Transforms raw columns as the recipe says.
 
@@ -43,6 +48,9 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
     outputs = {
         feature.name: _transform(inputs[feature.column], feature) for feature in (*features.query, *features.candidate)
     }
+    for feature in features.candidate:
+        if feature.display:
+            outputs[display_name(feature.column)] = _dense(inputs[feature.column], "")
     outputs[LABEL] = tf.cast(_dense(inputs[columns.label], 0), tf.float32)
     return outputs
 

@@ -1,0 +1,53 @@
+"""Checks a folder of CSVs before a run, in well under a second and without TensorFlow. The command line calls it."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+from components.example_gen.sources import inspect_sources, no_file
+from pipeline.recipe import Data
+
+# TFX's placeholders for spans, versions and dates, with an optional width: {SPAN}, {SPAN:2}, {VERSION}, {YYYY}, …
+_PLACEHOLDER = re.compile(r"\{(?:SPAN|VERSION)(?::\d+)?\}|\{(?:YYYY|MM|DD)\}")
+
+
+def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> None:
+    """Checks that every table is there with a readable header, the columns needed and at least one row.
+
+    Only the first block of each file is read; rows are checked by the run itself.
+
+    Args:
+        input_base: The folder that the recipe's patterns are relative to.
+        data: The recipe's data section.
+        schema: The curated schema; every feature in it must stand in some table.
+
+    Raises:
+        DataError: Names the file, and the line where there is one, and says what to do.
+    """
+    files = {}
+    for name, source in data.sources.tables().items():
+        files[name] = _latest_span(input_base, source.files)
+        if not files[name]:
+            there = sorted(path.name for path in input_base.iterdir()) if input_base.is_dir() else []
+            raise no_file(name, source.files, str(input_base), there)
+    inspect_sources(files, data, schema, lambda file: open(file, "rb"))
+
+
+def _latest_span(input_base: Path, pattern: str) -> list[str]:
+    """The files a run reads: those of the latest span and version where the pattern has placeholders."""
+    base = glob.escape(str(input_base))
+    found = [path for path in glob.glob(f"{base}/{_PLACEHOLDER.sub('*', pattern)}") if Path(path).is_file()]
+    if not _PLACEHOLDER.search(pattern):
+        return found
+    parts = [glob_part.replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for glob_part in
+             map(re.escape, _PLACEHOLDER.split(pattern))]  # fmt: skip
+    spans: dict[tuple[int, ...], list[str]] = {}
+    for path in found:
+        match = re.fullmatch(re.escape(str(input_base)) + "/" + r"(\d+)".join(parts), path)
+        if match:
+            spans.setdefault(tuple(map(int, match.groups())), []).append(path)
+    return spans[max(spans)] if spans else []

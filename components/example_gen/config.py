@@ -1,0 +1,39 @@
+"""What InteractionExampleGen's component and its executor tell each other, as the `custom_config` of TFX's ExampleGen.
+
+Everything in it is part of the cache key: another recipe, schema or version of the code reads the CSVs again.
+"""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf import json_format, wrappers_pb2
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.proto import example_gen_pb2
+from tfx.utils import proto_utils
+
+from pipeline.recipe import Data
+
+SPLITS = ("train", "eval", "catalogue")
+
+
+def encode_config(data: Data, schema: schema_pb2.Schema, code_version: str) -> example_gen_pb2.CustomConfig:
+    """Packs what the executor needs into a StringValue of JSON."""
+    content = {
+        "data": data.model_dump(mode="json"),
+        "schema": json_format.MessageToDict(schema, preserving_proto_field_name=True),
+        "code_version": code_version,
+    }
+    config = example_gen_pb2.CustomConfig()
+    config.custom_config.Pack(wrappers_pb2.StringValue(value=json.dumps(content, sort_keys=True)))
+    return config
+
+
+def decode_config(custom_config: str) -> tuple[Data, schema_pb2.Schema]:
+    """The reverse of `encode_config`, from the JSON that TFX makes of the proto."""
+    config = example_gen_pb2.CustomConfig()
+    proto_utils.json_to_proto(custom_config, config)
+    value = wrappers_pb2.StringValue()
+    config.custom_config.Unpack(value)
+    content = json.loads(value.value)
+    return Data.model_validate(content["data"]), json_format.ParseDict(content["schema"], schema_pb2.Schema())

@@ -1,0 +1,58 @@
+"""Encodes Arrow batches as tf.Examples and writes them to gzipped TFRecord shards, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
+
+# Level 6, the usual one, takes three times as long and saves a sixth of the bytes.
+_OPTIONS = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
+
+
+def encode(batch: pa.RecordBatch) -> list[bytes]:
+    """One serialized tf.Example per row.
+
+    Args:
+        batch: string columns become bytes lists, int64 ones int64 lists, float32 ones float lists, each of one value.
+            A null becomes a feature without a value, which TFDV, TFT and `tf.io.parse_example` take for missing.
+    """
+    lists = [_as_lists(column) for column in batch.columns]
+    return list(RecordBatchToExamplesEncoder().encode(pa.RecordBatch.from_arrays(lists, batch.schema.names)))
+
+
+def _as_lists(column: pa.Array) -> pa.ListArray:
+    """Each value as a list of one, each null as a null list."""
+    valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(valid)]).astype(np.int32))
+    values = column.drop_null()
+    if pa.types.is_string(values.type):
+        values = values.cast(pa.binary())
+    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(~valid) if column.null_count else None)
+
+
+class Shard:
+    """One TFRecord file in the making. The file is there only once a row was written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.rows = 0
+        self._writer: tf.io.TFRecordWriter | None = None
+
+    def write(self, examples: Sequence[bytes]) -> None:
+        if examples and self._writer is None:
+            self._writer = tf.io.TFRecordWriter(self.path, _OPTIONS)
+        for example in examples:
+            self._writer.write(example)
+        self.rows += len(examples)
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,346 @@
+"""Reads CSVs: the one place that does. A file goes by in blocks of whole records, so memory does not grow with the file.
+
+Each block is parsed by pyarrow into strings. Beside that, the block is cut into records here, because pyarrow neither
+counts lines nor keeps the text of a row, and a rejected row must be named by its line and kept whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from components.example_gen.errors import BadRow, DataError, shown
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of CSV (after decompression) that are parsed at a time: about 40,000 short rows."""
+MAX_RECORD_BYTES = 16 << 20
+"""A longer record is taken for a quote that was never closed."""
+
+Indices = npt.NDArray[np.int64]
+
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_QUOTE, _NEWLINE, _RETURN, _COMMA = b'"'[0], b"\n"[0], b"\r"[0], b","[0]
+# A quoted field (quotes open only at the start of a field; a doubled quote stays inside) or a line break.
+_QUOTED_OR_BREAK = re.compile(rb'(?:(?<=[,\r\n])|\A)"[^"]*(?:""[^"]*)*(?:"|\Z)|\r\n|\r|\n')
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The first record of a CSV.
+
+    Attributes:
+        file: The file.
+        names: Column names in file order.
+    """
+
+    file: str
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Whole records of one file.
+
+    Attributes:
+        file: The file.
+        data: The records' bytes, line breaks included.
+        first_line: The line of the file on which `data` starts, from 1.
+        ends: Index just past each record's line break; the last may have none.
+        breaks: Index of each line break's last byte, those inside quotes included.
+    """
+
+    file: str
+    data: bytes
+    first_line: int
+    ends: Indices
+    breaks: Indices
+
+    def lines(self, records: Indices) -> Indices:
+        """The line of the file on which each of `records` starts."""
+        starts = np.concatenate([[0], self.ends[:-1]])[records]
+        return np.asarray(self.first_line + np.searchsorted(self.breaks, starts), dtype=np.int64)
+
+    def line(self, record: int) -> int:
+        return int(self.lines(np.array([record]))[0])
+
+    def text(self, record: int) -> str:
+        """The record as it stands in the file, without its line break; bytes that are not UTF-8 as `\\xNN`."""
+        return self._bytes(record).decode("utf-8", errors="backslashreplace")
+
+    def is_blank(self, record: int) -> bool:
+        return not self._bytes(record)
+
+    def is_utf8(self, record: int) -> bool:
+        return _is_utf8(self._bytes(record))
+
+    def _bytes(self, record: int) -> bytes:
+        start = int(self.ends[record - 1]) if record else 0
+        data = self.data[start : int(self.ends[record])]
+        for line_break in (b"\r\n", b"\n", b"\r"):
+            if data.endswith(line_break):
+                return data.removesuffix(line_break)
+        return data
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The rows of one block.
+
+    Attributes:
+        block: Where the rows come from.
+        columns: One string array a wanted column; an empty cell is null.
+        records: For each row of `columns`, its record in `block`.
+        malformed: Records with the wrong number of columns or bytes that are not UTF-8.
+    """
+
+    block: Block
+    columns: pa.RecordBatch
+    records: Indices
+    malformed: list[BadRow]
+
+
+def read_header(stream: IO[bytes], file: str) -> Header:
+    """Reads the header of a CSV and makes sure that a row follows it.
+
+    Args:
+        stream: The file's bytes, gzipped if `file` ends in `.gz`.
+        file: Its name, for messages.
+
+    Raises:
+        DataError: The file is empty, has a header only, is not UTF-8 in its first block, or is no gzip.
+    """
+    blocks = _records(stream, file, BLOCK_BYTES)
+    block = next(blocks, None)
+    if block is None:
+        raise DataError(f"{file}: the file is empty; a header line and at least one row were wanted. "
+                        "Export the file again, or take it away if the rows are in other files.")  # fmt: skip
+    header = _parse_header(block)
+    if all(block.is_blank(record) for record in range(1, len(block.ends))) and next(blocks, None) is None:
+        raise DataError(f"{file}:1: there is no row below the header; at least one was wanted. "
+                        "Export the file again, or take it away if the rows are in other files.")  # fmt: skip
+    if not _is_utf8(block.data):
+        bad = next(record for record in range(len(block.ends)) if not block.is_utf8(record))
+        raise DataError(f"{file}:{block.line(bad)}: the text is not UTF-8: {shown(block.text(bad))}. "
+                        "Convert it first, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
+    return header
+
+
+def read_batches(
+    stream: IO[bytes], file: str, columns: Sequence[str], block_bytes: int = BLOCK_BYTES
+) -> Iterator[Batch]:
+    """Reads the rows of a CSV.
+
+    Args:
+        stream: The file's bytes, gzipped if `file` ends in `.gz`. Read once, front to back.
+        file: Its name, for messages.
+        columns: The columns wanted; others are skipped.
+        block_bytes: About how much is parsed at a time.
+
+    Yields:
+        Batches in file order. Blank lines are no rows; every other record is in `columns` or in `malformed`.
+
+    Raises:
+        DataError: A quote is never closed, a column is missing, the file is cut short or cannot be read as CSV.
+    """
+    names: tuple[str, ...] | None = None
+    for block in _records(stream, file, block_bytes):
+        if names is None:
+            names = _parse_header(block).names
+            missing = [column for column in columns if names.count(column) != 1]
+            if missing:
+                raise DataError(f"{file}:1: the column {missing[0]!r} was wanted once; columns there: {', '.join(names)}.")
+            block = _without_first(block)
+            if block is None:
+                continue
+        yield _parse(block, names, columns)
+
+
+def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batch:
+    """Parses one block into the string columns wanted."""
+    malformed: dict[int, str] = {}
+
+    def wrong_width(row: pa_csv.InvalidRow) -> str:
+        malformed[row.number - 1] = f"found {row.actual_columns} columns, wanted {row.expected_columns}"
+        return "skip"
+
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(block.data),
+            # Rows are numbered only without threads; the block must be one parse unit.
+            read_options=pa_csv.ReadOptions(
+                use_threads=False, column_names=_distinct(names), block_size=len(block.data) + 1
+            ),
+            parse_options=pa_csv.ParseOptions(
+                newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=wrong_width
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+                check_utf8=False,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{block.file}:{block.first_line}: the rows from here on cannot be read as CSV: {error}") from error
+    everything = np.arange(len(block.ends), dtype=np.int64)
+    records = np.delete(everything, list(malformed))
+    if len(records) != table.num_rows:
+        raise DataError(
+            f"{block.file}:{block.first_line}: the rows from here to line {block.line(len(block.ends) - 1)} cannot be "
+            f"read as CSV: {len(records)} rows were counted and {table.num_rows} parsed. Look for stray quotes there."
+        )
+    if not _is_utf8(block.data):
+        malformed.update({int(record): "found bytes that are not UTF-8, wanted UTF-8 text"
+                          for record in records if not block.is_utf8(record)})  # fmt: skip
+    # pyarrow turns a blank line into a row of nulls.
+    empty = functools.reduce(np.logical_and, (column.is_null().to_numpy() for column in table.columns))
+    skipped = {int(record) for record in records[empty] if block.is_blank(record)} | malformed.keys()
+    batch = table.combine_chunks().to_batches()
+    columns_read = batch[0] if batch else pa.RecordBatch.from_pylist([], schema=table.schema)
+    if skipped:
+        keep = ~np.isin(records, list(skipped))
+        columns_read, records = columns_read.filter(pa.array(keep)), records[keep]
+    rows = [BadRow(block.file, block.line(record), reason, block.text(record))
+            for record, reason in sorted(malformed.items())]  # fmt: skip
+    return Batch(block, columns_read, records, rows)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Column names of which no two are alike; a column nobody wants may stand twice in a header."""
+    return [name if names.index(name) == index else f"{name}\0{index}" for index, name in enumerate(names)]
+
+
+def _parse_header(block: Block) -> Header:
+    if not block.is_utf8(0):
+        raise DataError(f"{block.file}:1: the header is not UTF-8: {shown(block.text(0))}. "
+                        "Convert the file first, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
+    names = next(csv.reader([block.text(0)]), [])
+    if not any(names):
+        raise DataError(f"{block.file}:1: the first line is blank; the column names were wanted there.")
+    if len(names) == 1:
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if separator in names[0]:
+                raise DataError(f"{block.file}:1: the columns are separated by {name}; commas were wanted.")
+    return Header(block.file, tuple(names))
+
+
+def _without_first(block: Block) -> Block | None:
+    """The block without its first record (the header), or None if that was all."""
+    if len(block.ends) == 1:
+        return None
+    start = int(block.ends[0])
+    lines = int(np.searchsorted(block.breaks, start))
+    return Block(
+        block.file, block.data[start:], block.first_line + lines, block.ends[1:] - start, block.breaks[lines:] - start
+    )
+
+
+def _records(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[Block]:
+    """Cuts a file into blocks of whole records; a BOM is taken off."""
+    line = 1
+    rest = b""
+    for chunk, last in _chunks(stream, file, block_bytes):
+        data = rest + chunk
+        if not data:
+            continue
+        ends, breaks, quote_open = find_records(data, last)
+        if last and quote_open:
+            at = line + int(np.searchsorted(breaks, int(ends[-2]) if len(ends) > 1 else 0))
+            raise DataError(f"{file}:{at}: a quote that opens in this row is never closed, so the file's last rows cannot "
+                            'be told apart. Close it, or write a quote inside a quoted field as "".')  # fmt: skip
+        whole = int(ends[-1]) if len(ends) else 0
+        breaks = breaks[: np.searchsorted(breaks, whole)]
+        rest = data[whole:]
+        if len(rest) > MAX_RECORD_BYTES:
+            raise DataError(f"{file}:{line + len(breaks)}: this row is longer than {MAX_RECORD_BYTES >> 20} MiB. "
+                            "Most likely a quote that opens in it is never closed.")  # fmt: skip
+        if whole:
+            yield Block(file, data[:whole], line, ends, breaks)
+            line += len(breaks)
+
+
+def _chunks(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
+    """Reads and decompresses a file; says which chunk is the last (it is empty)."""
+    source: IO[bytes] = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
+    first = True
+    while True:
+        try:
+            data = source.read(max(block_bytes, 4) if first else block_bytes)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{file}: the file is no whole gzip file: {error}. Copy or compress it again.") from error
+        if first:
+            if data.startswith(_UTF16):
+                raise DataError(f"{file}:1: the file is UTF-16; UTF-8 was wanted. "
+                                "Convert it first, for example with `iconv -f UTF-16 -t UTF-8`.")  # fmt: skip
+            data = data.removeprefix(_BOM)
+        last = not data and not first
+        first = False
+        yield data, last
+        if last:
+            return
+
+
+def find_records(data: bytes, last: bool) -> tuple[Indices, Indices, bool]:
+    """Finds where the records of a CSV end. Quotes open only at the start of a field, as in pyarrow's parser.
+
+    Args:
+        data: Bytes that begin at the start of a record.
+        last: Whether the file ends with `data`; then so does its last record, with or without a line break.
+
+    Returns:
+        The index just past each record, the index of the last byte of each line break (inside quotes too), and
+        whether `data` ends inside quotes. Line breaks are `\\n`, `\\r\\n` and `\\r`.
+    """
+    view = np.frombuffer(data, dtype=np.uint8)
+    breaks = np.flatnonzero(view == _NEWLINE)
+    if b"\r" in data:
+        returns = np.flatnonzero(view == _RETURN)
+        # A return at the very end may be the first half of a line break, unless the file ends there.
+        following = np.append(view[1:], _RETURN if last else _NEWLINE)[returns]
+        breaks = np.sort(np.concatenate([breaks, returns[following != _NEWLINE]]))
+    quotes = np.flatnonzero(view == _QUOTE) if b'"' in data else np.array([], dtype=np.int64)
+    opening = quotes[::2]
+    before = view[opening[opening > 0] - 1]
+    if np.isin(before, (_COMMA, _NEWLINE, _RETURN, _QUOTE)).all():
+        # Every other quote opens a field or doubles the one before it: a line break after an even number is outside.
+        outside = np.searchsorted(quotes, breaks) % 2 == 0
+        ends, quote_open = breaks[outside] + 1, len(quotes) % 2 == 1
+    else:
+        ends, quote_open = _find_records_with_stray_quotes(data)
+        ends = ends[np.isin(ends - 1, breaks)]
+    if last and (not len(ends) or ends[-1] < len(data)):
+        ends = np.append(ends, len(data))
+    return ends, breaks, quote_open
+
+
+def _find_records_with_stray_quotes(data: bytes) -> tuple[Indices, bool]:
+    """As `find_records`, for data in which quotes stand inside unquoted fields. Exact, and slower."""
+    ends = []
+    quote_open = False
+    for match in _QUOTED_OR_BREAK.finditer(data):
+        if match[0].startswith(b'"'):
+            quote_open = match[0].count(b'"') % 2 == 1
+        else:
+            ends.append(match.end())
+    return np.array(ends, dtype=np.int64), quote_open
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""Decides which interactions are `eval`: by a seeded hash of the row, or by time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.example_gen.errors import DataError
+
+Hashes = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+SUMMARY_SIZE = 1 << 16
+"""Distinct timestamps that a `Timestamps` counts exactly; above that, neighbours are counted together."""
+
+
+def random_split(columns: Sequence[pa.Array], eval_fraction: float, seed: int) -> Mask:
+    """Which rows are `eval`, by a hash of the values in `columns`.
+
+    A row's split depends on its own values and `seed` alone: not on the other rows, their order, the process or the
+    version of Python or any library. Equal rows are in the same split.
+
+    Args:
+        columns: Arrays of equal length, string, int64 or float32, without nulls.
+        eval_fraction: Between 0 and 1.
+        seed: Another seed gives an independent split.
+    """
+    hashes = np.full(len(columns[0]), _hash_bytes(str(seed).encode()), dtype=np.uint64)
+    for column in columns:
+        hashes = _mix(hashes ^ _hash_values(column))
+    return hashes < np.uint64(int(eval_fraction * 2**64))
+
+
+def _hash_values(column: pa.Array) -> Hashes:
+    if pa.types.is_string(column.type):
+        # Ids repeat, so hash each one once.
+        coded = column.dictionary_encode()
+        distinct = np.array([_hash_bytes(value.encode()) for value in coded.dictionary.to_pylist()], dtype=np.uint64)
+        return distinct[coded.indices.to_numpy()]
+    # + 0.0 makes -0.0 and 0.0 the same row.
+    values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype("<f8") + 0.0
+    return _mix(values.astype(values.dtype.newbyteorder("<")).view(np.uint64))
+
+
+def _hash_bytes(value: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
+
+
+def _mix(values: Hashes) -> Hashes:
+    """SplitMix64's output function after one step (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timestamps:
+    """How many interactions happened when, in bounded memory.
+
+    Attributes:
+        starts: int64, ascending. Bucket i counts the timestamps from `starts[i]` up to `starts[i + 1]`.
+        counts: int64, rows per bucket.
+    """
+
+    starts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(timestamps: npt.NDArray[np.int64]) -> Timestamps:
+        starts, counts = np.unique(timestamps, return_counts=True)
+        return Timestamps(starts, counts)._compressed()
+
+    @staticmethod
+    def merge(summaries: Iterable[Timestamps]) -> Timestamps:
+        """Adds summaries up. Exact while there are at most `SUMMARY_SIZE` distinct timestamps."""
+        total = Timestamps.of(np.array([], dtype=np.int64))
+        for summary in summaries:
+            starts, where = np.unique(np.concatenate([total.starts, summary.starts]), return_inverse=True)
+            counts = np.zeros(len(starts), dtype=np.int64)
+            np.add.at(counts, where, np.concatenate([total.counts, summary.counts]))
+            total = Timestamps(starts, counts)._compressed()
+        return total
+
+    def _compressed(self) -> Timestamps:
+        """At most `SUMMARY_SIZE` buckets, of about equal count."""
+        if len(self.starts) <= SUMMARY_SIZE:
+            return self
+        before = np.cumsum(self.counts) - self.counts
+        # Half as many as allowed, so that merging does not compress on every call.
+        bucket = before * (SUMMARY_SIZE // 2) // int(self.counts.sum())
+        first = np.flatnonzero(np.diff(bucket, prepend=-1))
+        return Timestamps(self.starts[first], np.add.reduceat(self.counts, first))
+
+    def cut(self, eval_fraction: float) -> int:
+        """The timestamp from which on rows are `eval`: the one that puts closest to `eval_fraction` of them there.
+
+        Rows with the same timestamp always land together. With more than `SUMMARY_SIZE` distinct timestamps the fraction
+        is met within a few rows in `SUMMARY_SIZE`; the order of train before eval always holds exactly.
+
+        Raises:
+            DataError: All timestamps are the same, so that one split would be empty.
+        """
+        if len(self.starts) < 2:
+            raise DataError(f"all {int(self.counts.sum())} interactions have the same timestamp, so a split by time "
+                            "leaves train or eval empty. Use `split: {kind: random}`.")  # fmt: skip
+        evals = np.cumsum(self.counts[::-1])[::-1]
+        best = 1 + int(np.argmin(np.abs(evals[1:] - eval_fraction * evals[0])))
+        return int(self.starts[best])
+
+
+def time_split(timestamps: pa.Int64Array, cut: int) -> Mask:
+    """Which rows are `eval`: those at `cut` or later."""
+    return np.asarray(pc.greater_equal(timestamps, cut).to_numpy(zero_copy_only=False), dtype=bool)

@@ -1,0 +1,1 @@
+"""Stops the run when the data breaks the curated schema."""

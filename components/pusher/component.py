@@ -1,0 +1,14 @@
+"""TFX's Pusher, with an executor that publishes a version in one step."""
+
+from __future__ import annotations
+
+from tfx import v1 as tfx
+from tfx.dsl.components.base import executor_spec
+
+from components.pusher.executor import Executor
+
+
+class Pusher(tfx.components.Pusher):  # type: ignore[misc]
+    """Pushes a model that the Evaluator and the InfraValidator blessed."""
+
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

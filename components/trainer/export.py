@@ -1,0 +1,315 @@
+"""The exported SavedModel: one graph that embeds, retrieves, leaves out seen items and predicts ratings.
+
+Plain TensorFlow ops only, so that a stock TensorFlow Serving loads it. The signatures are the contract between the
+pipeline and serving:
+
+    serving_default, evaluate   examples string [B] (serialized tf.Example)
+                                -> rating float [B], top_{1,5,10,50,100}_hit float [B]
+    recommend                   user_id string [B], other query columns optional
+                                -> item_ids string [B, k], scores float [B, k], ratings float [B, k],
+                                   and each display column string [B, k]
+    rate                        user_id string [B], item_id string [B], other query columns optional
+                                -> rating float [B]
+
+Optional inputs have a default in the signature (TensorFlow Serving fills it in) that means "not given": '' for strings,
+the smallest int64, NaN. What is not given is what the model remembers of the user's latest training interaction; the
+time is the latest in train. Unknown users and items are index 0, the average that id dropout taught the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from components.trainer.model import TwoTaskRecommender
+from components.trainer.training_data import TrainingData, id_feature
+from pipeline.recipe import TrainerRecipe, column_types
+
+SERVING_DEFAULT = "serving_default"
+EVALUATE = "evaluate"
+RECOMMEND = "recommend"
+RATE = "rate"
+
+TOP_K = (1, 5, 10, 50, 100)
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+
+_NOT_GIVEN: dict[str, Any] = {"BYTES": "", "INT": np.iinfo(np.int64).min, "FLOAT": float("nan")}
+_DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
+
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+WARMUP_BATCHES = (1, 8)
+
+Signature = Callable[..., dict[str, tf.Tensor]]
+
+
+class ServedRecommender(tf.Module):  # type: ignore[misc]
+    """A trained `TwoTaskRecommender` with the catalogue, the users' history and the Transform graph in one module."""
+
+    def __init__(
+        self,
+        model: TwoTaskRecommender,
+        data: TrainingData,
+        transform_output: tft.TFTransformOutput,
+        recipe: TrainerRecipe,
+        schema: schema_pb2.Schema,
+    ) -> None:
+        """Computes the catalogue's vectors once.
+
+        Args:
+            model: The trained model.
+            data: What it was trained on.
+            transform_output: Output of Transform.
+            recipe: The recipe.
+            schema: The raw columns' types and domains.
+        """
+        super().__init__(name="tandem")
+        columns = recipe.columns
+        self._columns = columns
+        self._query_features = recipe.features.query
+        self._user_feature = data.user_feature
+        self._item_feature = id_feature(recipe.features.candidate, columns.item_id).name
+        self._types = column_types(schema)
+        self._query_columns = sorted({feature.column for feature in self._query_features} - {columns.user_id})
+        self._bounds = label_bounds(schema, columns.label)
+        self._k = min(recipe.serving.k, data.item_count)
+        self._exclude_seen = recipe.serving.exclude_seen
+
+        self._transform = transform_output.transform_features_layer()
+        self._query_tower = model.query_tower
+        self._rating_head = model.rating_head
+        self._retrieval_query = model.retrieval_query
+
+        every = tf.range(data.item_count + 1, dtype=tf.int64)
+        candidates = model.embed_items(every)
+        # [dimension + 1, N]: this way round the product with the queries needs no transposition. Unknown is left out.
+        factors = tf.transpose(model.retrieval_candidates(every, candidates)[1:])
+        self._candidates = tf.Variable(candidates, trainable=False, name="candidates")
+        self._factors = tf.Variable(factors, trainable=False, name="factors")
+        vocabulary = transform_output.vocabulary_by_name(self._item_feature)
+        self._item_ids = tf.constant([b"", *vocabulary])
+        self._display = {name: tf.constant(values) for name, values in data.display.items()}
+        self._remembered = {
+            name: tf.Variable(values, trainable=False, name=f"remembered_{name}")
+            for name, values in _latest_query_features(data, recipe).items()
+        }
+        values, starts = _seen_items(data)
+        self._seen_items = tf.Variable(values, trainable=False, name="seen_items")
+        self._seen_starts = tf.Variable(starts, trainable=False, name="seen_starts")
+
+    def signatures(self) -> dict[str, Any]:
+        """The concrete functions to save, by signature name."""
+        user = tf.TensorSpec([None], tf.string, name=USER_ID)
+        item = tf.TensorSpec([None], tf.string, name=ITEM_ID)
+        examples = tf.TensorSpec([None], tf.string, name="examples")
+        evaluate = tf.function(self._evaluate, input_signature=[examples])
+        return {
+            SERVING_DEFAULT: evaluate,
+            EVALUATE: evaluate,
+            RECOMMEND: self._with_context(self._recommend, [user]),
+            RATE: self._with_context(self._rate, [user, item]),
+        }
+
+    def _with_context(self, function: Signature, required: Sequence[tf.TensorSpec]) -> Any:
+        """`function` with the required inputs and one optional input for each further query column."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(spec.name, kind) for spec in required]
+        specs = list(required)
+        for column in self._query_columns:
+            dtype = _DTYPES[self._types[column]]
+            default = tf.constant([_NOT_GIVEN[self._types[column]]], dtype)
+            parameters.append(inspect.Parameter(column, kind, default=default))
+            specs.append(tf.TensorSpec([None], dtype, name=column))
+
+        def signature(*args: tf.Tensor, **kwargs: tf.Tensor) -> dict[str, tf.Tensor]:
+            given = dict(zip((parameter.name for parameter in parameters), args, strict=False)) | kwargs
+            return function(**{spec.name: given.pop(spec.name) for spec in required}, context=given)
+
+        signature.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return tf.function(signature, input_signature=specs)
+
+    def _recommend(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        user, query = self._embed(self._raw(user_id, context))
+        scores = self._scores(query)
+        if self._exclude_seen:
+            scores = self._without_seen(scores, user)
+        best, positions = tf.math.top_k(scores, k=self._k)
+        found = best > scores.dtype.min
+        items = tf.where(found, tf.cast(positions, tf.int64) + 1, 0)
+        ratings = self._rating(
+            tf.repeat(user[:, None], self._k, axis=1), items, tf.repeat(query[:, None, :], self._k, axis=1)
+        )
+        zero = tf.zeros_like(best)
+        return {
+            "item_ids": tf.gather(self._item_ids, items),
+            "scores": tf.where(found, best, zero),
+            "ratings": tf.where(found, ratings, zero),
+            **{name: tf.gather(values, items) for name, values in self._display.items()},
+        }
+
+    def _rate(self, user_id: tf.Tensor, item_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        user, query = self._embed(self._raw(user_id, context))
+        return {"rating": self._rating(user, self._item_indices(_sparse(item_id, "")), query)}
+
+    def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        names = [*self._query_columns, self._columns.user_id, self._columns.item_id]
+        spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
+        raw = tf.io.parse_example(examples, spec)
+        item = self._item_indices(raw.pop(self._columns.item_id))
+        user, query = self._embed(raw)
+        scores = self._scores(query)
+        positions = tf.maximum(item - 1, 0)
+        true = tf.gather(scores, positions, batch_dims=1)[:, None]
+        # The place of the true item in what `recommend` returns: top_k puts equal scores in the order of the catalogue.
+        earlier = tf.range(tf.shape(scores, tf.int64)[1])[None, :] < positions[:, None]
+        ahead = tf.logical_or(scores > true, tf.logical_and(tf.equal(scores, true), earlier))
+        rank = tf.reduce_sum(tf.cast(ahead, tf.int32), axis=1)
+        # Not-a-number compares false with everything and would win every comparison.
+        counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
+        hits = {f"top_{k}_hit": tf.cast(tf.logical_and(counts, rank < k), tf.float32) for k in TOP_K}
+        return {"rating": self._rating(user, item, query), **hits}
+
+    def _raw(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
+        """Dense inputs [B] (or [1] for all rows) as sparse columns [B, 1]; what is not given is absent."""
+        raw = {self._columns.user_id: _sparse(user_id, "")}
+        for column, values in context.items():
+            values = tf.broadcast_to(values, tf.shape(user_id))
+            raw[column] = _sparse(values, _NOT_GIVEN[self._types[column]])
+        return raw
+
+    def _embed(self, raw: Mapping[str, tf.SparseTensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """User index int64 [B] and query vector float32 [B, dimension] of raw query columns."""
+        transformed = self._transform(dict(raw))
+        user = transformed[self._user_feature]
+        features = {}
+        for feature in self._query_features:
+            values = transformed[feature.name]
+            if isinstance(values, tf.SparseTensor):
+                values = tf.sparse.to_dense(values)
+            if feature.name in self._remembered:
+                given = _is_given(raw[feature.column])
+                values = _choose(given, values, tf.gather(self._remembered[feature.name].read_value(), user))
+            features[feature.name] = values
+        return user, self._query_tower(features)
+
+    def _item_indices(self, raw: tf.SparseTensor) -> tf.Tensor:
+        return self._transform({self._columns.item_id: raw})[self._item_feature]
+
+    def _scores(self, query: tf.Tensor) -> tf.Tensor:
+        """Retrieval scores of the whole catalogue, [B, N], in vocabulary order."""
+        return tf.matmul(self._retrieval_query(query), self._factors.read_value())
+
+    def _without_seen(self, scores: tf.Tensor, user: tf.Tensor) -> tf.Tensor:
+        history = tf.RaggedTensor.from_row_splits(
+            self._seen_items.read_value(), self._seen_starts.read_value(), validate=False
+        )
+        seen = tf.gather(history, user)
+        places = tf.stack([seen.value_rowids(), seen.flat_values - 1], axis=1)
+        lowest = tf.fill([tf.shape(places)[0]], scores.dtype.min)
+        return tf.tensor_scatter_nd_min(scores, places, lowest)
+
+    def _rating(self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
+        rating = self._rating_head(user, item, query, tf.gather(self._candidates.read_value(), item))
+        return tf.clip_by_value(rating, *self._bounds) if self._bounds else rating
+
+
+def save(served: ServedRecommender, path: str, user_ids: Sequence[str], item_ids: Sequence[str]) -> None:
+    """Writes the SavedModel and its warm-up requests.
+
+    Args:
+        served: The module to export.
+        path: Folder to write; TensorFlow Serving calls it a version once a Pusher has numbered it.
+        user_ids: Users that the warm-up requests ask for; at least one.
+        item_ids: Items that they rate; at least one.
+    """
+    tf.saved_model.save(served, path, signatures=served.signatures())
+    target = os.path.join(path, WARMUP_FILE)
+    tf.io.gfile.makedirs(os.path.dirname(target))
+    with tf.io.TFRecordWriter(target) as writer:
+        for size in WARMUP_BATCHES:
+            users = [user_ids[index % len(user_ids)] for index in range(size)]
+            items = [item_ids[index % len(item_ids)] for index in range(size)]
+            for name, inputs in ((RECOMMEND, {USER_ID: users}), (RATE, {USER_ID: users, ITEM_ID: items})):
+                request = predict_pb2.PredictRequest()
+                request.model_spec.signature_name = name
+                for key, values in inputs.items():
+                    request.inputs[key].CopyFrom(tf.make_tensor_proto(values, tf.string, [size]))
+                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+                writer.write(log.SerializeToString())
+
+
+def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] | None:
+    """Smallest and largest label that the schema allows; None where it leaves an end open."""
+    feature = next(feature for feature in schema.feature if feature.name == label)
+    kind = feature.WhichOneof("domain_info")
+    if kind not in ("float_domain", "int_domain"):
+        return None
+    domain = getattr(feature, kind)
+    given = {field.name for field, _ in domain.ListFields()}
+    return (float(domain.min), float(domain.max)) if "max" in given and domain.max > domain.min else None
+
+
+def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
+    """[B] to a sparse [B, 1] without the rows that say "not given"."""
+    given = values == values if values.dtype.is_floating else tf.not_equal(values, tf.constant(not_given, values.dtype))
+    rows = tf.where(given)
+    indices = tf.concat([rows, tf.zeros_like(rows)], axis=1)
+    return tf.SparseTensor(indices, tf.boolean_mask(values, given), tf.stack([tf.size(values, tf.int64), 1]))
+
+
+def _is_given(column: tf.SparseTensor) -> tf.Tensor:
+    """bool [B]: whether the row has a value."""
+    rows = tf.cast(column.dense_shape[0], tf.int32)
+    return tf.math.unsorted_segment_max(tf.ones_like(column.indices[:, 0]), column.indices[:, 0], rows) > 0
+
+
+def _choose(given: tf.Tensor, values: tf.Tensor, remembered: tf.Tensor) -> tf.Tensor:
+    """`values` where given, else `remembered`; padded to the same width where rows hold several values."""
+    if values.shape.rank == 1:
+        return tf.where(given, values, remembered)
+    width = tf.maximum(tf.shape(values)[1], tf.shape(remembered)[1])
+    padded = [tf.pad(rows, [[0, 0], [0, width - tf.shape(rows)[1]]]) for rows in (values, remembered)]
+    return tf.where(given[:, None], *padded)
+
+
+def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> dict[str, np.ndarray]:
+    """Query features of each user's latest training interaction, [U + 1] or [U + 1, values]; the user id excepted.
+
+    Features of the time itself are the latest in train for everyone: a request without a time means "now".
+    """
+    columns = recipe.columns
+    times = [feature for feature in recipe.features.query if feature.column == columns.timestamp]
+    order = np.arange(len(data.users))
+    if times:
+        # The finest feature of the time orders best.
+        finest = max(times, key=lambda feature: len(np.unique(data.query[feature.name])))
+        order = np.argsort(data.query[finest.name], kind="stable")
+    latest = {}
+    for feature in recipe.features.query:
+        if feature.name == data.user_feature:
+            continue
+        values = data.query[feature.name]
+        if feature in times:
+            latest[feature.name] = np.full(data.user_count + 1, values.max(), values.dtype)
+        else:
+            latest[feature.name] = np.zeros((data.user_count + 1, *values.shape[1:]), values.dtype)
+            latest[feature.name][data.users[order]] = values[order]
+            latest[feature.name][0] = 0
+    return latest
+
+
+def _seen_items(data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
+    """Item indices of every user's training interactions, by user, and where each of the U + 1 users' items start."""
+    pairs = np.unique(np.stack([data.users, data.items], axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] > 0]
+    starts = np.searchsorted(pairs[:, 0], np.arange(data.user_count + 2))
+    return pairs[:, 1].astype(np.int64), starts.astype(np.int64)

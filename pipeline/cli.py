@@ -1,0 +1,318 @@
+"""The `tandem` command. Each command imports what it needs when it is called, so that `tandem --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tandem_client import Recommendations
+
+    from pipeline.run import RunResult
+
+# Exit codes of every command.
+PUSHED = 0
+FAILED = 1
+BAD_INPUT = 2
+NOT_BLESSED = 3
+
+DEFAULT_MODEL = "recommender"
+DEFAULT_TARGET = "127.0.0.1:8500"
+
+app = typer.Typer(
+    name="tandem",
+    help="Interaction CSVs in, a gated and served two-task recommender out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+SchemaDir = Annotated[Path, typer.Argument(help="Folder with recipe.yaml and schema.pbtxt, such as schemas/movielens.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder with the CSVs. [default: data/NAME]")]
+WorkDir = Annotated[
+    Path | None, typer.Option("--workdir", help="Folder for artifacts, metadata and logs. [default: work/NAME]")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
+ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+
+
+@app.command()
+def run(
+    schema_dir: SchemaDir,
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    overrides: Overrides = None,
+    serving_dir: Annotated[
+        Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole pipeline: CSVs in, a gated model out.
+
+    Exit code 0: pushed. 1: a component failed. 2: bad input. 3: the model did not pass its gates; nothing was pushed.
+    """
+    from pipeline.run import run_recipe
+
+    name = schema_dir.resolve().name
+    result = run_recipe(
+        schema_dir,
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        serving_dir=serving_dir,
+    )
+    if as_json:
+        print(json.dumps(_as_json(result), indent=1))
+    else:
+        _print_result(result)
+    if not result.pushed_model:
+        raise typer.Exit(NOT_BLESSED)
+
+
+@app.command()
+def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
+    """Check a recipe, its schema and the headers of the CSVs, without running anything."""
+    from components.example_gen.check import check_sources
+    from pipeline.recipe import load_recipe, load_schema
+
+    recipe = load_recipe(schema_dir)
+    schema = load_schema(schema_dir, recipe)
+    folder = data or Path("data") / schema_dir.resolve().name
+    check_sources(folder, recipe.data, schema)
+    features = len(recipe.features.query) + len(recipe.features.candidate)
+    print(f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its columns.")
+
+
+@data_app.command()
+def movielens(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/movielens"),
+) -> None:
+    """MovieLens-100K: 100,000 ratings of 1,682 films by 943 people."""
+    from pipeline.datasets import write_movielens
+
+    fetched = write_movielens(out)
+    print(f"{out}: interactions.csv, items.csv, users.csv{'' if fetched else ' (already there)'}")
+
+
+@app.command()
+def serve(
+    model_dir: Annotated[Path, typer.Option(help="Folder with numbered versions, as the Pusher writes them.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="gRPC port; 0 takes any free one.")] = 8500,
+    rest_port: Annotated[int, typer.Option(help="REST port; 0 takes any free one.")] = 8501,
+    model: ModelName = DEFAULT_MODEL,
+) -> None:
+    """Serve a pushed model with TensorFlow Serving's gRPC and REST API until Ctrl-C."""
+    from serving.server import main as serve_forever
+
+    raise typer.Exit(
+        serve_forever(
+            [
+                *("--model-dir", str(model_dir), "--model-name", model),
+                *("--host", host, "--port", str(port), "--rest-port", str(rest_port)),
+            ]
+        )
+    )
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
+    k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    target: Target = DEFAULT_TARGET,
+    model: ModelName = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a server what to recommend to a user."""
+    from tandem_client import Recommender
+
+    with Recommender(target, model=model) as client:
+        answer = client.recommend(user, k=k)
+    if as_json:
+        items = [
+            {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
+            for item in answer.items
+        ]
+        print(json.dumps({"user_id": answer.user_id, "items": items}, ensure_ascii=False, indent=1))
+    else:
+        print_recommendations(answer)
+
+
+@app.command()
+def rate(
+    user: Annotated[str, typer.Option(help="User id.")],
+    item: Annotated[str, typer.Option(help="Item id.")],
+    target: Target = DEFAULT_TARGET,
+    model: ModelName = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a server how much a user will like an item."""
+    from tandem_client import Recommender
+
+    with Recommender(target, model=model) as client:
+        rating = client.rate(user, item)
+    if as_json:
+        print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
+    else:
+        print(f"{rating:.2f}")
+
+
+@app.command()
+def demo(
+    schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
+    data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),
+    workdir: Annotated[Path, typer.Option(help="Folder for everything else.")] = Path("work/movielens"),
+) -> None:
+    """Get MovieLens-100K, run the pipeline, serve the model and ask it for three users' recommendations."""
+    from rich.console import Console
+    from tandem_client import Recommender
+
+    from components.infra_validator.server_process import serving
+    from pipeline.datasets import write_movielens
+    from pipeline.run import run_recipe
+
+    console = Console(highlight=False)
+    write_movielens(data)
+    console.print(f"[bold]1. Data[/bold]       MovieLens-100K in {data}")
+    console.print(f"[bold]2. Pipeline[/bold]   tandem run {schema_dir} --data {data} --workdir {workdir}")
+    result = run_recipe(schema_dir, data, workdir)
+    _print_result(result)
+    if not result.pushed_model:
+        raise typer.Exit(NOT_BLESSED)
+    model_dir = Path(result.pushed_model).parent
+    console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {_short(model_dir)}")
+    with serving(model_dir, DEFAULT_MODEL) as target, Recommender(target, model=DEFAULT_MODEL) as client:
+        console.print("[bold]4. Asking[/bold]     over TensorFlow Serving's gRPC API\n")
+        for user in ("42", "196", "somebody new"):
+            print_recommendations(client.recommend(user, k=10))
+    console.print(
+        "The server is stopped. What to type next:\n"
+        f"  .venv/bin/tandem serve --model-dir {_short(model_dir)}      serve it again\n"
+        "  .venv/bin/tandem recommend --user 42                             ask it, from another terminal\n"
+        "  .venv/bin/tandem run schemas/movielens --set model.embedding_dim=32   change a line of the recipe\n"
+        "  README.md, 'Your own CSVs'                                       bring your own data"
+    )
+
+
+def print_recommendations(answer: Recommendations) -> None:
+    """A table of recommended items with their predicted ratings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(answer.items[0].display) if answer.items else []
+    table = Table(title=f"For user {answer.user_id}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("item", justify="right")
+    for column in columns:
+        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=52)
+    table.add_column("predicted rating", justify="right")
+    table.add_column("score", justify="right", style="dim")
+    for place, item in enumerate(answer.items, start=1):
+        shown = [item.display[column] for column in columns]
+        table.add_row(str(place), item.item_id, *shown, f"{item.rating:.2f}", f"{item.score:.2f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _print_result(result: RunResult) -> None:
+    """Rows, metrics against the gates, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    rows = result.rows
+    console.print(
+        f"\n{rows['read']:,} rows: {rows['train']:,} train, {rows['eval']:,} eval, {rows['rejected']:,} rejected; "
+        f"{rows['catalogue']:,} items. {result.seconds:.0f} s in all, "
+        f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    table.add_column("gate")
+    for heading in ("measured", "wanted", "margin"):
+        table.add_column(heading, justify="right")
+    wording = {"at_least": "≥ {}", "at_most": "≤ {}", "may_drop": "≥ {} (last)", "may_rise": "≤ {} (last)"}
+    for bound in result.verdict.bounds:
+        table.add_row(
+            "[green]pass[/green]" if bound.passed else "[red]FAIL[/red]",
+            bound.metric,
+            "-" if bound.measured is None else f"{bound.measured:.4f}",
+            wording[bound.condition].format(f"{bound.limit:.4f}"),
+            "-" if bound.margin is None else f"{bound.margin:+.4f}",
+        )
+    console.print(table)
+    if result.pushed_model:
+        console.print(f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n")
+        return
+    console.print("[red bold]Not blessed[/red bold]: nothing was pushed; what is being served stays as it is.")
+    for bound in result.verdict.failures():
+        console.print(f"  {bound}")
+    if result.not_servable:
+        console.print(f"  The model cannot be served: {result.not_servable}")
+    console.print(f"  The gates are in the recipe under 'gates'. Log: {_short(Path(result.log))}\n")
+
+
+def _as_json(result: RunResult) -> dict[str, Any]:
+    return {
+        "run_id": result.run_id,
+        "recipe": result.recipe,
+        "total_seconds": result.seconds,
+        "seconds": {component.name: component.seconds for component in result.components},
+        "cached": [component.name for component in result.components if component.cached],
+        "rows": result.rows,
+        "metrics": result.metrics,
+        "last_blessed_metrics": result.verdict.baseline_metrics,
+        "gates": [bound.model_dump() for bound in result.verdict.bounds],
+        "not_servable": result.not_servable,
+        "blessed": result.blessed,
+        "pushed_model": result.pushed_model,
+        "log": result.log,
+    }
+
+
+def _short(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main() -> None:
+    """Entry point: errors end with one message and an exit code, never with a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": message, "exit_code": code}))
+        print(f"tandem: {message}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and text of an error that a user can do something about; None for a bug of ours."""
+    from tandem_client import InvalidRequest, TandemClientError
+
+    from pipeline.recipe import BadInput
+
+    if isinstance(error, BadInput | InvalidRequest):
+        return BAD_INPUT, str(error)
+    if isinstance(error, TandemClientError) or type(error).__name__ == "ComponentFailure":
+        return FAILED, str(error)
+    return None, ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Recipe in, TFX pipeline out: the one place where components are wired, read top to bottom in data order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+# Before TFX, because it decides which Keras TensorFlow imports.
+import components  # noqa: I001
+import components.evaluator
+import components.example_gen
+import components.infra_validator
+import components.trainer
+import components.transform
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx import v1 as tfx
+
+from components.evaluator.component import Evaluator
+from components.example_gen.component import InteractionExampleGen
+from components.example_validator.component import ExampleValidator
+from components.infra_validator.component import InfraValidator
+from components.infra_validator.executor import Settings
+from components.pusher.component import Pusher
+from pipeline import recipe as recipe_module
+from pipeline.recipe import Recipe
+
+CATALOGUE = "catalogue"
+
+# Pushing is about the serving folder, which may have changed since; the executor itself sees what is there already.
+NEVER_CACHED = ("Pusher",)
+
+
+def create_pipeline(
+    recipe: Recipe,
+    schema: schema_pb2.Schema,
+    *,
+    schema_file: str,
+    data_root: str,
+    pipeline_root: str,
+    serving_dir: str,
+    metadata: tfx.orchestration.metadata.ConnectionConfigType | None = None,
+    beam_pipeline_args: Sequence[str] = (),
+) -> tfx.dsl.Pipeline:
+    """The whole DAG.
+
+    Args:
+        recipe: What to build.
+        schema: The curated schema.
+        schema_file: Where `schema` is; a path whose name changes with its content, because TFX caches by path.
+        data_root: Folder that the recipe's file names are relative to.
+        pipeline_root: Folder for artifacts.
+        serving_dir: Folder that TensorFlow Serving watches.
+        metadata: Connection to ML Metadata; None where the orchestrator brings its own.
+        beam_pipeline_args: Options for every component that runs on Beam.
+    """
+    columns = recipe.data.columns
+
+    example_gen = InteractionExampleGen(
+        input_base=data_root, data=recipe.data, schema=schema, code_version=code_version(components.example_gen)
+    )
+
+    # The catalogue has item columns only, so statistics and validation look at the interactions.
+    statistics_gen = tfx.components.StatisticsGen(
+        examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE]
+    )
+
+    schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+
+    example_validator = ExampleValidator(
+        statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
+    )
+
+    transform = tfx.components.Transform(
+        examples=example_gen.outputs["examples"],
+        schema=schema_gen.outputs["schema"],
+        preprocessing_fn="components.transform.preprocessing.preprocessing_fn",
+        # The item vocabulary holds every known item; nothing is learnt from the eval split.
+        splits_config=tfx.proto.SplitsConfig(analyze=["train", CATALOGUE], transform=["train", CATALOGUE]),
+        custom_config={
+            "features": recipe.features.model_dump_json(),
+            "columns": columns.model_dump_json(),
+            "code": code_version(components.transform),
+        },
+        disable_statistics=True,
+    )
+    transform.add_upstream_node(example_validator)
+
+    trainer = tfx.components.Trainer(
+        run_fn="components.trainer.training.run_fn",
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema_gen.outputs["schema"],
+        train_args=tfx.proto.TrainArgs(splits=["train"]),
+        # TFX has two slots for splits. The second one brings the catalogue; the Trainer never sees the eval split.
+        eval_args=tfx.proto.EvalArgs(splits=[CATALOGUE]),
+        custom_config={
+            "recipe": recipe.for_trainer().model_dump_json(),
+            "code": code_version(components.trainer, components.transform),
+        },
+    )
+
+    latest_blessed_model = tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+    ).with_id("Resolver")
+
+    evaluator = Evaluator(
+        examples=example_gen.outputs["examples"],
+        model=trainer.outputs["model"],
+        baseline_model=latest_blessed_model.outputs["model"],
+        gates=recipe.gates,
+        label=columns.label,
+    )
+
+    infra_validator = InfraValidator(
+        model=trainer.outputs["model"],
+        examples=example_gen.outputs["examples"],
+        settings=Settings(user_id=columns.user_id, item_id=columns.item_id),
+    )
+
+    pusher = Pusher(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=infra_validator.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_dir)
+        ),
+    )
+
+    return tfx.dsl.Pipeline(
+        pipeline_name=recipe.name,
+        pipeline_root=pipeline_root,
+        components=[
+            example_gen,
+            statistics_gen,
+            schema_gen,
+            example_validator,
+            transform,
+            trainer,
+            latest_blessed_model,
+            evaluator,
+            infra_validator,
+            pusher,
+        ],
+        enable_cache=True,
+        metadata_connection_config=metadata,
+        beam_pipeline_args=list(beam_pipeline_args),
+    )
+
+
+def code_version(*packages: ModuleType) -> str:
+    """A hash of the packages' sources and the recipe's, so that a cached result never outlives the code that made it."""
+    digest = hashlib.sha256(Path(recipe_module.__file__).read_bytes())
+    for package in packages:
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

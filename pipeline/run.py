@@ -1,0 +1,211 @@
+"""One run of the DAG on this machine: from a recipe and a data folder to a verdict and, if it is good, a pushed model."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from rich.console import Console
+
+from components.evaluator.verdict import VERDICT_FILE, Verdict
+from components.example_gen.check import check_sources
+from pipeline.console import CACHED, Progress, output_to_file
+from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
+
+
+class ComponentFailure(Exception):
+    """A component failed for a reason that is not the user's input; names the component, the error and the log."""
+
+
+class ComponentTime(pydantic.BaseModel):
+    """How long a component took in one run."""
+
+    name: str
+    seconds: float
+    cached: bool
+
+
+class RunResult(pydantic.BaseModel):
+    """What came of a run; `tandem run --json` prints it, and the run's folder keeps it."""
+
+    run_id: str
+    recipe: str
+    """Name of the recipe."""
+    seconds: float
+    components: tuple[ComponentTime, ...]
+    rows: dict[str, int]
+    """Rows read, rejected and in each split."""
+    metrics: dict[str, float]
+    verdict: Verdict
+    not_servable: str | None
+    """Why the InfraValidator turned the model down; None where it did not."""
+    blessed: bool
+    """Whether the model passed every gate and can be served."""
+    pushed_model: str | None
+    """Path of the pushed version; None where nothing was pushed."""
+    log: str
+
+
+def run_recipe(
+    schema_dir: Path,
+    data: Path,
+    workdir: Path,
+    *,
+    overrides: Sequence[str] = (),
+    serving_dir: Path | None = None,
+) -> RunResult:
+    """Runs the whole DAG with progress on the terminal's standard error.
+
+    Args:
+        schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
+        data: Folder with the CSVs.
+        workdir: Folder for artifacts, ML Metadata and logs; made if needed, shared by all runs on it.
+        overrides: `key=value` changes to the recipe.
+        serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
+
+    Raises:
+        BadInput: The recipe, the schema or the data cannot be used; nothing was pushed.
+        ComponentFailure: A component failed; nothing was pushed.
+    """
+    recipe = load_recipe(schema_dir, overrides)
+    schema = load_schema(schema_dir, recipe)
+    check_sources(data, recipe.data, schema)
+    workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
+    with _only_run_in(workdir):
+        run_id = _new_run(workdir)
+        folder = run_folder(workdir, run_id)
+        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
+        schema_file = _content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
+        with output_to_file(folder / "log.txt") as terminal:
+            result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
+        (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
+        os.replace(folder / "result.json.new", folder / "result.json")
+    return result
+
+
+def run_folder(workdir: Path, run_id: str) -> Path:
+    """Where a run keeps its recipe, log and result."""
+    return workdir / "runs" / run_id
+
+
+def _run(
+    recipe: Recipe,
+    schema: Any,
+    run_id: str,
+    folder: Path,
+    data: Path,
+    workdir: Path,
+    serving_dir: Path,
+    schema_file: Path,
+    terminal: Any,
+) -> RunResult:
+    console = Console(file=terminal)
+    start = time.monotonic()
+    with Progress(console, 0).step("starting TensorFlow and TFX"):
+        from tfx import v1 as tfx
+
+        from pipeline.dag import create_pipeline
+        from pipeline.runners import local
+
+    dag = create_pipeline(
+        recipe,
+        schema,
+        schema_file=str(schema_file),
+        data_root=str(data),
+        pipeline_root=str(workdir / "artifacts"),
+        serving_dir=str(serving_dir),
+        metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / "metadata.sqlite")),
+        beam_pipeline_args=local.BEAM_ARGS,
+    )
+    progress = Progress(console, len(dag.components))
+    try:
+        components = local.run(
+            dag,
+            run_id,
+            started=progress.start,
+            finished=lambda run: progress.done(run.name, run.seconds, CACHED if run.cached else ""),
+        )
+    except local.ComponentError as error:
+        progress.failed(error.component, error.seconds)
+        cause = error.__cause__
+        if isinstance(cause, BadInput):
+            raise type(cause)(f"{error.component}: {cause}") from error
+        raise ComponentFailure(
+            f"{error.component} failed: {type(cause).__name__}: {_first_line(cause)}\n"
+            f"The whole story is at the end of {folder / 'log.txt'}. Components before it are cached: mend the cause "
+            "and type the same command again, and the run goes on from there."
+        ) from cause
+    return _result(recipe, run_id, folder, components, time.monotonic() - start)
+
+
+def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any], seconds: float) -> RunResult:
+    outputs = {component.name: component.outputs for component in components}
+    (examples,) = outputs["InteractionExampleGen"]["examples"]
+    (evaluation,) = outputs["Evaluator"]["evaluation"]
+    (infra,) = outputs["InfraValidator"]["blessing"]
+    (pushed,) = outputs["Pusher"]["pushed_model"]
+    verdict = Verdict.model_validate_json(Path(evaluation.uri, VERDICT_FILE).read_text())
+    servable = infra.get_int_custom_property("blessed") == 1
+    is_pushed = pushed.get_int_custom_property("pushed") == 1
+    counts = ("read", "rejected", "train", "eval", "catalogue")
+    return RunResult(
+        run_id=run_id,
+        recipe=recipe.name,
+        seconds=round(seconds, 2),
+        components=tuple(
+            ComponentTime(name=run.name, seconds=round(run.seconds, 2), cached=run.cached) for run in components
+        ),
+        rows={name: examples.get_int_custom_property(f"rows_{name}") for name in counts},
+        metrics=verdict.metrics,
+        verdict=verdict,
+        not_servable=None if servable else infra.get_string_custom_property("reason"),
+        blessed=verdict.blessed and servable,
+        pushed_model=pushed.get_string_custom_property("pushed_destination") if is_pushed else None,
+        log=str(folder / "log.txt"),
+    )
+
+
+@contextlib.contextmanager
+def _only_run_in(workdir: Path) -> Iterator[None]:
+    """Two runs at once would take each other's models for the last blessed one."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder.") from None
+        yield
+
+
+def _new_run(workdir: Path) -> str:
+    """Names a run by its start and makes its folder."""
+    while True:
+        run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        with contextlib.suppress(FileExistsError):
+            run_folder(workdir, run_id).mkdir(parents=True)
+            return run_id
+        time.sleep(0.1)
+
+
+def _content_addressed(source: Path, folder: Path) -> Path:
+    """A copy whose name changes with its content: TFX caches ImportSchemaGen by the file's path alone."""
+    content = source.read_bytes()
+    target = folder / hashlib.sha256(content).hexdigest()[:16] / source.name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(".new")
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+    return target
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
