@@ -75,8 +75,7 @@ def check_platform() -> None:
         import venv  # noqa: F401
     except ImportError as error:
         raise SetupError(
-            f"this Python cannot make virtual environments ({error}).\n"
-            "What to do: install the package python3.11-venv."
+            f"this Python cannot make virtual environments ({error}).\nWhat to do: install the package python3.11-venv."
         ) from error
 
 
@@ -157,12 +156,18 @@ def unpack_newer_glibc() -> None:
         for folder in ("lists/partial", "cache/archives/partial", "debs"):
             (work / folder).mkdir(parents=True)
         (work / "next.sources").write_text(sources)
-        apt = [
-            "apt-get", "-q", "-o", f"Dir::Etc::sourcelist={work}/next.sources", "-o", "Dir::Etc::sourceparts=-",
-            "-o", "Dir::Etc::preferences=-", "-o", "Dir::Etc::preferencesparts=-", "-o", f"Dir::State::lists={work}/lists",
-            "-o", f"Dir::Cache={work}/cache", "-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=3",
-            "-o", "Acquire::Languages=none",
-        ]  # fmt: skip
+        options = {
+            "Dir::Etc::sourcelist": work / "next.sources",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::preferences": "-",
+            "Dir::Etc::preferencesparts": "-",
+            "Dir::State::lists": work / "lists",
+            "Dir::Cache": work / "cache",
+            "APT::Sandbox::User": "",
+            "Acquire::Retries": "3",
+            "Acquire::Languages": "none",
+        }
+        apt = ["apt-get", "-q", *(part for key, value in options.items() for part in ("-o", f"{key}={value}"))]
         try:
             run(*apt, "update")
             run(*apt, "download", *RUNTIME_PACKAGES, cwd=work / "debs")

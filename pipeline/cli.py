@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tandem_client import Recommendations
-
     from pipeline.run import RunResult
+    from tandem_client import Recommendations
 
 # Exit codes of every command.
 PUSHED = 0
@@ -91,7 +90,9 @@ def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
     folder = data or Path("data") / schema_dir.resolve().name
     check_sources(folder, recipe.data, schema)
     features = len(recipe.features.query) + len(recipe.features.candidate)
-    print(f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its columns.")
+    print(
+        f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its files"
+    )
 
 
 @data_app.command()
@@ -176,11 +177,11 @@ def demo(
 ) -> None:
     """Get MovieLens-100K, run the pipeline, serve the model and ask it for three users' recommendations."""
     from rich.console import Console
-    from tandem_client import Recommender
 
     from components.infra_validator.server_process import serving
     from pipeline.datasets import write_movielens
     from pipeline.run import run_recipe
+    from tandem_client import Recommender
 
     console = Console(highlight=False)
     write_movielens(data)
@@ -211,7 +212,9 @@ def print_recommendations(answer: Recommendations) -> None:
     from rich.table import Table
 
     columns = list(answer.items[0].display) if answer.items else []
-    table = Table(title=f"For user {answer.user_id}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=f"For user {answer.user_id}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     table.add_column("", justify="right", style="dim")
     table.add_column("item", justify="right")
     for column in columns:
@@ -303,9 +306,8 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[int | None, str]:
     """Exit code and text of an error that a user can do something about; None for a bug of ours."""
-    from tandem_client import InvalidRequest, TandemClientError
-
     from pipeline.recipe import BadInput
+    from tandem_client import InvalidRequest, TandemClientError
 
     if isinstance(error, BadInput | InvalidRequest):
         return BAD_INPUT, str(error)

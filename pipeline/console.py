@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on. TFX, Beam and TensorFlow print tens of thousands of lines; they go to a file."""
+"""What a person sees while a run goes on. The tens of thousands of lines that TFX and TensorFlow log go to a file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ class Progress:
         self._stop()
         if self._console.is_terminal:
             counter = f"{self._done + 1}/{self._total}" if self._total else ""
-            self._live = Live(_Running(f"{counter:>5}  {name}"), console=self._console, refresh_per_second=8, transient=True)
+            self._live = Live(
+                _Running(f"{counter:>5}  {name}"), console=self._console, refresh_per_second=8, transient=True
+            )
             self._live.start()
 
     def done(self, name: str, seconds: float, note: str = "") -> None:
@@ -99,5 +101,7 @@ class _Running:
         now = console.get_time()
         self._start = now if self._start is None else self._start
         row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner.render(now), Text(f"{self._name:<29}"), Text(f"{now - self._start:6.1f} s", style="dim"))
+        row.add_row(
+            self._spinner.render(now), Text(f"{self._name:<29}"), Text(f"{now - self._start:6.1f} s", style="dim")
+        )
         yield row

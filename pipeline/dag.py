@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx import v1 as tfx
+
 # Before TFX, because it decides which Keras TensorFlow imports.
-import components  # noqa: I001
+import components
 import components.evaluator
 import components.example_gen
 import components.infra_validator
 import components.trainer
 import components.transform
-from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx import v1 as tfx
-
 from components.evaluator.component import Evaluator
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
@@ -62,11 +62,10 @@ def create_pipeline(
     )
 
     # The catalogue has item columns only, so statistics and validation look at the interactions.
-    statistics_gen = tfx.components.StatisticsGen(
-        examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE]
-    )
+    statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE])
 
     schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+    schema_gen.add_upstream_node(statistics_gen)
 
     example_validator = ExampleValidator(
         statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
@@ -106,6 +105,7 @@ def create_pipeline(
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
         model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
     ).with_id("Resolver")
+    latest_blessed_model.add_upstream_node(trainer)
 
     evaluator = Evaluator(
         examples=example_gen.outputs["examples"],
@@ -152,7 +152,7 @@ def create_pipeline(
 
 
 def code_version(*packages: ModuleType) -> str:
-    """A hash of the packages' sources and the recipe's, so that a cached result never outlives the code that made it."""
+    """A hash of the packages' sources and the recipe's: no cached result outlives the code that made it."""
     digest = hashlib.sha256(Path(recipe_module.__file__).read_bytes())
     for package in packages:
         for path in sorted(Path(package.__path__[0]).glob("*.py")):

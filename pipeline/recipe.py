@@ -348,8 +348,8 @@ class Recipe(Section):
             for feature in self.features.candidate:
                 if feature.column != self.data.columns.item_id:
                     raise ValueError(
-                        f"the candidate feature {feature.name!r} needs the column {feature.column!r} of an items table; "
-                        "name the table under data.sources.items or drop the feature"
+                        f"the candidate feature {feature.name!r} needs the column {feature.column!r} of an items "
+                        "table; name the table under data.sources.items or drop the feature"
                     )
         for tower, features, id_column in (
             ("query", self.features.query, self.data.columns.user_id),
@@ -358,7 +358,8 @@ class Recipe(Section):
             ids = [feature.column for feature in features if isinstance(feature, Identifier)]
             if ids != [id_column]:
                 raise ValueError(
-                    f"features.{tower} has ids {ids}; it needs exactly one feature of kind id, on the column {id_column!r}"
+                    f"features.{tower} has ids {ids}; it needs exactly one feature of kind id, "
+                    f"on the column {id_column!r}"
                 )
         return self
 
@@ -411,7 +412,7 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `key=value` pairs such as `model.embedding_dim=64` or `gates.0.at_least=0.3`; values are YAML.
 
     Raises:
-        RecipeError: The file is missing or not YAML, a key is unknown, a value is wrong, or an override is not `key=value`.
+        RecipeError: The file is missing or not YAML, a key is unknown or missing, or a value is wrong.
     """
     path = schema_dir / RECIPE_FILE
     if not path.is_file():
@@ -446,7 +447,9 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
     """
     path = schema_dir / SCHEMA_FILE
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no schema. It lists the type and the domain of every column, as TFDV does.")
+        raise RecipeError(
+            f"{path}: there is no schema. It lists the type and the domain of every column, as TFDV does."
+        )
     try:
         schema = text_format.Parse(path.read_text(encoding="utf-8"), schema_pb2.Schema())
     except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -456,8 +459,8 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
     for column, (key, allowed) in recipe.columns().items():
         if column not in types:
             problems.append(
-                f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}{_did_you_mean(column, types)}. "
-                f"Columns there: {', '.join(sorted(types))}."
+                f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}"
+                f"{_did_you_mean(column, types)}. Columns there: {', '.join(sorted(types))}."
             )
         elif types[column] not in allowed:
             problems.append(
@@ -497,7 +500,7 @@ def _override(values: dict[str, Any], override: str) -> Key:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
-    parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    parts: list[Any] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
     place: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -508,18 +511,18 @@ def _override(values: dict[str, Any], override: str) -> Key:
             )
         if not isinstance(place, dict | list):
             raise RecipeError(f"--set {override}: {'.'.join(map(str, parts[:depth]))} is a value and has no keys")
+        if not last and isinstance(place, dict):
+            place.setdefault(part, {})
         if last:
             place[part] = value
-        elif isinstance(place, dict):
-            place = place.setdefault(part, {})
         else:
-            place = place[int(part)]
+            place = place[part]
     return tuple(parts)
 
 
 def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], entry: Any) -> str:
     """One validation error in words: where, what was found, what was wanted."""
-    # pydantic puts the tag of a discriminated union (a feature's or a split's kind) into the key; the file has no such key.
+    # pydantic puts the tag of a tagged union (a feature's or a split's kind) into the key; the file has no such key.
     key: Key = ()
     for part in entry["loc"]:
         if (*key, part) in lines or entry["type"] in ("missing", "extra_forbidden") or part not in _KINDS:

@@ -1,4 +1,4 @@
-"""One run of the DAG on this machine: from a recipe and a data folder to a verdict and, if it is good, a pushed model."""
+"""One run of the DAG on this machine: from a recipe and a data folder to a verdict and a pushed model."""
 
 from __future__ import annotations
 
@@ -181,7 +181,9 @@ def _only_run_in(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder.") from None
+            raise BadInput(
+                f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder."
+            ) from None
         yield
 
 

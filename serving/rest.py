@@ -196,6 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers what the HTTP parser itself refuses in the API's error form."""
         body = _error_json(explain or message or "Malformed request")
         self.close_connection = True
+        self.request_version = "HTTP/1.1"  # a line that does not parse counts as HTTP/0.9, which has no status line
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

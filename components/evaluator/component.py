@@ -12,7 +12,7 @@ from components.evaluator.executor import Executor
 from pipeline.recipe import Gate
 
 
-class Evaluator(tfx.components.Evaluator):  # type: ignore[misc]
+class Evaluator(tfx.components.Evaluator):
     """Measures the exported model on the raw eval split and blesses it if it passes every gate of the recipe."""
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)

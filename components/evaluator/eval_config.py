@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tensorflow_model_analysis as tfma
 from google.protobuf import wrappers_pb2
 from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
-
-import tensorflow_model_analysis as tfma
 
 from pipeline.recipe import METRICS, Gate
 

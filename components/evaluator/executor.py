@@ -7,19 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tensorflow_model_analysis as tfma
 from absl import logging
 from tfx.components.evaluator import constants, executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
-
-import tensorflow_model_analysis as tfma
 
 from components.evaluator.eval_config import ROUNDING
 from components.evaluator.verdict import VERDICT_FILE, Bound, Condition, Verdict
 from pipeline.recipe import METRICS
 
 
-class Executor(executor.Executor):  # type: ignore[misc]
+class Executor(executor.Executor):
     """Evaluates, blesses or not, and writes `verdict.json` into the evaluation artifact."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)
@@ -52,7 +51,7 @@ def read_verdict(evaluation: str, config: tfma.EvalConfig, blessed: bool, has_ba
         for failure in per_slice.failures:
             kinds = failed.setdefault(failure.metric_key.name, set())
             kinds.add("change" if failure.metric_key.is_diff else "value")
-    bounds = []
+    bounds: list[Bound] = []
     for spec in config.metrics_specs:
         for metric in spec.metrics:
             name = next((known for known in METRICS if f'"{known}"' in metric.config), None)

@@ -1,4 +1,4 @@
-"""The Evaluator's decision in words and numbers: every bound, what was measured, and by how much it passed or failed."""
+"""The Evaluator's decision in words and numbers: every bound, what was measured, and by how much it passed."""
 
 from __future__ import annotations
 

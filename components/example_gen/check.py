@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path
+from typing import IO
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -34,7 +35,11 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> No
         if not files[name]:
             there = sorted(path.name for path in input_base.iterdir()) if input_base.is_dir() else []
             raise no_file(name, source.files, str(input_base), there)
-    inspect_sources(files, data, schema, lambda file: open(file, "rb"))
+    inspect_sources(files, data, schema, _open)
+
+
+def _open(file: str) -> IO[bytes]:
+    return open(file, "rb")
 
 
 def _latest_span(input_base: Path, pattern: str) -> list[str]:

@@ -13,7 +13,7 @@ from components.example_gen.executor import Executor
 from pipeline.recipe import Data
 
 
-class InteractionExampleGen(FileBasedExampleGen):
+class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ignore]
     """Reads interaction CSVs and the tables joined onto them, and splits the rows.
 
     Outputs `examples`, an Examples artifact of gzipped TFRecords of tf.Examples with the splits
@@ -46,7 +46,8 @@ class InteractionExampleGen(FileBasedExampleGen):
         """
         # To TFX's driver a table is an input split: it fingerprints the files of each and resolves spans and versions.
         tables = [
-            example_gen_pb2.Input.Split(name=name, pattern=source.files) for name, source in data.sources.tables().items()
+            example_gen_pb2.Input.Split(name=name, pattern=source.files)
+            for name, source in data.sources.tables().items()
         ]
         super().__init__(
             input_base=input_base,

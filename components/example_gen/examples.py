@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -44,15 +45,19 @@ class Shard:
         self._writer: tf.io.TFRecordWriter | None = None
 
     def write(self, examples: Sequence[bytes]) -> None:
-        if examples and self._writer is None:
+        if not examples:
+            return
+        if self._writer is None:
             self._writer = tf.io.TFRecordWriter(self.path, _OPTIONS)
         for example in examples:
             self._writer.write(example)
         self.rows += len(examples)
 
-    def __enter__(self) -> Shard:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._writer is not None:
             self._writer.close()

@@ -15,8 +15,8 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Self
 
 import apache_beam as beam
 import numpy as np
@@ -86,7 +86,7 @@ class Report:
     problem: str | None = None
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused-ignore]
     """Writes the splits `train`, `eval` and `catalogue`, and the rejected rows beside them."""
 
     def Do(
@@ -129,31 +129,30 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Runs the Beam pipeline and returns what it reported, in order."""
         result = os.path.join(scratch, "reports.json")
         with self._make_beam_pipeline() as pipeline:
-            lookups = {
-                name: pipeline
+            assembled = [
+                pipeline
                 | f"Files[{name}]" >> beam.Create(_units(table))
-                | f"Read[{name}]" >> beam.ParDo(_ReadLookup(table, scratch))
+                | f"Read[{name}]" >> beam.Map(_read_lookup, table, scratch)
                 | f"Gather[{name}]" >> beam.combiners.ToList()
                 | f"Assemble[{name}]" >> beam.Map(_assemble, table)
                 for name, table in sources.lookups.items()
-            }
-            side_inputs: dict[str, Any] = {name: beam.pvalue.AsSingleton(lookup) for name, lookup in lookups.items()}
+            ]
+            lookups = beam.pvalue.AsList(assembled | beam.Flatten() if assembled else pipeline | beam.Create([]))
+            timestamps = None
             if isinstance(data.split, TimeSplit):
-                timestamps = (
+                timestamps = beam.pvalue.AsSingleton(
                     pipeline
                     | "Files[timestamps]" >> beam.Create(_units(sources.interactions))
-                    | "Read[timestamps]" >> beam.Map(_summarize_timestamps, sources.interactions, data.columns.timestamp)
+                    | "Read[timestamps]" >> beam.Map(_summarize_timestamps, sources.interactions, data)
                     | "Gather[timestamps]" >> beam.CombineGlobally(Timestamps.merge)
                 )
-                side_inputs["timestamps"] = beam.pvalue.AsSingleton(timestamps)
-            interactions = (
+            _ = (
                 pipeline
                 | "Files[interactions]" >> beam.Create(_units(sources.interactions))
-                | "Write[interactions]" >> beam.ParDo(_WriteInteractions(sources, data, scratch), **side_inputs)
+                | "Write[interactions]" >> beam.Map(_write_interactions, lookups, timestamps, sources, data, scratch)
                 | "Gather[interactions]" >> beam.combiners.ToList()
+                | "Write[catalogue]" >> beam.Map(_finish, lookups, sources, data, scratch, result)
             )
-            tables = {name: beam.pvalue.AsSingleton(lookup) for name, lookup in lookups.items()}
-            _ = interactions | "Write[catalogue]" >> beam.Map(_finish, sources, data, scratch, result, **tables)
         with fileio.open(result, "r") as stream:
             return [Report(**{**entry, "unit": Unit(**entry["unit"])}) for entry in json.load(stream)]
 
@@ -161,123 +160,117 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 # --- the pipeline's steps ---------------------------------------------------------------------------------------------
 
 
-class _ReadLookup(beam.DoFn):  # type: ignore[misc]
-    """Unit -> (report, part of the lookup table or None)."""
+@dataclasses.dataclass(frozen=True)
+class _Assembled:
+    """A lookup table, or None if it cannot be used, and the reports on its files."""
 
-    def __init__(self, table: Table, scratch: str) -> None:
-        self._table = table
-        self._scratch = scratch
-
-    def process(self, unit: Unit) -> Iterator[tuple[Report, LookupPart | None]]:
-        batches, lines = [], []
-        with _Rejects(unit, self._scratch) as rejects:
-            try:
-                with _open(unit.file) as stream:
-                    for rows, at, bad in read_rows(stream, unit.file, self._table.columns):
-                        batches.append(rows)
-                        lines.append(at)
-                        rejects.add(bad)
-            except DataError as error:
-                yield Report(unit, problem=str(error)), None
-                return
-        schema = pa.schema([(column.name, ARROW_TYPES[column.type]) for column in self._table.columns])
-        part = LookupPart(unit.file, pa.Table.from_batches(batches, schema), np.concatenate([[], *lines]).astype(np.int64))
-        yield rejects.report(part.rows.num_rows), part
+    name: str
+    reports: Sequence[Report]
+    lookup: Lookup | None
 
 
-def _assemble(
-    parts: Sequence[tuple[Report, LookupPart | None]], table: Table
-) -> tuple[list[Report], Lookup | None]:
-    """Puts a lookup table together; None if it cannot be used."""
+def _read_lookup(unit: Unit, table: Table, scratch: str) -> tuple[Report, LookupPart | None]:
+    """Reads one file of a lookup table."""
+    batches, lines = [], []
+    with _Rejects(unit, scratch) as rejects:
+        try:
+            with _open(unit.file) as stream:
+                for rows, at, bad in read_rows(stream, unit.file, table.columns):
+                    batches.append(rows)
+                    lines.append(at)
+                    rejects.add(bad)
+        except DataError as error:
+            return Report(unit, problem=str(error)), None
+    schema = pa.schema([(column.name, ARROW_TYPES[column.type]) for column in table.columns])
+    part = LookupPart(unit.file, pa.Table.from_batches(batches, schema), np.concatenate([[], *lines]).astype(np.int64))
+    return rejects.report(part.rows.num_rows), part
+
+
+def _assemble(parts: Sequence[tuple[Report, LookupPart | None]], table: Table) -> _Assembled:
+    """Puts a lookup table together."""
     reports = [report for report, _ in parts]
     read = [part for _, part in parts if part is not None]
-    if len(read) < len(parts):
-        return reports, None
+    lookup = None
     try:
-        return reports, assemble(table, read)
+        lookup = assemble(table, read) if len(read) == len(parts) else None
     except DataError as error:
-        return [*reports, Report(Unit(table.name, len(reports), ""), problem=str(error))], None
+        reports.append(Report(Unit(table.name, len(reports), ""), problem=str(error)))
+    return _Assembled(table.name, reports, lookup)
 
 
-def _summarize_timestamps(unit: Unit, table: Table, timestamp: str) -> Timestamps:
+def _summarize_timestamps(unit: Unit, table: Table, data: Data) -> Timestamps:
     """The timestamps of a unit's good rows; a file that cannot be read is reported when it is read for good."""
     summary = Timestamps.merge([])
     with contextlib.suppress(DataError), _open(unit.file) as stream:
         for rows, _, _ in read_rows(stream, unit.file, table.columns):
-            summary = Timestamps.merge([summary, Timestamps.of(rows.column(timestamp).to_numpy())])
+            summary = Timestamps.merge([summary, Timestamps.of(rows.column(data.columns.timestamp).to_numpy())])
     return summary
 
 
-class _WriteInteractions(beam.DoFn):  # type: ignore[misc]
-    """Unit -> (report, the distinct item ids in it); writes its train and eval shard."""
+def _write_interactions(
+    unit: Unit,
+    lookups: Sequence[_Assembled],
+    timestamps: Timestamps | None,
+    sources: Sources,
+    data: Data,
+    scratch: str,
+) -> tuple[Report, pa.Array]:
+    """Reads one file of interactions, writes its train and eval shard, and returns the item ids in it."""
+    item_ids = pa.array([], pa.string())
+    if any(assembled.lookup is None for assembled in lookups):
+        return Report(unit), item_ids  # the run stops for the lookup's sake
+    joined = [assembled.lookup for assembled in lookups if assembled.lookup is not None]
+    cut = timestamps.cut(data.split.eval_fraction) if timestamps is not None else None
+    try:
+        with contextlib.ExitStack() as stack:
+            rejects = stack.enter_context(_Rejects(unit, scratch))
+            shards = {
+                name: stack.enter_context(Shard(_scratch_file(scratch, name, unit))) for name in ("train", "eval")
+            }
+            stream = stack.enter_context(_open(unit.file))
+            for number, (rows, _, bad) in enumerate(read_rows(stream, unit.file, sources.interactions.columns)):
+                rejects.add(bad)
+                is_eval = _is_eval(rows, data, cut)
+                order = np.random.default_rng([unit.index, number]).permutation(rows.num_rows)
+                for name, members in (("train", order[~is_eval[order]]), ("eval", order[is_eval[order]])):
+                    shards[name].write(encode(_join(rows.take(pa.array(members)), joined, sources.features)))
+                item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(data.columns.item_id)]))
+    except DataError as error:
+        return Report(unit, problem=str(error)), item_ids
+    return rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids
 
-    def __init__(self, sources: Sources, data: Data, scratch: str) -> None:
-        self._sources = sources
-        self._data = data
-        self._scratch = scratch
 
-    def process(
-        self,
-        unit: Unit,
-        timestamps: Timestamps | None = None,
-        **lookups: tuple[list[Report], Lookup | None],
-    ) -> Iterator[tuple[Report, pa.Array]]:
-        item_ids = pa.array([], pa.string())
-        joined = [lookup for _, lookup in lookups.values() if lookup is not None]
-        if len(joined) < len(lookups):
-            return  # the run stops for the lookup's sake
-        try:
-            cut = timestamps.cut(self._eval_fraction) if timestamps is not None else None
-            with contextlib.ExitStack() as stack:
-                rejects = stack.enter_context(_Rejects(unit, self._scratch))
-                shards = {name: stack.enter_context(Shard(_scratch_file(self._scratch, name, unit)))
-                          for name in ("train", "eval")}  # fmt: skip
-                stream = stack.enter_context(_open(unit.file))
-                for number, (rows, _, bad) in enumerate(read_rows(stream, unit.file, self._sources.interactions.columns)):
-                    rejects.add(bad)
-                    is_eval = self._split(rows, cut)
-                    order = np.random.default_rng([unit.index, number]).permutation(rows.num_rows)
-                    for name, members in (("train", order[~is_eval[order]]), ("eval", order[is_eval[order]])):
-                        shards[name].write(encode(self._join(rows.take(pa.array(members)), joined)))
-                    item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(self._data.columns.item_id)]))
-        except DataError as error:
-            yield Report(unit, problem=str(error)), item_ids
-            return
-        yield rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids
+def _is_eval(rows: pa.RecordBatch, data: Data, cut: int | None) -> Mask:
+    columns = data.columns
+    if isinstance(data.split, RandomSplit):
+        names = [columns.user_id, columns.item_id, columns.timestamp, columns.label]
+        keys = [rows.column(name) for name in names if name is not None]
+        return random_split(keys, data.split.eval_fraction, data.split.seed)
+    assert cut is not None  # a split by time has its side input
+    return time_split(rows.column(columns.timestamp), cut)
 
-    @property
-    def _eval_fraction(self) -> float:
-        return self._data.split.eval_fraction
 
-    def _split(self, rows: pa.RecordBatch, cut: int | None) -> Mask:
-        columns = self._data.columns
-        if isinstance(self._data.split, RandomSplit):
-            names = [columns.user_id, columns.item_id, columns.timestamp, columns.label]
-            keys = [rows.column(name) for name in names if name is not None]
-            return random_split(keys, self._eval_fraction, self._data.split.seed)
-        return time_split(rows.column(columns.timestamp), cut)
-
-    def _join(self, rows: pa.RecordBatch, lookups: Sequence[Lookup]) -> pa.RecordBatch:
-        columns = {name: rows.column(name) for name in rows.schema.names}
-        for lookup in lookups:
-            columns.update(lookup.join(rows))
-        return pa.RecordBatch.from_arrays([columns[name] for name in self._sources.features], list(self._sources.features))
+def _join(rows: pa.RecordBatch, lookups: Sequence[Lookup], features: Sequence[str]) -> pa.RecordBatch:
+    columns = {name: rows.column(name) for name in rows.schema.names}
+    for lookup in lookups:
+        columns.update(lookup.join(rows))
+    return pa.RecordBatch.from_arrays([columns[name] for name in features], list(features))
 
 
 def _finish(
     written: Sequence[tuple[Report, pa.Array]],
+    lookups: Sequence[_Assembled],
     sources: Sources,
     data: Data,
     scratch: str,
     result: str,
-    **lookups: tuple[list[Report], Lookup | None],
 ) -> None:
     """Writes the catalogue and, in one file, everybody's reports."""
     reports = [report for report, _ in written]
-    for lookup_reports, _ in lookups.values():
-        reports.extend(lookup_reports)
+    for assembled in lookups:
+        reports.extend(assembled.reports)
     if all(report.problem is None for report in reports):
-        items = lookups[ITEMS][1] if ITEMS in lookups else None
+        items = next((assembled.lookup for assembled in lookups if assembled.name == ITEMS), None)
         catalogue = _catalogue([item_ids for _, item_ids in written], items, sources, data.columns.item_id)
         unit = Unit("catalogue", 0, "")
         with Shard(_scratch_file(scratch, "catalogue", unit)) as shard:
@@ -293,9 +286,7 @@ def _finish(
     fileio.rename(temporary, result, overwrite=True)
 
 
-def _catalogue(
-    seen: Sequence[pa.Array], items: Lookup | None, sources: Sources, item_id: str
-) -> pa.Table:
+def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: Sources, item_id: str) -> pa.Table:
     """Every known item once: the items table in its order, then other items that somebody touched, sorted by id."""
     ids = pc.unique(pa.concat_arrays([pa.array([], pa.string()), *seen]))
     table = pa.table({item_id: pa.array([], pa.string())})
@@ -317,7 +308,9 @@ class _Rejects:
         self._places: list[str] = []
 
     def add(self, rows: Sequence[BadRow]) -> None:
-        if rows and self._stream is None:
+        if not rows:
+            return
+        if self._stream is None:
             self._stream = fileio.open(self._path, "w")
         for row in rows:
             entry = {"table": self._unit.table, **dataclasses.asdict(row)}
@@ -332,7 +325,7 @@ class _Rejects:
         splits = {name: shard.rows for name, shard in written}
         return Report(self._unit, good + self._count, self._count, tuple(self._places), splits, files)
 
-    def __enter__(self) -> _Rejects:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -383,9 +376,12 @@ def _check(reports: Sequence[Report], data: Data) -> None:
         raise AssertionError(f"rows went missing, which is a bug in {__name__}: {counts}")
     for split in ("train", "eval"):
         if not counts[f"rows_{split}"]:
-            good = counts["rows_read"] - counts["rows_rejected"]
-            raise DataError(f"data.split: none of the {good:,} good rows of interactions is in {split}; at least one was "
-                            "wanted. Give more rows, another eval_fraction or another seed.")  # fmt: skip
+            good = f"{counts['rows_read'] - counts['rows_rejected']:,} good rows of interactions"
+            if isinstance(data.split, TimeSplit):
+                raise DataError(f"data.split: all {good} have the same timestamp, so a split by time leaves {split} empty. "
+                                "Split at random instead, or give more rows.")  # fmt: skip
+            raise DataError(f"data.split: none of the {good} is in {split}; at least one was wanted. "
+                            "Give more rows, another eval_fraction or another seed.")  # fmt: skip
 
 
 def _counts(reports: Sequence[Report]) -> dict[str, int]:

@@ -85,9 +85,12 @@ class Block:
     def is_utf8(self, record: int) -> bool:
         return _is_utf8(self._bytes(record))
 
+    def raw(self, record: int) -> bytes:
+        """The record's bytes with its line break."""
+        return self.data[int(self.ends[record - 1]) if record else 0 : int(self.ends[record])]
+
     def _bytes(self, record: int) -> bytes:
-        start = int(self.ends[record - 1]) if record else 0
-        data = self.data[start : int(self.ends[record])]
+        data = self.raw(record)
         for line_break in (b"\r\n", b"\n", b"\r"):
             if data.endswith(line_break):
                 return data.removesuffix(line_break)
@@ -111,12 +114,13 @@ class Batch:
     malformed: list[BadRow]
 
 
-def read_header(stream: IO[bytes], file: str) -> Header:
+def read_header(stream: IO[bytes], file: str, bad_rows_allowed: bool = False) -> Header:
     """Reads the header of a CSV and makes sure that a row follows it.
 
     Args:
         stream: The file's bytes, gzipped if `file` ends in `.gz`.
         file: Its name, for messages.
+        bad_rows_allowed: Rows in the first block may hold bytes that are not UTF-8; reading will put them aside.
 
     Raises:
         DataError: The file is empty, has a header only, is not UTF-8 in its first block, or is no gzip.
@@ -130,7 +134,7 @@ def read_header(stream: IO[bytes], file: str) -> Header:
     if all(block.is_blank(record) for record in range(1, len(block.ends))) and next(blocks, None) is None:
         raise DataError(f"{file}:1: there is no row below the header; at least one was wanted. "
                         "Export the file again, or take it away if the rows are in other files.")  # fmt: skip
-    if not _is_utf8(block.data):
+    if not bad_rows_allowed and not _is_utf8(block.data):
         bad = next(record for record in range(len(block.ends)) if not block.is_utf8(record))
         raise DataError(f"{file}:{block.line(bad)}: the text is not UTF-8: {shown(block.text(bad))}. "
                         "Convert it first, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
@@ -160,62 +164,78 @@ def read_batches(
             names = _parse_header(block).names
             missing = [column for column in columns if names.count(column) != 1]
             if missing:
-                raise DataError(f"{file}:1: the column {missing[0]!r} was wanted once; columns there: {', '.join(names)}.")
-            block = _without_first(block)
-            if block is None:
-                continue
-        yield _parse(block, names, columns)
+                raise DataError(
+                    f"{file}:1: the column {missing[0]!r} was wanted once; columns there: {', '.join(names)}."
+                )
+            below = _without_first(block)
+            if below is not None:
+                yield _parse(below, names, columns)
+        else:
+            yield _parse(block, names, columns)
 
 
 def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batch:
     """Parses one block into the string columns wanted."""
+    records = np.arange(len(block.ends), dtype=np.int64)
     malformed: dict[int, str] = {}
+    data = block.data
+    if not _is_utf8(data):
+        # pyarrow cannot hand over a row of the wrong width that is not UTF-8, so such rows do not get there.
+        utf8 = np.array([block.is_utf8(record) for record in records.tolist()])
+        malformed = dict.fromkeys(records[~utf8].tolist(), "found bytes that are not UTF-8, wanted UTF-8 text")
+        records = records[utf8]
+        data = b"".join(block.raw(record) for record in records.tolist())
+    parsed = np.ones(len(records), dtype=bool)
 
     def wrong_width(row: pa_csv.InvalidRow) -> str:
-        malformed[row.number - 1] = f"found {row.actual_columns} columns, wanted {row.expected_columns}"
+        parsed[row.number - 1] = False
+        malformed[int(records[row.number - 1])] = f"found {row.actual_columns} columns, wanted {row.expected_columns}"
         return "skip"
 
+    table = pa.schema([(column, pa.string()) for column in columns]).empty_table()
     try:
-        table = pa_csv.read_csv(
-            pa.BufferReader(block.data),
-            # Rows are numbered only without threads; the block must be one parse unit.
-            read_options=pa_csv.ReadOptions(
-                use_threads=False, column_names=_distinct(names), block_size=len(block.data) + 1
-            ),
-            parse_options=pa_csv.ParseOptions(
-                newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=wrong_width
-            ),
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=list(columns),
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-                check_utf8=False,
-            ),
-        )
+        if data:
+            table = pa_csv.read_csv(
+                pa.BufferReader(data),
+                # Rows are numbered only without threads; the block must be one parse unit.
+                read_options=pa_csv.ReadOptions(
+                    use_threads=False, column_names=_distinct(names), block_size=len(data) + 1
+                ),
+                parse_options=pa_csv.ParseOptions(
+                    newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=wrong_width
+                ),
+                convert_options=pa_csv.ConvertOptions(
+                    include_columns=list(columns),
+                    column_types=dict.fromkeys(columns, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                    check_utf8=False,
+                ),
+            )
     except pa.ArrowInvalid as error:
-        raise DataError(f"{block.file}:{block.first_line}: the rows from here on cannot be read as CSV: {error}") from error
-    everything = np.arange(len(block.ends), dtype=np.int64)
-    records = np.delete(everything, list(malformed))
+        raise DataError(
+            f"{block.file}:{block.first_line}: the rows from here on cannot be read as CSV: {error}"
+        ) from error
+    records = records[parsed]
     if len(records) != table.num_rows:
         raise DataError(
             f"{block.file}:{block.first_line}: the rows from here to line {block.line(len(block.ends) - 1)} cannot be "
             f"read as CSV: {len(records)} rows were counted and {table.num_rows} parsed. Look for stray quotes there."
         )
-    if not _is_utf8(block.data):
-        malformed.update({int(record): "found bytes that are not UTF-8, wanted UTF-8 text"
-                          for record in records if not block.is_utf8(record)})  # fmt: skip
+    batch = pa.RecordBatch.from_arrays(
+        [pa.concat_arrays([*column.chunks, pa.array([], pa.string())]) for column in table.columns], table.column_names
+    )
     # pyarrow turns a blank line into a row of nulls.
-    empty = functools.reduce(np.logical_and, (column.is_null().to_numpy() for column in table.columns))
-    skipped = {int(record) for record in records[empty] if block.is_blank(record)} | malformed.keys()
-    batch = table.combine_chunks().to_batches()
-    columns_read = batch[0] if batch else pa.RecordBatch.from_pylist([], schema=table.schema)
-    if skipped:
-        keep = ~np.isin(records, list(skipped))
-        columns_read, records = columns_read.filter(pa.array(keep)), records[keep]
+    empty = functools.reduce(
+        np.logical_and, (column.is_null().to_numpy(zero_copy_only=False) for column in batch.columns)
+    )
+    blank = [record for record in records[empty].tolist() if block.is_blank(record)]
+    if blank:
+        keep = ~np.isin(records, blank)
+        batch, records = batch.filter(pa.array(keep)), records[keep]
     rows = [BadRow(block.file, block.line(record), reason, block.text(record))
             for record, reason in sorted(malformed.items())]  # fmt: skip
-    return Batch(block, columns_read, records, rows)
+    return Batch(block, batch, records, rows)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -274,7 +294,7 @@ def _records(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[Block]:
 
 def _chunks(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
     """Reads and decompresses a file; says which chunk is the last (it is empty)."""
-    source: IO[bytes] = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
+    source: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
     first = True
     while True:
         try:

@@ -47,16 +47,18 @@ def parse(batch: Batch, columns: Sequence[Column]) -> tuple[pa.RecordBatch, Indi
     for column in columns:
         array, bad = _parse_column(batch.columns.column(column.name), column)
         arrays.append(array)
-        for row in np.flatnonzero(bad):
-            cell = batch.columns.column(column.name)[int(row)].as_py()
-            reasons.setdefault(int(row), []).append(_reason(column, cell))
+        for place in np.flatnonzero(bad).tolist():
+            cell = batch.columns.column(column.name)[place].as_py()
+            reasons.setdefault(place, []).append(_reason(column, cell))
     typed = pa.RecordBatch.from_arrays(arrays, [column.name for column in columns])
     records = batch.records
     rejected = list(batch.malformed)
     if reasons:
-        for row, why in reasons.items():
-            record = int(records[row])
-            rejected.append(BadRow(batch.block.file, batch.block.line(record), "; ".join(why), batch.block.text(record)))
+        for place, why in reasons.items():
+            record = int(records[place])
+            rejected.append(
+                BadRow(batch.block.file, batch.block.line(record), "; ".join(why), batch.block.text(record))
+            )
         rejected.sort(key=lambda row: row.line)
         good = np.ones(len(records), dtype=bool)
         good[list(reasons)] = False
@@ -72,7 +74,7 @@ def _parse_column(cells: pa.StringArray, column: Column) -> tuple[pa.Array, Mask
         values, bad = _numbers(cells, column.type)
         for bound, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
             if bound is not None:
-                bad |= _mask(outside(values, pa.scalar(bound, type=values.type)))
+                bad |= _mask(outside(values, pa.scalar(bound)))
     if column.required and values.null_count:
         bad |= _mask(values.is_null())
     return values, bad
@@ -88,8 +90,8 @@ def _numbers(cells: pa.StringArray, kind: ColumnType) -> tuple[pa.Array, Mask]:
         blank = pc.equal(text, "")
         bad = _mask(pc.invert(pc.or_(pc.match_substring_regex(text, _NUMBER[kind]), blank)))
         if kind == "INT":
-            for row in np.flatnonzero(_mask(pc.greater(pc.binary_length(text), 18)) & ~bad):
-                bad[row] = int(text[int(row)].as_py()) not in _INT64
+            for long in np.flatnonzero(_mask(pc.greater(pc.binary_length(text), 18)) & ~bad):
+                bad[long] = int(text[int(long)].as_py()) not in _INT64
         values = pc.if_else(pc.or_(pa.array(bad), blank), None, text).cast(ARROW_TYPES[kind])
     if kind == "FLOAT":
         bad |= _mask(pc.invert(pc.is_finite(values)))
@@ -102,10 +104,12 @@ def _mask(condition: pa.BooleanArray) -> Mask:
 
 def _reason(column: Column, cell: str | None) -> str:
     wanted = _WANTED[column.type]
-    if column.minimum is not None and column.maximum is not None:
-        wanted += f" from {column.minimum:.10g} to {column.maximum:.10g}"
-    elif column.minimum is not None:
-        wanted += f" of at least {column.minimum:.10g}"
-    elif column.maximum is not None:
-        wanted += f" of at most {column.maximum:.10g}"
+    # A schema keeps the bounds of a FLOAT as float32, which has 7 digits.
+    low, high = (f"{bound:.7g}" if isinstance(bound, float) else bound for bound in (column.minimum, column.maximum))
+    if low is not None and high is not None:
+        wanted += f" from {low} to {high}"
+    elif low is not None:
+        wanted += f" of at least {low}"
+    elif high is not None:
+        wanted += f" of at most {high}"
     return f"{column.name}: found {'nothing' if cell is None else shown(cell)}, wanted {wanted}"

@@ -10,7 +10,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.example_gen.errors import DataError, did_you_mean
 from components.example_gen.reader import Header, read_header
-from pipeline.recipe import ColumnType, Data, column_types
+from pipeline.recipe import ColumnType, Data, Lookup, TimeSplit, column_types
 
 INTERACTIONS = "interactions"
 ITEMS = "items"
@@ -101,7 +101,7 @@ def inspect_sources(
         headers[name] = []
         for file in sorted(files[name]):
             with open_file(file) as stream:
-                headers[name].append(read_header(stream, file))
+                headers[name].append(read_header(stream, file, data.max_bad_rows > 0))
     return lay_out(headers, data, schema)
 
 
@@ -117,7 +117,11 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
     """As `inspect_sources`, for headers already read."""
     tables = data.sources.tables()
     types = column_types(schema)
-    keys = {name: source.key for name, source in tables.items() if name != INTERACTIONS and hasattr(source, "key")}
+    if isinstance(data.split, TimeSplit) and data.columns.timestamp is None:
+        raise DataError(
+            "data.split.kind is time, but data.columns.timestamp names no column. Name it, or split at random."
+        )
+    keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
     if keys.get(ITEMS, data.columns.item_id) != data.columns.item_id:
         raise DataError(f"data.sources.items.key is {keys[ITEMS]!r}, but data.columns.item_id is {data.columns.item_id!r}; "
                         "the catalogue needs one name for both.")  # fmt: skip
@@ -127,20 +131,26 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
             raise _missing(name, headers[INTERACTIONS], "every interaction needs it")
     for name in types:
         if name not in givers:
-            raise _missing(name, [header for table in headers.values() for header in table], "the schema has this feature")
+            raise _missing(
+                name, [header for table in headers.values() for header in table], "the schema has this feature"
+            )
         if len(givers[name]) > 1:
             where = " and ".join(headers[table][0].file for table in givers[name])
-            raise DataError(f"the column {name!r} stands in {where}; one table may give it. Rename or drop one of them.")
+            raise DataError(
+                f"the column {name!r} stands in {where}; one table may give it. Rename or drop one of them."
+            )
     for table, key in keys.items():
         for place in (INTERACTIONS, table):
             if not any(key in header.names for header in headers[place]):
                 raise _missing(key, headers[place], f"{table} is joined by it")
     laid_out = {name: _table(name, headers[name], givers, types, keys, data, schema) for name in tables}
-    for name, table in laid_out.items():
-        for header in headers[name]:
-            for column in table.columns:
+    for laid in laid_out.values():
+        for header in headers[laid.name]:
+            for column in laid.columns:
                 if header.names.count(column.name) > 1:
-                    raise DataError(f"{header.file}:1: the column {column.name!r} stands twice in the header; rename one.")
+                    raise DataError(
+                        f"{header.file}:1: the column {column.name!r} stands twice in the header; rename one."
+                    )
                 if column.name not in header.names:
                     raise _missing(column.name, [header], "the other files of the table have it")
     return Sources(laid_out.pop(INTERACTIONS), laid_out, tuple(types))
@@ -186,7 +196,8 @@ def _table(
     ranges = _ranges(data, schema) if name == INTERACTIONS else {}
     wanted = dict.fromkeys((*required, *features, *(keys.values() if name == INTERACTIONS else ())))
     columns = tuple(
-        Column(column, types.get(column, "BYTES"), column in required, *ranges.get(column, (None, None))) for column in wanted
+        Column(column, types.get(column, "BYTES"), column in required, *ranges.get(column, (None, None)))
+        for column in wanted
     )
     return Table(name, tuple(header.file for header in headers), columns, features, keys.get(name))
 

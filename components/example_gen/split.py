@@ -11,8 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.example_gen.errors import DataError
-
 Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
@@ -42,10 +40,10 @@ def _hash_values(column: pa.Array) -> Hashes:
         # Ids repeat, so hash each one once.
         coded = column.dictionary_encode()
         distinct = np.array([_hash_bytes(value.encode()) for value in coded.dictionary.to_pylist()], dtype=np.uint64)
-        return distinct[coded.indices.to_numpy()]
+        return np.asarray(distinct[coded.indices.to_numpy()], dtype=np.uint64)
     # + 0.0 makes -0.0 and 0.0 the same row.
-    values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype("<f8") + 0.0
-    return _mix(values.astype(values.dtype.newbyteorder("<")).view(np.uint64))
+    values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype(np.float64) + 0.0
+    return _mix(values.view(np.uint64))
 
 
 def _hash_bytes(value: bytes) -> int:
@@ -102,14 +100,11 @@ class Timestamps:
         """The timestamp from which on rows are `eval`: the one that puts closest to `eval_fraction` of them there.
 
         Rows with the same timestamp always land together. With more than `SUMMARY_SIZE` distinct timestamps the fraction
-        is met within a few rows in `SUMMARY_SIZE`; the order of train before eval always holds exactly.
-
-        Raises:
-            DataError: All timestamps are the same, so that one split would be empty.
+        is met within about a thousandth; the order of train before eval always holds exactly. With fewer than two
+        distinct timestamps there is nothing to cut, and every row is `eval`.
         """
         if len(self.starts) < 2:
-            raise DataError(f"all {int(self.counts.sum())} interactions have the same timestamp, so a split by time "
-                            "leaves train or eval empty. Use `split: {kind: random}`.")  # fmt: skip
+            return int(np.iinfo(np.int64).min)
         evals = np.cumsum(self.counts[::-1])[::-1]
         best = 1 + int(np.argmin(np.abs(evals[1:] - eval_fraction * evals[0])))
         return int(self.starts[best])

@@ -8,7 +8,7 @@ from tfx.dsl.components.base import executor_spec
 from components.example_validator.executor import Executor
 
 
-class ExampleValidator(tfx.components.ExampleValidator):  # type: ignore[misc]
+class ExampleValidator(tfx.components.ExampleValidator):
     """Validates statistics against the schema; an anomaly stops the run before training."""
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

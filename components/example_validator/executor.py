@@ -15,7 +15,7 @@ class AnomalyError(BadInput):
     """The data breaks the curated schema."""
 
 
-class Executor(executor.Executor):  # type: ignore[misc]
+class Executor(executor.Executor):
     """Validates every split and fails when one of them has an anomaly."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> Any:  # noqa: N802  (TFX's name)
@@ -46,5 +46,3 @@ class Executor(executor.Executor):  # type: ignore[misc]
         if anomalies.HasField("dataset_anomaly_info"):
             self._found.setdefault(f"dataset: {anomalies.dataset_anomaly_info.description}", []).append(split)
         return anomalies
-
-

@@ -5,37 +5,39 @@ TFX's own accepts only a Docker or Kubernetes server and does not compile for Ku
 
 from __future__ import annotations
 
-from tfx import v1 as tfx
+from typing import ClassVar
+
+from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 
 from components.infra_validator.executor import BLESSING_KEY, EXAMPLES_KEY, MODEL_KEY, SETTINGS_KEY, Executor, Settings
 
 
-class InfraValidatorSpec(component_spec.ComponentSpec):  # type: ignore[misc]
+class InfraValidatorSpec(component_spec.ComponentSpec):
     """Model and raw examples in, InfraBlessing out, as TFX's Pusher expects it."""
 
-    PARAMETERS = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
-    INPUTS = {
+    PARAMETERS: ClassVar = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar = {
         MODEL_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model),
         EXAMPLES_KEY: component_spec.ChannelParameter(type=standard_artifacts.Examples),
     }
-    OUTPUTS = {BLESSING_KEY: component_spec.ChannelParameter(type=standard_artifacts.InfraBlessing)}
+    OUTPUTS: ClassVar = {BLESSING_KEY: component_spec.ChannelParameter(type=standard_artifacts.InfraBlessing)}
 
 
-class InfraValidator(base_component.BaseComponent):  # type: ignore[misc]
+class InfraValidator(base_component.BaseComponent):
     """Loads the model in a real server process and blesses it if every request gets a sensible answer."""
 
     SPEC_CLASS = InfraValidatorSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, model: tfx.types.BaseChannel, examples: tfx.types.BaseChannel, settings: Settings) -> None:
+    def __init__(self, model: types.BaseChannel, examples: types.BaseChannel, settings: Settings) -> None:
         spec = InfraValidatorSpec(
             **{
                 MODEL_KEY: model,
                 EXAMPLES_KEY: examples,
                 SETTINGS_KEY: settings.model_dump_json(),
-                BLESSING_KEY: tfx.types.Channel(type=standard_artifacts.InfraBlessing),
+                BLESSING_KEY: types.Channel(type=standard_artifacts.InfraBlessing),
             }
         )
         super().__init__(spec=spec)

@@ -54,7 +54,7 @@ class NotServable(Exception):
     """The candidate does not answer as it should; the text is the reason."""
 
 
-class Executor(base_executor.BaseExecutor):  # type: ignore[misc]
+class Executor(base_executor.BaseExecutor):
     """Blesses a model that a real server loads and that answers real requests."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)

@@ -8,7 +8,7 @@ from tfx.dsl.components.base import executor_spec
 from components.pusher.executor import Executor
 
 
-class Pusher(tfx.components.Pusher):  # type: ignore[misc]
+class Pusher(tfx.components.Pusher):
     """Pushes a model that the Evaluator and the InfraValidator blessed."""
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

@@ -19,7 +19,7 @@ from tfx.utils import io_utils, proto_utils
 ORIGIN_FILE = os.path.join("assets.extra", "tandem.json")
 
 
-class Executor(executor.Executor):  # type: ignore[misc]
+class Executor(executor.Executor):
     """Copies a blessed model beside the versions that TensorFlow Serving watches, then renames it into place."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)

@@ -30,7 +30,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from components.trainer.model import TwoTaskRecommender
-from components.trainer.training_data import TrainingData, id_feature
+from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import TrainerRecipe, column_types
 
 SERVING_DEFAULT = "serving_default"
@@ -52,7 +52,7 @@ WARMUP_BATCHES = (1, 8)
 Signature = Callable[..., dict[str, tf.Tensor]]
 
 
-class ServedRecommender(tf.Module):  # type: ignore[misc]
+class ServedRecommender(tf.Module):
     """A trained `TwoTaskRecommender` with the catalogue, the users' history and the Transform graph in one module."""
 
     def __init__(
@@ -281,7 +281,7 @@ def _choose(given: tf.Tensor, values: tf.Tensor, remembered: tf.Tensor) -> tf.Te
     return tf.where(given[:, None], *padded)
 
 
-def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> dict[str, np.ndarray]:
+def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
     """Query features of each user's latest training interaction, [U + 1] or [U + 1, values]; the user id excepted.
 
     Features of the time itself are the latest in train for everyone: a request without a time means "now".
@@ -293,7 +293,7 @@ def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> dict[st
         # The finest feature of the time orders best.
         finest = max(times, key=lambda feature: len(np.unique(data.query[feature.name])))
         order = np.argsort(data.query[finest.name], kind="stable")
-    latest = {}
+    latest: Arrays = {}
     for feature in recipe.features.query:
         if feature.name == data.user_feature:
             continue

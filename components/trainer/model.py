@@ -16,7 +16,7 @@ from pipeline.recipe import AnyFeature, Identifier, Model, MultiValue, Normalize
 BIAS_DAMPING = 10.0
 
 
-class FeatureEmbedding(tf.keras.layers.Layer):  # type: ignore[misc]
+class FeatureEmbedding(tf.keras.layers.Layer):
     """One transformed feature as a vector.
 
     Index features [batch] give [batch, dimension]; several indices a row [batch, values] give the mean over the known
@@ -46,7 +46,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):  # type: ignore[misc]
         return vectors
 
 
-class FeatureTower(tf.keras.layers.Layer):  # type: ignore[misc]
+class FeatureTower(tf.keras.layers.Layer):
     """Features in, one vector of `dimension` out: embeddings, concatenated, through dense layers."""
 
     def __init__(
@@ -69,7 +69,7 @@ class FeatureTower(tf.keras.layers.Layer):  # type: ignore[misc]
         return self._output(hidden)
 
 
-class RatingPredictor(tf.keras.layers.Layer):  # type: ignore[misc]
+class RatingPredictor(tf.keras.layers.Layer):
     """global mean + user bias + item bias + interaction of the two towers' outputs.
 
     The biases start at the damped means of train (Koren 2010), so that training only has to improve on them.
@@ -93,7 +93,7 @@ class RatingPredictor(tf.keras.layers.Layer):  # type: ignore[misc]
     def call(
         self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor, candidate: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
-        """Ratings for user int64 [...], item int64 [...], query and candidate float32 [..., dimension]: float32 [...]."""
+        """User and item int64 [...], query and candidate float32 [..., dimension] to ratings float32 [...]."""
         biases = self._mean + tf.squeeze(self._user_bias(user) + self._item_bias(item), axis=-1)
         if training and self._head.l2:
             self.add_loss(self._head.l2 * tf.reduce_mean(tf.square(biases - self._mean)))
@@ -107,7 +107,7 @@ class RatingPredictor(tf.keras.layers.Layer):  # type: ignore[misc]
         return biases + tf.squeeze(self._output(hidden), axis=-1)
 
 
-class TwoTaskRecommender(tfrs.Model):  # type: ignore[misc]
+class TwoTaskRecommender(tfrs.Model):
     """Retrieval and rating trained jointly: `tfrs.tasks.Retrieval` and `tfrs.tasks.Ranking`, weighted by the recipe.
 
     Top-k accuracy is never computed while training: it would score the whole catalogue for every batch.

@@ -56,9 +56,7 @@ def train(
         The model, and its losses by epoch.
     """
     tf.keras.utils.set_random_seed(recipe.training.seed)
-    model = TwoTaskRecommender(
-        recipe.model, recipe.features.query, recipe.features.candidate, data, transform_output
-    )
+    model = TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, data, transform_output)
     model.compile(optimizer=optimizer(recipe.training.optimizer))
     history = model.fit(
         batches(data, recipe.training.batch_size, recipe.training.seed), epochs=recipe.training.epochs, verbose=2

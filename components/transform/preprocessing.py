@@ -36,7 +36,7 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
     """Transforms raw columns as the recipe says.
 
     Args:
-        inputs: Raw columns by name, each a SparseTensor [batch, 1] of string, int64 or float32; absent values are missing.
+        inputs: Raw columns by name, each a SparseTensor [batch, 1] of string, int64 or float32; absent is missing.
         custom_config: `features` and `columns`: JSON of the recipe's sections.
 
     Returns:

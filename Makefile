@@ -1,0 +1,33 @@
+# Two commands are enough for a start: `make demo` and `make test`. Both make .venv first if it is not there yet.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint types tests lock clean
+
+help:  ## What can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+setup:  ## Make .venv from requirements.lock (at once when nothing changed)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python 3.11, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) environment/bootstrap.py
+
+demo: setup  ## MovieLens-100K through the whole pipeline to served recommendations
+	@$(BIN)/tandem demo
+
+test: lint types tests  ## Lint, types, and every test, the end-to-end runs included
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/python -m pytest
+
+lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
+	$(BIN)/python environment/lock.py
+
+clean:  ## Remove what make and tandem wrote here
+	rm -rf .venv .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work

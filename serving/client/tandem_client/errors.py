@@ -1,0 +1,35 @@
+"""What can go wrong when asking a recommender. Every message names the server, the model, and what to do about it."""
+
+from __future__ import annotations
+
+
+class TandemClientError(Exception):
+    """Base of this client's errors; raised itself for failures of the server that have no class of their own.
+
+    Attributes:
+        target: the server asked, `host:port`.
+        model: the model's name.
+        code: gRPC status name (`INTERNAL`, …) where the server answered one, else None.
+    """
+
+    def __init__(self, message: str, *, target: str, model: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.target = target
+        self.model = model
+        self.code = code
+
+
+class ServerUnavailable(TandemClientError):  # noqa: N818 - named for the situation, as gRPC's codes are
+    """Nobody answered, after all retries."""
+
+
+class DeadlineExceeded(TandemClientError):  # noqa: N818
+    """No answer within the timeout."""
+
+
+class ModelNotFound(TandemClientError):  # noqa: N818
+    """The server does not serve this model, or not this version of it."""
+
+
+class InvalidRequest(TandemClientError):  # noqa: N818
+    """The request does not fit the model's signature; nothing was sent, or the server refused it."""

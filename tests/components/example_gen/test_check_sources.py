@@ -1,0 +1,99 @@
+"""The check before a run: names what is wrong with the files, fast and without TensorFlow."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ingestion import SCHEMA, make_data, make_schema, make_tables, write_tables
+
+from components.example_gen.check import check_sources
+from components.example_gen.errors import DataError
+
+
+def test_good_tables_pass(folder: Path) -> None:
+    write_tables(folder, make_tables())
+    check_sources(folder, make_data(), make_schema())
+
+
+def test_gzip_and_several_files_pass(folder: Path) -> None:
+    tables = make_tables()
+    content = tables.pop("interactions.csv")
+    assert isinstance(content, str)
+    for part in range(2):
+        tables[f"interactions-{part}.csv.gz"] = gzip.compress(content.encode())
+    write_tables(folder, tables)
+    check_sources(folder, make_data(), make_schema())
+
+
+def test_no_tensorflow() -> None:
+    code = (
+        "import components.example_gen.check, sys; "
+        "print([name for name in ('tensorflow', 'tfx', 'apache_beam', 'tfx_bsl') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "message"),
+    [
+        ("items.csv", None, r"data\.sources\.items\.files: no file matches 'items\*\.csv\*' in .*Files there: .*users\.csv"),
+        ("interactions.csv", "", r"interactions\.csv: the file is empty"),
+        ("users.csv", "user_id,age\n", r"users\.csv:1: there is no row below the header"),
+        ("interactions.csv", "user_id,item,rating,timestamp\n1,2,3,4\n",
+         r"interactions\.csv:1: there is no column 'item_id'; .*did you mean 'item'\?"),
+        ("items.csv", "item_id,titel,year\n1,2,3\n", r"there is no column 'title'; .*did you mean 'titel'\?"),
+        ("items.csv", "id,title,year\n1,2,3\n", r"items\.csv:1: there is no column 'item_id'; items is joined by it"),
+        ("items.csv", "item_id,title,year,age\n1,2,3,4\n", r"'age' stands in .*items\.csv and .*users\.csv; one table"),
+        ("items.csv", "item_id,title,year,title\n1,2,3,4\n", r"items\.csv:1: the column 'title' stands twice"),
+        ("items-2.csv", "item_id,title\n77,2\n", r"items-2\.csv:1: there is no column 'year'; the other files"),
+        ("users.csv", b"user_id,age\n1,\xff\n", r"users\.csv:2: the text is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(folder: Path, table: str, content: str | bytes | None, message: str) -> None:
+    tables = make_tables()
+    if content is None:
+        del tables[table]
+    else:
+        tables[table] = content
+    write_tables(folder, tables)
+    with pytest.raises(DataError, match=message):
+        check_sources(folder, make_data(), make_schema())
+
+
+def test_a_feature_that_no_table_has(folder: Path) -> None:
+    write_tables(folder, make_tables())
+    schema = make_schema(SCHEMA + 'feature { name: "titles" type: BYTES }')
+    with pytest.raises(
+        DataError, match=r"there is no column 'titles'; the schema has this feature; did you mean 'title'\?"
+    ):
+        check_sources(folder, make_data(), schema)
+
+
+def test_the_error_is_one_line_that_ends_in_a_remedy(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=re.escape(f"in {folder}. Put the file there, or correct the pattern in the recipe.")
+    ):
+        check_sources(folder, make_data(), make_schema())
+
+
+def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
+    write_tables(folder, make_tables())
+    for span, version, content in ((1, 1, ""), (2, 9, ""), (2, 10, "user_id,item_id,rating,timestamp\n1,2,3,4\n")):
+        path = folder / f"span-{span}" / f"v{version}"
+        path.mkdir(parents=True)
+        (path / "interactions.csv").write_text(content)
+    data = make_data(sources={**make_data().sources.model_dump(),
+                              "interactions": {"files": "span-{SPAN}/v{VERSION}/interactions.csv"}})  # fmt: skip
+    check_sources(folder, data, make_schema())
+
+
+def test_a_split_by_time_needs_a_timestamp(folder: Path) -> None:
+    write_tables(folder, make_tables())
+    data = make_data(columns={"user_id": "user_id", "item_id": "item_id", "label": "rating"}, split={"kind": "time"})
+    with pytest.raises(DataError, match="data.columns.timestamp names no column"):
+        check_sources(folder, data, make_schema())

@@ -1,0 +1,84 @@
+"""Splits: deterministic, independent of row order, and never with the future in train."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.example_gen import split
+from components.example_gen.split import Timestamps, random_split, time_split
+
+IDS = st.text(max_size=6)
+ROWS = st.lists(
+    st.tuples(IDS, IDS, st.integers(-(2**63), 2**63 - 1), st.floats(width=32, allow_nan=False)), min_size=1, max_size=40
+)
+TIMES = st.lists(st.integers(0, 30), min_size=1, max_size=80)
+
+
+def columns(rows: list[tuple[str, str, int, float]]) -> list[pa.Array]:
+    types = (pa.string(), pa.string(), pa.int64(), pa.float32())
+    return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
+
+
+@settings(deadline=None)
+@given(ROWS, st.randoms(), st.floats(0.01, 0.99), st.integers())
+def test_random_split_depends_on_the_row_alone(rows, random, eval_fraction, seed) -> None:  # type: ignore[no-untyped-def]
+    is_eval = dict(zip(rows, random_split(columns(rows), eval_fraction, seed).tolist(), strict=True))
+    shuffled = [*rows, *rows]
+    random.shuffle(shuffled)
+    again = random_split(columns(shuffled), eval_fraction, seed).tolist()
+    assert [is_eval[row] for row in shuffled] == again
+
+
+def test_random_split_never_changes() -> None:
+    """Models are compared across months and machines: these rows were in these splits when this was written."""
+    rows = [(f"user {i}", f"item {i}é", 881250949 + i, 1 + i % 5) for i in range(24)]
+    found = "".join("e" if row else "t" for row in random_split(columns(rows), 0.4, 7))
+    assert found == "tetttetetettteettteeeett"
+
+
+def test_random_split_meets_the_fraction_and_seeds_are_independent() -> None:
+    rows = [(str(i % 300), str(i // 300), 1000 + i, 3.0) for i in range(60_000)]
+    first, second = (random_split(columns(rows), 0.2, seed) for seed in (0, 1))
+    for mask in (first, second):
+        assert mask.mean() == pytest.approx(0.2, abs=0.01)
+        for part in (mask[:30_000], mask[::2], mask[-3_000:]):
+            assert part.mean() == pytest.approx(0.2, abs=0.03)
+    assert (first & second).mean() == pytest.approx(0.04, abs=0.01)
+
+
+@settings(deadline=None)
+@given(TIMES, st.floats(0.01, 0.99))
+def test_time_split_keeps_the_future_out_of_train(times: list[int], eval_fraction: float) -> None:
+    cut = Timestamps.of(np.array(times)).cut(eval_fraction)
+    is_eval = time_split(pa.array(times, pa.int64()), cut)
+    train, evaluated = (
+        {time for time, late in zip(times, is_eval, strict=True) if late == side} for side in (False, True)
+    )
+    assert not train & evaluated
+    if len(set(times)) > 1:
+        assert max(train) < min(evaluated)
+        # No other boundary comes closer to the fraction.
+        fractions = [np.mean(np.array(times) >= at) for at in sorted(set(times))[1:]]
+        assert abs(is_eval.mean() - eval_fraction) == pytest.approx(min(abs(f - eval_fraction) for f in fractions))
+
+
+@settings(deadline=None)
+@given(st.lists(TIMES, min_size=3, max_size=3))
+def test_timestamps_add_up_in_any_order(parts: list[list[int]]) -> None:
+    summaries = [Timestamps.of(np.array(part)) for part in parts]
+    together = Timestamps.of(np.concatenate(parts))
+    for merged in (Timestamps.merge(summaries), Timestamps.merge([Timestamps.merge(summaries[:1:-1]), *summaries[:2]])):
+        assert merged.starts.tolist() == together.starts.tolist()
+        assert merged.counts.tolist() == together.counts.tolist()
+
+
+def test_many_timestamps_are_counted_in_bounded_memory() -> None:
+    times = np.random.default_rng(0).integers(0, 10**12, 600_000)
+    summary = Timestamps.merge(Timestamps.of(part) for part in np.split(times, 12))
+    assert len(summary.starts) <= split.SUMMARY_SIZE
+    assert summary.counts.sum() == len(times)
+    assert (times >= summary.cut(0.2)).mean() == pytest.approx(0.2, abs=1e-3)

@@ -1,0 +1,163 @@
+"""A small SavedModel with exactly the signatures that the Trainer exports, for every test of serving.
+
+    python tests/serving/contract_model.py DIR
+
+writes version 1 under DIR, so that `pytest tests/serving --target HOST:PORT` can run against a real TensorFlow Serving
+that serves DIR as the model `recommender`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+USERS = ("1", "2", "3")
+ITEMS = tuple(f"i{number}" for number in range(150))
+TOP_K = 100
+# User 3 has seen nearly everything: fewer than k items are left for this one.
+FEW_LEFT_USER = "3"
+FEW_LEFT = 4
+
+
+class ContractModel(tf.Module):
+    """Scores are fixed numbers; `marker` is added to each, so that a test sees which version answered."""
+
+    def __init__(self, items: tuple[str, ...] = ITEMS, marker: float = 0.0) -> None:
+        super().__init__()
+        generator = np.random.default_rng(7)
+        self.users = _table(USERS)
+        self.items = _table(items)
+        self.item_ids = tf.constant(items)
+        self.titles = tf.constant([f"Title of {item} – é" for item in items])
+        self.user_vectors = tf.Variable(generator.normal(size=(len(USERS) + 1, 8)).astype(np.float32))
+        self.item_vectors = tf.Variable(generator.normal(size=(8, len(items) + 1)).astype(np.float32))
+        self.marker = tf.Variable(np.float32(marker))
+        self.k = min(TOP_K, len(items))
+
+    def _user_vectors(self, user_id: tf.Tensor) -> tf.Tensor:
+        position = self.users.lookup(user_id)
+        known = position >= 0
+        return tf.gather(self.user_vectors.read_value(), tf.where(known, position, tf.constant(len(USERS), tf.int64)))
+
+    def recommend(
+        self, user_id: tf.Tensor, occupation: tf.Tensor, timestamp: tf.Tensor, age: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        batch = tf.shape(user_id)[:1]
+        occupation, timestamp, age = (tf.broadcast_to(each, batch) for each in (occupation, timestamp, age))
+        scores = tf.matmul(self._user_vectors(user_id), self.item_vectors.read_value()[:, :-1])
+        context = age + tf.cast(timestamp, tf.float32) + 1000.0 * tf.cast(tf.strings.length(occupation), tf.float32)
+        scores, best = tf.math.top_k(scores + context[:, None] + self.marker.read_value(), self.k)
+        few = tf.cast(user_id == FEW_LEFT_USER, tf.int32)[:, None] * (self.k - FEW_LEFT)
+        left = tf.range(self.k)[None, :] < self.k - few
+        ids = tf.where(left, tf.gather(self.item_ids, best), "")
+        titles = tf.where(left, tf.gather(self.titles, best), "")
+        return {"item_ids": ids, "scores": scores, "ratings": 3.0 + scores / 1e4, "title": titles}
+
+    def rate(
+        self, user_id: tf.Tensor, item_id: tf.Tensor, occupation: tf.Tensor, timestamp: tf.Tensor, age: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        batch = tf.shape(user_id)[:1]
+        occupation, timestamp, age = (tf.broadcast_to(each, batch) for each in (occupation, timestamp, age))
+        position = self.items.lookup(item_id)
+        position = tf.where(position >= 0, position, tf.cast(tf.shape(self.item_vectors)[1] - 1, tf.int64))
+        vectors = tf.gather(tf.transpose(self.item_vectors.read_value()), position)
+        return {"rating": 3.0 + tf.reduce_sum(self._user_vectors(user_id) * vectors, axis=1) / 100 + age / 1000}
+
+    def evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = tf.io.parse_example(
+            examples,
+            {
+                "user_id": tf.io.FixedLenFeature([], tf.string, ""),
+                "item_id": tf.io.FixedLenFeature([], tf.string, ""),
+            },
+        )
+        zeros = tf.zeros_like(features["user_id"], tf.float32)
+        rating = self.rate(
+            features["user_id"], features["item_id"], features["user_id"], tf.cast(zeros, tf.int64), zeros
+        )
+        return {"rating": rating["rating"], "top_100_hit": zeros + 1.0}
+
+
+def _table(keys: tuple[str, ...]) -> tf.lookup.StaticHashTable:
+    values = tf.range(len(keys), dtype=tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(tf.constant(keys), values), -1)
+
+
+def export(folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0, warmup: bool = True) -> Path:
+    """Writes a version into `folder` (`…/1`)."""
+    model = ContractModel(items, marker)
+    context = {
+        "occupation": tf.TensorSpec([None], tf.string, "occupation"),
+        "timestamp": tf.TensorSpec([None], tf.int64, "timestamp"),
+        "age": tf.TensorSpec([None], tf.float32, "age"),
+    }
+
+    # Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "user_id"), *context.values()])
+    def recommend(
+        user_id,  # type: ignore[no-untyped-def]
+        occupation=tf.constant([""]),  # noqa: B008
+        timestamp=tf.constant([0], tf.int64),  # noqa: B008
+        age=tf.constant([0.0]),  # noqa: B008
+    ):
+        return model.recommend(user_id, occupation, timestamp, age)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, "user_id"),
+            tf.TensorSpec([None], tf.string, "item_id"),
+            *context.values(),
+        ]
+    )
+    def rate(
+        user_id,  # type: ignore[no-untyped-def]
+        item_id,
+        occupation=tf.constant([""]),  # noqa: B008
+        timestamp=tf.constant([0], tf.int64),  # noqa: B008
+        age=tf.constant([0.0]),  # noqa: B008
+    ):
+        return model.rate(user_id, item_id, occupation, timestamp, age)
+
+    evaluate = tf.function(model.evaluate, input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+    signatures = {"serving_default": evaluate, "evaluate": evaluate, "recommend": recommend, "rate": rate}
+    tf.saved_model.save(model, str(folder), signatures=signatures)
+    if warmup:
+        requests = [
+            predict_request("recommend", user_id=["1"]),
+            predict_request("rate", user_id=["1"], item_id=["i1"]),
+        ]
+        write_warmup(folder, requests)
+    return folder
+
+
+def write_warmup(folder: Path, requests: list[predict_pb2.PredictRequest]) -> None:
+    path = folder / "assets.extra"
+    path.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path / "tf_serving_warmup_requests")) as writer:
+        for request in requests:
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def predict_request(
+    signature: str, model: str = "recommender", version: int | None = None, **inputs: object
+) -> predict_pb2.PredictRequest:
+    """A request with tensors as tensorflow itself builds them; string lists, or anything `tf.make_tensor_proto` takes."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    for name, value in inputs.items():
+        tensor = value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
+        request.inputs[name].CopyFrom(tensor)
+    return request
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"wrote {export(Path(sys.argv[1], '1'))}\n")

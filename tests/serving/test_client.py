@@ -1,0 +1,306 @@
+"""tandem_client against a server: typed answers, inputs checked by name before sending, typed errors with a remedy."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import contract_model
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import Stubs, push
+from contract_model import predict_request
+
+from serving.server import ModelServer
+from tandem_client import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    Recommendation,
+    Recommendations,
+    Recommender,
+    ServerUnavailable,
+    TandemClientError,
+)
+
+
+def test_recommend_is_the_signatures_answer_in_plain_values(recommender: Recommender, stubs: Stubs) -> None:
+    answer = recommender.recommend("1", k=3)
+    response = stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+    raw = {name: tf.make_ndarray(tensor)[0] for name, tensor in response.outputs.items()}
+    wanted = Recommendations(
+        user_id="1",
+        items=tuple(
+            Recommendation(
+                item_id=raw["item_ids"][place].decode(),
+                score=float(raw["scores"][place]),
+                rating=float(raw["ratings"][place]),
+                display={"title": raw["title"][place].decode()},
+            )
+            for place in range(3)
+        ),
+    )
+    assert answer == wanted
+    assert "–" in answer.items[0].display["title"]
+    with pytest.raises(AttributeError):
+        answer.items[0].score = 1.0  # type: ignore[misc]
+
+
+def test_batch_keeps_the_order_of_users(recommender: Recommender) -> None:
+    users = ["2", "nobody", "1"]
+    assert recommender.recommend_batch(users) == [recommender.recommend(user) for user in users]
+    assert len(recommender.recommend_batch(users)[0].items) == 10
+
+
+def test_k_up_to_the_signatures_length(recommender: Recommender) -> None:
+    assert len(recommender.recommend("1", k=contract_model.TOP_K).items) == contract_model.TOP_K
+    with pytest.raises(InvalidRequest, match="returns at most 100 items; k is 101; pass k=100 or less"):
+        recommender.recommend("1", k=101)
+
+
+def test_padding_of_short_lists_is_dropped(recommender: Recommender) -> None:
+    items = recommender.recommend(contract_model.FEW_LEFT_USER, k=50).items
+    assert len(items) == contract_model.FEW_LEFT
+    assert all(item.item_id for item in items)
+
+
+def test_context_reaches_the_model(recommender: Recommender) -> None:
+    plain = recommender.recommend_batch(["1", "1"], k=1)
+    shifted = recommender.recommend_batch(["1", "1"], k=1, context={"age": [1.0, 2], "timestamp": 10})
+    for row, difference in enumerate((11.0, 12.0)):
+        assert shifted[row].items[0].score - plain[row].items[0].score == pytest.approx(difference, abs=1e-3)
+    occupied = recommender.recommend("1", k=1, context={"occupation": "x" * 7})
+    assert occupied.items[0].score > 6000
+    numpy_context = recommender.recommend_batch(["1", "1"], k=1, context={"age": np.float32([1, 2]), "timestamp": 10})  # type: ignore[dict-item]
+    assert numpy_context == shifted
+
+
+def test_rate(recommender: Recommender, stubs: Stubs) -> None:
+    users, items = ["1", "2", "nobody"], ["i4", "i5", "nothing"]
+    ratings = recommender.rate_batch(users, items)
+    response = stubs.prediction.Predict(predict_request("rate", user_id=users, item_id=items), timeout=30)
+    assert ratings == pytest.approx(tf.make_ndarray(response.outputs["rating"]).tolist())
+    assert recommender.rate("1", "i4") == pytest.approx(ratings[0])
+    assert recommender.rate("1", "i4", context={"age": 500}) == pytest.approx(ratings[0] + 0.5)
+
+
+def test_empty_batches_answer_empty_lists(recommender: Recommender) -> None:
+    assert recommender.recommend_batch([]) == []
+    assert recommender.rate_batch([], []) == []
+
+
+def test_status_and_signatures(recommender: Recommender) -> None:
+    (status,) = recommender.status()
+    assert (status.version, status.state, status.error_code) == (1, "AVAILABLE", 0)
+    signatures = recommender.signatures()
+    assert {"serving_default", "evaluate", "recommend", "rate"} <= set(signatures)
+    assert "__saved_model_init_op" not in signatures
+    inputs = signatures["recommend"].inputs
+    assert {name for name, spec in inputs.items() if not spec.optional} == {"user_id"}
+    assert inputs["timestamp"].describe() == "int64 [B]"
+    assert signatures["recommend"].outputs["item_ids"].shape == (-1, 100)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda r: r.recommend(42), "user_id is int 42, wanted a str"),
+        (lambda r: r.recommend(["1"]), "use recommend_batch"),
+        (lambda r: r.recommend_batch("12"), "user_ids is one str, wanted a sequence of str; use recommend"),
+        (lambda r: r.recommend_batch(["1", 2]), "user_ids wants str; found int 2 at position 1"),
+        (lambda r: r.recommend("1", k=0), "k is 0; pass an int from 1"),
+        (lambda r: r.recommend("1", k=2.5), "k is 2.5; pass an int from 1"),
+        (
+            lambda r: r.recommend("1", context={"colour": "red"}),
+            "signature 'recommend' has no input colour; it takes: age",
+        ),
+        (lambda r: r.recommend("1", context={"user_id": "2"}), "'user_id' is in the context"),
+        (lambda r: r.recommend("1", context={"age": "old"}), "input 'age' wants float; found str 'old' at position 0"),
+        (lambda r: r.recommend("1", context={"timestamp": 1.5}), "input 'timestamp' wants int64; found float 1.5"),
+        (lambda r: r.recommend("1", context={"age": [1, 2]}), "input 'age' has 2 values for 1 rows"),
+        (lambda r: r.rate_batch(["1"], ["i1", "i2"]), "1 user_ids and 2 item_ids; pass as many of both"),
+        (lambda r: r.rate("1", 4), "item_id is int 4, wanted a str"),
+    ],
+)
+def test_wrong_inputs_are_named(
+    recommender: Recommender, target: str, ask: Callable[[Recommender], Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as failure:
+        ask(recommender)
+    assert message in str(failure.value)
+    assert target in str(failure.value) and "'recommender'" in str(failure.value)
+    assert failure.value.code is None, "refused before it was sent"
+
+
+def test_unknown_model_and_version(target: str) -> None:
+    with (
+        Recommender(target, model="nope", timeout=30) as recommender,
+        pytest.raises(ModelNotFound, match="model 'nope': not served there .*Servable not found") as failure,
+    ):
+        recommender.recommend("1")
+    assert failure.value.code == "NOT_FOUND"
+    with (
+        Recommender(target, version=77, timeout=30) as recommender,
+        pytest.raises(ModelNotFound, match="model 'recommender' version 77"),
+    ):
+        recommender.rate("1", "i1")
+    with Recommender(target, version=1, timeout=30) as recommender:
+        assert recommender.recommend("1").items
+    with Recommender(target, model="nope", timeout=30) as recommender, pytest.raises(ModelNotFound):
+        recommender.status()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_dead_server_is_unavailable_with_a_remedy_after_retries() -> None:
+    target = f"127.0.0.1:{_free_port()}"
+    with Recommender(target, timeout=30) as recommender:
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable, match="nobody answers .*start a server there") as failure:
+            recommender.recommend("1")
+        assert 0.3 < time.monotonic() - started < 15, "retried with pauses, then given up"
+    assert failure.value.target == target and failure.value.code == "UNAVAILABLE"
+    with Recommender(target, timeout=30, retries=0) as recommender:
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable):
+            recommender.recommend("1")
+        assert time.monotonic() - started < 5
+
+
+def test_server_that_comes_up_during_the_retries_is_reached(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    push(exported(), tmp_path, 1)
+    port = _free_port()
+    server = ModelServer(tmp_path, port=port, rest_port=0)
+    later = threading.Timer(0.3, server.start)
+    later.start()
+    try:
+        with Recommender(f"127.0.0.1:{port}", timeout=30) as recommender:
+            assert recommender.recommend("1").items
+    finally:
+        later.join()
+        server.stop()
+
+
+def test_silent_server_is_a_deadline_exceeded() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with Recommender(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5) as recommender:
+            started = time.monotonic()
+            with pytest.raises((DeadlineExceeded, ServerUnavailable), match="127.0.0.1"):
+                recommender.recommend("1")
+            assert time.monotonic() - started < 3
+
+
+def test_slow_answer_is_a_deadline_exceeded(target: str) -> None:
+    with Recommender(target, timeout=30) as recommender:
+        recommender.recommend("1")
+        with pytest.raises(DeadlineExceeded, match="pass a longer timeout"):
+            recommender.recommend_batch(["1"] * 20_000, timeout=0.02)
+
+
+def test_closed_client_says_so(target: str) -> None:
+    recommender = Recommender(target)
+    recommender.close()
+    with pytest.raises(TandemClientError, match="make a new one"):
+        recommender.recommend("1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"target": "http://127.0.0.1:8501"}, {"timeout": 0}, {"timeout": float("nan")}, {"retries": 9}],
+)
+def test_wrong_arguments_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        Recommender(**arguments)
+
+
+def test_small_catalogue_returns_all_there_is_and_a_new_version_is_noticed(
+    tmp_path: Path, exported: Callable[..., Path]
+) -> None:
+    push(exported(items=contract_model.ITEMS[:7]), tmp_path, 1)
+    with ModelServer(tmp_path, port=0, rest_port=0, poll_interval_s=0.05) as server:
+        server.wait_until_available(60)
+        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as recommender:
+            assert len(recommender.recommend("1", k=50).items) == 7
+            push(exported(), tmp_path, 2)
+            deadline = time.monotonic() + 30
+            while (2, "AVAILABLE") not in [(each.version, each.state) for each in recommender.status()]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            # The remembered signature says 7 items; the new version has 100.
+            assert len(recommender.recommend("1", k=50).items) == 50
+            assert len(recommender.recommend("1", k=100).items) == 100
+            with pytest.raises(InvalidRequest, match="at most 100"):
+                recommender.recommend("1", k=101)
+
+
+def test_model_without_the_signature(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    module = tf.Module()
+    module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"double": module.double})
+    with ModelServer(tmp_path, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        with (
+            Recommender(f"127.0.0.1:{server.port}", timeout=30) as recommender,
+            pytest.raises(InvalidRequest, match="has no signature 'recommend'; it has: double; serve a model"),
+        ):
+            recommender.recommend("1")
+
+
+def test_server_error_keeps_its_code(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    damaged = shutil.copytree(exported(), tmp_path / "model" / "1")
+    (damaged / "saved_model.pb").write_bytes(b"junk")
+    with ModelServer(tmp_path / "model", port=0, rest_port=0) as server:
+        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as recommender:
+            with pytest.raises(ModelNotFound):
+                recommender.recommend("1")
+            (status,) = recommender.status()
+        assert status.state == "END"
+        assert status.error_code != 0 and "saved_model.pb" in status.error_message
+
+
+def test_one_client_serves_many_threads(recommender: Recommender) -> None:
+    wanted = {user: recommender.recommend(user) for user in ("1", "2", "nobody")}
+    wrong: list[str] = []
+
+    def ask(user: str) -> None:
+        for _ in range(20):
+            if recommender.recommend(user) != wanted[user]:
+                wrong.append(user)
+
+    threads = [threading.Thread(target=ask, args=(user,)) for user in wanted for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_import_is_fast_and_needs_no_tensorflow() -> None:
+    program = (
+        "import time; started = time.perf_counter(); import tandem_client; took = time.perf_counter() - started\n"
+        "import sys; heavy = sorted(m for m in sys.modules if m.split('.')[0] in "
+        "('tensorflow', 'tensorflow_serving', 'numpy', 'serving', 'pipeline', 'components'))\n"
+        "print(took); print(heavy)"
+    )
+    seconds = []
+    for _ in range(3):  # the machine may be busy: the best of three
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        took, heavy = out.splitlines()
+        assert heavy == "[]"
+        seconds.append(float(took))
+    assert min(seconds) < 0.3, seconds

@@ -1,0 +1,216 @@
+"""TensorFlow Serving's REST API over real sockets: row and column format, base64, status, metadata, errors."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+from typing import Any
+
+import contract_model
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import Stubs
+from contract_model import predict_request
+
+_PREDICT = "/v1/models/recommender:predict"
+_ROW = {"user_id": "1", "occupation": "", "timestamp": 0, "age": 0.0}
+_COLUMNS = {"user_id": ["1"], "occupation": [""], "timestamp": [0], "age": [0.0]}
+
+
+def _call(rest_target: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(rest_target, timeout=30)
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+    connection.request(method, path, data)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    if not text:
+        return response.status, None
+    assert response.headers["Content-Type"] == "application/json"
+    return response.status, json.loads(text)
+
+
+def _predict(rest_target: str, body: Any, path: str = _PREDICT) -> tuple[int, Any]:
+    return _call(rest_target, "POST", path, body)
+
+
+def _recommend(**fields: Any) -> dict[str, Any]:
+    return {"signature_name": "recommend", **fields}
+
+
+def test_row_format_answers_like_grpc(rest_target: str, stubs: Stubs) -> None:
+    rows = [_ROW, {**_ROW, "user_id": "2", "age": 4}]
+    status, answer = _predict(rest_target, _recommend(instances=rows))
+    assert status == 200
+    over_grpc = stubs.prediction.Predict(
+        predict_request("recommend", user_id=["1", "2"], age=np.float32([0, 4])), timeout=30
+    )
+    assert set(answer) == {"predictions"}
+    for row, prediction in enumerate(answer["predictions"]):
+        assert set(prediction) == {"item_ids", "scores", "ratings", "title"}
+        for name in ("item_ids", "title"):
+            assert prediction[name] == [each.decode() for each in tf.make_ndarray(over_grpc.outputs[name])[row]]
+        np.testing.assert_array_equal(
+            np.float32(prediction["scores"]), tf.make_ndarray(over_grpc.outputs["scores"])[row]
+        )
+
+
+def test_column_format_answers_like_row_format(rest_target: str) -> None:
+    _, rows = _predict(rest_target, _recommend(instances=[_ROW]))
+    status, columns = _predict(rest_target, _recommend(inputs=_COLUMNS))
+    assert status == 200
+    assert {name: values[0] for name, values in columns["outputs"].items()} == rows["predictions"][0]
+
+
+def test_floats_are_written_as_short_as_their_float32(rest_target: str) -> None:
+    _, answer = _predict(rest_target, _recommend(instances=[_ROW]))
+    assert all(len(str(score).replace("-", "")) <= 13 for score in answer["predictions"][0]["scores"])
+
+
+def test_base64_strings_and_the_default_signature(rest_target: str) -> None:
+    example = tf.train.Example()
+    example.features.feature["user_id"].bytes_list.value.append(b"1")
+    example.features.feature["item_id"].bytes_list.value.append(b"i4")
+    encoded = {"b64": base64.b64encode(example.SerializeToString()).decode()}
+    status, answer = _predict(rest_target, {"instances": [encoded, encoded]})
+    assert status == 200
+    assert set(answer["predictions"][0]) == {"rating", "top_100_hit"}
+    assert _predict(rest_target, {"instances": [{"examples": encoded}] * 2}) == (200, answer)
+    _, columns = _predict(rest_target, {"inputs": [encoded, encoded]})
+    assert columns["outputs"]["rating"] == [row["rating"] for row in answer["predictions"]]
+
+
+def test_single_output_is_not_named(rest_target: str) -> None:
+    body = {"signature_name": "rate", "inputs": {**_COLUMNS, "item_id": ["i4"]}}
+    status, answer = _predict(rest_target, body)
+    assert status == 200
+    assert [type(each) for each in answer["outputs"]] == [float]
+    rows = {"signature_name": "rate", "instances": [{**_ROW, "item_id": "i4"}]}
+    assert _predict(rest_target, rows) == (200, {"predictions": answer["outputs"]})
+
+
+def test_empty_batch_in_column_format(rest_target: str) -> None:
+    status, answer = _predict(rest_target, _recommend(inputs={name: [] for name in _COLUMNS}))
+    assert (status, answer["outputs"]["item_ids"]) == (200, [])
+
+
+def test_version_in_the_path(rest_target: str) -> None:
+    body = _recommend(instances=[_ROW])
+    assert _predict(rest_target, body, "/v1/models/recommender/versions/1:predict") == _predict(rest_target, body)
+
+
+def test_status(rest_target: str) -> None:
+    entry = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    for path in ("/v1/models/recommender", "/v1/models/recommender/versions/1"):
+        assert _call(rest_target, "GET", path) == (200, {"model_version_status": [entry]})
+
+
+def test_metadata(rest_target: str) -> None:
+    status, answer = _call(rest_target, "GET", "/v1/models/recommender/metadata")
+    assert status == 200
+    assert answer["model_spec"]["name"] == "recommender"
+    assert answer["model_spec"]["version"] == "1"
+    definition = answer["metadata"]["signature_def"]["signature_def"]["recommend"]
+    assert definition["inputs"]["user_id"]["dtype"] == "DT_STRING"
+    assert definition["outputs"]["item_ids"]["tensor_shape"]["dim"][1]["size"] == str(contract_model.TOP_K)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"{nonsense", "JSON Parse error:"),
+        (b"\xff\xfe", "JSON Parse error:"),
+        (b"[" * 100_000, "JSON Parse error:"),
+        (b"[1]", "Is not object"),
+        ({"signature_name": 3, "instances": [1]}, "'signature_name' key must be a string value."),
+        ({}, "Missing 'inputs' or 'instances' key"),
+        ({"instances": [1], "inputs": [1]}, "expecting only one of 'inputs' or 'instances' keys to exist"),
+        ({"instances": 5}, "Expecting 'instances' to be an list/array"),
+        ({"instances": []}, "No values in 'instances' array"),
+        ({"instances": [{"b64": "?"}]}, "base64"),
+        ({"instances": [7]}, "is not of expected type: string"),
+        (_recommend(instances=["1"]), "expecting list of objects as multiple input tensors required"),
+        (_recommend(instances=[{"user_id": "1"}]), "keys must be equal to: age,occupation,timestamp,user_id"),
+        (_recommend(instances=[{**_ROW, "colour": 1}]), "does not have named input: colour"),
+        (_recommend(instances=[{**_ROW, "age": "old"}]), "is not of expected type: float"),
+        (_recommend(instances=[{**_ROW, "timestamp": 1.5}]), "is not of expected type: int64"),
+        (_recommend(instances=[{**_ROW, "timestamp": 2**63}]), "is not of expected type: int64"),
+        (_recommend(instances=[{**_ROW, "timestamp": True}]), "is not of expected type: int64"),
+        (_recommend(instances=[_ROW, {**_ROW, "age": [1]}]), "Failed to process element: 1 key: age"),
+        (_recommend(instances=[_ROW, ["1"]]), "Expecting object but got list at item 1"),
+        (_recommend(inputs={"user_id": ["1"]}), "Missing named input:"),
+        (_recommend(inputs=["1"]), "expecting an object as multiple input tensors required"),
+        (_recommend(inputs={**_COLUMNS, "user_id": ["1", ["2"]]}), "unexpected level"),
+        ({"signature_name": "nope", "instances": [1]}, 'Serving signature name: "nope" not found in signature def'),
+    ],
+)
+def test_bad_bodies(rest_target: str, body: Any, message: str) -> None:
+    status, answer = _predict(rest_target, body)
+    assert status == 400
+    assert set(answer) == {"error"}
+    assert message in answer["error"]
+
+
+def test_inputs_that_the_model_refuses(rest_target: str) -> None:
+    status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": [["1"]]}))
+    assert status == 400 and answer["error"]
+    status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "age": [1, 2, 3], "user_id": ["1", "2"]}))
+    assert status == 400 and answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/v1/models/nope:predict", 404, "Servable not found for request: Latest(nope)"),
+        ("POST", "/v1/models/recommender/versions/77:predict", 404, "Servable not found for request: Specific("),
+        ("POST", f"/v1/models/recommender/versions/{9**30}:predict", 400, "to numeric"),
+        ("POST", "/v1/models/recommender:guess", 400, "Malformed request: POST /v1/models/recommender:guess"),
+        ("GET", "/v1/models/nope", 404, "Could not find any versions of model nope"),
+        ("GET", "/v1/models/recommender/versions/77", 404, "Could not find version 77 of model recommender"),
+        ("GET", "/v1/models/nope/metadata", 404, "Servable not found for request: Latest(nope)"),
+        ("GET", "/v1/models", 400, "Missing model name in request."),
+        ("GET", "/v1/other", 400, "Malformed request: GET /v1/other"),
+        ("PUT", "/v1/models/recommender", 400, "Malformed request: PUT /v1/models/recommender"),
+    ],
+)
+def test_bad_paths(rest_target: str, method: str, path: str, status: int, message: str) -> None:
+    body = _recommend(instances=[_ROW]) if method == "POST" else None
+    found, answer = _call(rest_target, method, path, body)
+    assert (found, set(answer)) == (status, {"error"})
+    assert answer["error"].startswith(message) or message in answer["error"]
+
+
+def test_paths_outside_the_api_are_not_found(rest_target: str) -> None:
+    assert _call(rest_target, "GET", "/elsewhere")[0] == 404
+
+
+def test_one_connection_serves_many_requests_chunked_ones_too(rest_target: str) -> None:
+    connection = http.client.HTTPConnection(rest_target, timeout=30)
+    body = json.dumps(_recommend(instances=[_ROW])).encode()
+    connection.request("POST", _PREDICT, body)
+    plain = json.loads(connection.getresponse().read())
+    sock = connection.sock
+    connection.request("POST", _PREDICT, iter([body[:10], body[10:]]), encode_chunked=True)
+    assert json.loads(connection.getresponse().read()) == plain
+    connection.request("GET", "/v1/models/nope")
+    assert connection.getresponse().read()
+    connection.request("POST", _PREDICT, body)
+    assert json.loads(connection.getresponse().read()) == plain
+    assert connection.sock is sock
+    connection.close()
+
+
+def test_nonsense_on_the_socket_ends_that_connection_only(own_server: object, rest_target: str) -> None:
+    host, port = rest_target.split(":")
+    for nonsense in (
+        b"\x00\x01\x02\r\n\r\n",
+        b"POST /v1/models/recommender:predict HTTP/1.1\r\nContent-Length: -4\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(nonsense)
+            assert b"400" in connection.recv(65536)
+    assert _call(rest_target, "GET", "/v1/models/recommender")[0] == 200

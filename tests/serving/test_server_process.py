@@ -1,0 +1,132 @@
+"""`python -m serving.server` as others run it: its one line, its exit codes, its signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Stubs, push
+from contract_model import predict_request
+
+from serving.server import ModelServer, ServerStartError
+
+
+def _start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving.server", *(str(each) for each in arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_announces_itself_serves_and_drains_on_sigterm(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    push(exported(), tmp_path, 5)
+    process = _start("--model-dir", tmp_path, "--port", "0", "--rest-port", "0", "--model-name", "films")
+    try:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert set(line) == {"model", "version", "grpc", "rest"}
+        assert (line["model"], line["version"]) == ("films", 5)
+        host, _, port = line["rest"].partition(":")
+        socket.create_connection((host, int(port)), timeout=30).close()
+        stubs = Stubs(line["grpc"])
+        assert stubs.prediction.Predict(predict_request("recommend", model="films", user_id=["1"]), timeout=30)
+        done: list[int] = []
+        failures: list[grpc.RpcError] = []
+        refused = threading.Event()
+
+        def load() -> None:
+            request = predict_request("recommend", model="films", user_id=["1"] * 2000)
+            while not refused.is_set():
+                try:
+                    response = stubs.prediction.Predict(request, timeout=30)
+                    done.append(response.outputs["scores"].tensor_shape.dim[0].size)
+                except grpc.RpcError as error:
+                    failures.append(error)
+                    refused.set()
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        rest_of_stdout, log = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert rest_of_stdout == "", "one line and nothing else"
+        assert "SIGTERM: draining" in log and "unloaded" in log
+        assert done and set(done) == {2000}
+        # New calls are turned away, those under way are not cut off.
+        assert all(error.code() is grpc.StatusCode.UNAVAILABLE for error in failures), failures
+        stubs.channel.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_fail_fast_exits_1_with_one_error_line(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"junk")
+    process = _start("--model-dir", tmp_path, "--port", "0", "--rest-port", "0", "--fail-fast")
+    out, log = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    (line,) = [line for line in log.splitlines() if line.startswith("serving.server: error: ")]
+    assert line == log.splitlines()[-1]
+    assert "no version in" in line and "version 1 is END" in line and "saved_model.pb" in line
+
+
+@pytest.mark.parametrize("api", ["port", "rest-port"])
+def test_port_in_use_exits_2_at_once(tmp_path: Path, api: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = {"port": "0", "rest-port": "0", api: str(taken.getsockname()[1])}
+        process = _start("--model-dir", tmp_path, *(text for key in ports for text in (f"--{key}", ports[key])))
+        out, log = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    line = log.splitlines()[-1]
+    assert line.startswith("serving.server: error: cannot listen on 127.0.0.1:")
+    assert f"choose another with --{api}" in line
+
+
+def test_two_servers_never_share_a_port(own_server: ModelServer, tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match="for gRPC"):
+        ModelServer(tmp_path, port=own_server.port, rest_port=0).start()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model-dir", "/nonexistent/model"], "model folder /nonexistent/model does not exist"),
+        (["--model-dir", __file__], "is not a folder"),
+        (["--model-dir", os.curdir, "--port", "70000"], "'70000' is not a port"),
+        ([], "--model-dir"),
+    ],
+)
+def test_wrong_options_exit_2_before_tensorflow_is_imported(arguments: list[str], message: str) -> None:
+    started = time.monotonic()
+    process = _start(*arguments)
+    out, log = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert message in log.splitlines()[-1]
+    assert time.monotonic() - started < 3.0
+
+
+def test_only_loopback_is_bound_unless_told_otherwise(own_server: ModelServer) -> None:
+    assert own_server.host == "127.0.0.1"
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", own_server.rest_port), timeout=2)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", own_server.port), timeout=2)
