@@ -24,16 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 RUNTIME = VENV / "glibc"
-STAMP = VENV / ".tandem-environment"
+# What the environment was made from; absent or different means that it has to be made again.
+PACKAGES_STAMP = VENV / ".tandem-packages"
+PROJECTS_STAMP = VENV / ".tandem-projects"
 TOOLS_LOCK = ROOT / "environment" / "tools.lock"
 PACKAGES_LOCK = ROOT / "requirements.lock"
-INPUTS = (
-    TOOLS_LOCK,
-    PACKAGES_LOCK,
-    ROOT / "pyproject.toml",
-    ROOT / "serving" / "client" / "pyproject.toml",
-    Path(__file__).resolve(),
-)
+PROJECTS = (ROOT, ROOT / "serving" / "client")
+
+# To be raised when this script makes the environment in another way.
+RECIPE = 1
 
 NEEDED_GLIBC = (2, 39)
 # Releases whose successor has a glibc that is new enough, by the codename apt knows them by.
@@ -49,13 +48,16 @@ class SetupError(Exception):
     """A reason why the environment cannot be made; its text ends with what to do about it."""
 
 
-def fingerprint() -> str:
-    """Everything the environment depends on, as one hash: files, interpreter and place."""
-    digest = hashlib.sha256()
-    for path in INPUTS:
+def fingerprint(*paths: Path) -> str:
+    """What a part of the environment depends on, as one hash: files, interpreter and place."""
+    digest = hashlib.sha256(f"{RECIPE} {sys.version} {os.path.realpath(sys.executable)} {VENV}".encode())
+    for path in paths:
         digest.update(path.read_bytes())
-    digest.update(f"{sys.version}{os.path.realpath(sys.executable)}{VENV}".encode())
     return digest.hexdigest()
+
+
+def is_current(stamp: Path, wanted: str) -> bool:
+    return stamp.is_file() and stamp.read_text() == wanted
 
 
 def check_platform() -> None:
@@ -209,8 +211,8 @@ def installer_environment() -> dict[str, str]:
     return env
 
 
-def install() -> None:
-    """Makes `.venv` from nothing; its stamp is written last, so that a broken attempt is never taken for a good one."""
+def install_packages() -> None:
+    """Makes `.venv` from nothing, with everything but Tandem itself."""
     shutil.rmtree(VENV, ignore_errors=True)
     say("making .venv (first time: about 1 GB to download, 3 GB on disk)")
     run(sys.executable, "-m", "venv", "--copies", VENV)
@@ -220,13 +222,20 @@ def install() -> None:
         say("this system's glibc is older than 2.39: putting a newer one inside .venv")
         unpack_newer_glibc()
         use_newer_glibc()
-    uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--no-config", "--python", python]
     say("installing the packages of requirements.lock")
     # Some machines forbid Python to write bytecode; importing TFX then takes half a minute in every process.
-    run(*uv, "--require-hashes", "--compile-bytecode", "-r", PACKAGES_LOCK, env=env)
-    run(*uv, "--no-deps", "--no-build-isolation", "-e", ROOT, "-e", ROOT / "serving" / "client", env=env)
-    STAMP.write_text(fingerprint())
+    run(*uv_install(), "--require-hashes", "--compile-bytecode", "-r", PACKAGES_LOCK, env=env)
+
+
+def install_projects() -> None:
+    """Installs Tandem and its client as they stand here, so that a change needs no new installation."""
+    editable = [part for project in PROJECTS for part in ("-e", project)]
+    run(*uv_install(), "--no-deps", "--no-build-isolation", *editable, env=installer_environment())
     say("ready: .venv/bin/tandem --help")
+
+
+def uv_install() -> list[str | Path]:
+    return [VENV / "bin" / "uv", "pip", "install", "--quiet", "--no-config", "--python", VENV / "bin" / "python"]
 
 
 def say(message: str) -> None:
@@ -238,8 +247,15 @@ def main() -> int:
         check_platform()
         with open(ROOT / ".venv.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (STAMP.is_file() and STAMP.read_text() == fingerprint()):
-                install()
+            # A stamp is written last, so that a broken attempt is never taken for a good one.
+            packages = fingerprint(TOOLS_LOCK, PACKAGES_LOCK)
+            if not is_current(PACKAGES_STAMP, packages):
+                install_packages()
+                PACKAGES_STAMP.write_text(packages)
+            projects = fingerprint(*(project / "pyproject.toml" for project in PROJECTS))
+            if not is_current(PROJECTS_STAMP, projects):
+                install_projects()
+                PROJECTS_STAMP.write_text(projects)
     except SetupError as error:
         say(f"failed: {error}")
         return 1

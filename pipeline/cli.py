@@ -186,23 +186,28 @@ def demo(
     console = Console(highlight=False)
     write_movielens(data)
     console.print(f"[bold]1. Data[/bold]       MovieLens-100K in {data}")
-    console.print(f"[bold]2. Pipeline[/bold]   tandem run {schema_dir} --data {data} --workdir {workdir}")
+    console.print(
+        f"[bold]2. Pipeline[/bold]   tandem run {schema_dir} --data {data} --workdir {workdir}", soft_wrap=True
+    )
     result = run_recipe(schema_dir, data, workdir)
     _print_result(result)
     if not result.pushed_model:
         raise typer.Exit(NOT_BLESSED)
     model_dir = Path(result.pushed_model).parent
-    console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {_short(model_dir)}")
+    console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {_short(model_dir)}", soft_wrap=True)
     with serving(model_dir, DEFAULT_MODEL) as target, Recommender(target, model=DEFAULT_MODEL) as client:
         console.print("[bold]4. Asking[/bold]     over TensorFlow Serving's gRPC API\n")
         for user in ("42", "196", "somebody new"):
             print_recommendations(client.recommend(user, k=10))
     console.print(
-        "The server is stopped. What to type next:\n"
-        f"  .venv/bin/tandem serve --model-dir {_short(model_dir)}      serve it again\n"
-        "  .venv/bin/tandem recommend --user 42                             ask it, from another terminal\n"
-        "  .venv/bin/tandem run schemas/movielens --set model.embedding_dim=32   change a line of the recipe\n"
-        "  README.md, 'Your own CSVs'                                       bring your own data"
+        "The server is stopped. What to type next:\n\n"
+        "  [dim]# serve the model again, and ask it from another terminal[/dim]\n"
+        f"  .venv/bin/tandem serve --model-dir {_short(model_dir)}\n"
+        "  .venv/bin/tandem recommend --user 42\n\n"
+        "  [dim]# change a line of the recipe (or edit it), and see whether the new model may replace the old one[/dim]\n"
+        f"  .venv/bin/tandem run {schema_dir} --set model.embedding_dim=32\n\n"
+        "  [dim]# your own CSVs: README.md says how[/dim]",
+        soft_wrap=True,
     )
 
 
@@ -238,7 +243,7 @@ def _print_result(result: RunResult) -> None:
     rows = result.rows
     console.print(
         f"\n{rows['read']:,} rows: {rows['train']:,} train, {rows['eval']:,} eval, {rows['rejected']:,} rejected; "
-        f"{rows['catalogue']:,} items. {result.seconds:.0f} s in all, "
+        f"{rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -257,14 +262,16 @@ def _print_result(result: RunResult) -> None:
         )
     console.print(table)
     if result.pushed_model:
-        console.print(f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n")
+        console.print(
+            f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n", soft_wrap=True
+        )
         return
     console.print("[red bold]Not blessed[/red bold]: nothing was pushed; what is being served stays as it is.")
     for bound in result.verdict.failures():
-        console.print(f"  {bound}")
+        console.print(f"  {bound}", soft_wrap=True)
     if result.not_servable:
-        console.print(f"  The model cannot be served: {result.not_servable}")
-    console.print(f"  The gates are in the recipe under 'gates'. Log: {_short(Path(result.log))}\n")
+        console.print(f"  The model cannot be served: {result.not_servable}", soft_wrap=True)
+    console.print(f"  The gates are in the recipe under 'gates'. Log: {_short(Path(result.log))}\n", soft_wrap=True)
 
 
 def _as_json(result: RunResult) -> dict[str, Any]:

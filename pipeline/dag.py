@@ -120,6 +120,7 @@ def create_pipeline(
         examples=example_gen.outputs["examples"],
         settings=Settings(user_id=columns.user_id, item_id=columns.item_id),
     )
+    infra_validator.add_upstream_node(evaluator)
 
     pusher = Pusher(
         model=trainer.outputs["model"],

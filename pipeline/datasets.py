@@ -46,13 +46,14 @@ def write_movielens(out: Path) -> bool:
         DatasetError: The wheel cannot be fetched or holds other data than expected, or `out` has files in the way.
     """
     there = [name for name in MOVIELENS_COLUMNS if (out / name).exists()]
-    if len(there) == len(MOVIELENS_COLUMNS):
+    absent = [name for name in MOVIELENS_COLUMNS if name not in there]
+    if not absent:
         for name in there:
             _check_count(out / name)
         return False
     if there:
         raise DatasetError(
-            f"{out}: {', '.join(there)} is there and {', '.join(sorted(MOVIELENS_COLUMNS.keys() - set(there)))} is not; "
+            f"{out}: {', '.join(there)} is there and {', '.join(absent)} is not; "
             "all three files were wanted, or none. Remove what is there, or name another folder."
         )
     if out.exists() and not out.is_dir():
@@ -77,8 +78,9 @@ def write_movielens(out: Path) -> bool:
 
 def _fetch(lock: Path, folder: Path, out: Path) -> Path:
     """Downloads the one wheel that `lock` pins; pip refuses one with another hash."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-input", "--no-deps",
-               "--only-binary", ":all:", "--require-hashes", "-r", str(lock), "--dest", str(folder)]  # fmt: skip
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-input",
+               "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(lock),
+               "--dest", str(folder)]  # fmt: skip
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if answer.returncode or len(wheels) != 1:

@@ -16,6 +16,7 @@ import pydantic
 import yaml
 from google.protobuf import text_format
 from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 RECIPE_FILE = "recipe.yaml"
@@ -38,7 +39,19 @@ class RecipeError(BadInput):
 class Section(pydantic.BaseModel):
     """A part of the recipe. Unknown keys are errors, and nothing changes after validation."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_switches(cls, values: Any) -> Any:
+        # Not strict, because YAML 1.1 reads 1e-3 as text; but `true` must not pass for 1.
+        for name, field in cls.model_fields.items():
+            found = values.get(name) if isinstance(values, dict) else None
+            if isinstance(found, bool) and field.annotation is not bool:
+                raise PydanticCustomError("switch", "a number or text was wanted", {"key": name})
+        return values
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -343,6 +356,25 @@ class Recipe(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _features_are_known_when_asked(self) -> Recipe:
+        parts = self.data.columns
+        forbidden: dict[str, dict[str | None, str]] = {
+            "query": {parts.label: "the label", parts.item_id: "the item"},
+            "candidate": {parts.label: "the label", parts.user_id: "the user", parts.timestamp: "the time"},
+        }
+        towers: dict[str, tuple[Feature, ...]] = {
+            "query": self.features.query, "candidate": self.features.candidate
+        }  # fmt: skip
+        for tower, features in towers.items():
+            for index, feature in enumerate(features):
+                if feature.column in forbidden[tower]:
+                    raise ValueError(
+                        f"features.{tower}.{index} looks at {feature.column!r}, {forbidden[tower][feature.column]}, "
+                        f"which the {tower} tower cannot know when it is asked; drop the feature"
+                    )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _features_have_a_source(self) -> Recipe:
         if self.features.candidate and self.data.sources.items is None:
             for feature in self.features.candidate:
@@ -373,20 +405,20 @@ class Recipe(Section):
             serving=self.serving,
         )
 
-    def columns(self) -> dict[str, tuple[str, tuple[ColumnType, ...]]]:
-        """Every column the recipe reads: the key that names it, and the types it may have."""
+    def columns(self) -> list[tuple[str, str, tuple[ColumnType, ...]]]:
+        """Every use of a column: its name, the key that names it, and the types it may have there."""
         parts = self.data.columns
-        named: dict[str, tuple[str, tuple[ColumnType, ...]]] = {
-            parts.user_id: ("data.columns.user_id", STRINGS),
-            parts.item_id: ("data.columns.item_id", STRINGS),
-            parts.label: ("data.columns.label", NUMBERS),
-        }
+        used: list[tuple[str, str, tuple[ColumnType, ...]]] = [
+            (parts.user_id, "data.columns.user_id", STRINGS),
+            (parts.item_id, "data.columns.item_id", STRINGS),
+            (parts.label, "data.columns.label", NUMBERS),
+        ]
         if parts.timestamp is not None:
-            named[parts.timestamp] = ("data.columns.timestamp", ("INT",))
+            used.append((parts.timestamp, "data.columns.timestamp", ("INT",)))
         for tower, features in (("query", self.features.query), ("candidate", self.features.candidate)):
             for index, feature in enumerate(features):
-                named.setdefault(feature.column, (f"features.{tower}.{index}.column", feature.types))
-        return named
+                used.append((feature.column, f"features.{tower}.{index}.column", feature.types))
+        return used
 
 
 class TrainerRecipe(Section):
@@ -424,11 +456,15 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        lines = _lines(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # PyYAML raises a plain ValueError for dates that do not exist.
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or node is None:
         raise RecipeError(f"{path}: holds {type(values).__name__}, a mapping of keys was wanted")
-    lines = _lines(node)
     overridden = {}
     for override in overrides:
         key = _override(values, override)
@@ -436,7 +472,8 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except pydantic.ValidationError as error:
-        raise RecipeError("\n".join(_problem(path, lines, overridden, entry) for entry in error.errors())) from None
+        problems = [_problem(path, lines, overridden, values, entry) for entry in error.errors()]
+        raise RecipeError("\n".join(problems)) from None
 
 
 def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
@@ -456,7 +493,7 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
         raise RecipeError(f"{path}: not a TensorFlow Metadata schema: {error}") from error
     types = column_types(schema)
     problems = []
-    for column, (key, allowed) in recipe.columns().items():
+    for column, key, allowed in recipe.columns():
         if column not in types:
             problems.append(
                 f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}"
@@ -478,16 +515,24 @@ def column_types(schema: schema_pb2.Schema) -> dict[str, ColumnType]:
 
 
 def _lines(node: yaml.Node, key: Key = ()) -> dict[Key, int]:
-    """The line (from 1) on which each key of a YAML document stands."""
+    """The line (from 1) on which each key of a YAML document stands; a key that stands twice is an error."""
     found = {key: node.start_mark.line + 1}
-    children: Iterable[tuple[str | int, yaml.Node, int]] = ()
+    children: list[tuple[str | int, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        children = [(str(name.value), child, name.start_mark.line + 1) for name, child in node.value]
+        children = [(str(name.value), child, name) for name, child in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        children = [(index, child, child.start_mark.line + 1) for index, child in enumerate(node.value)]
-    for name, child, line in children:
-        found.update(_lines(child, (*key, name)))
-        found[(*key, name)] = line
+        children = [(index, child, child) for index, child in enumerate(node.value)]
+    for name, child, place in children:
+        here = (*key, name)
+        if isinstance(node, yaml.MappingNode) and not place.tag.endswith((":str", ":merge")):
+            raise yaml.MarkedYAMLError(problem=f"the key {place.value!r} is not text", problem_mark=place.start_mark)
+        if here in found:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {'.'.join(map(str, here))} stands here and on line {found[here]}; keep one of them",
+                problem_mark=place.start_mark,
+            )
+        found.update(_lines(child, here))
+        found[here] = place.start_mark.line + 1
     return found
 
 
@@ -498,9 +543,9 @@ def _override(values: dict[str, Any], override: str) -> Key:
         raise RecipeError(f"--set {override}: key=value was wanted, for example --set model.embedding_dim=32")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
-    parts: list[Any] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    parts: list[Any] = [int(part) if part.isdecimal() else part for part in dotted.split(".")]
     place: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -520,40 +565,96 @@ def _override(values: dict[str, Any], override: str) -> Key:
     return tuple(parts)
 
 
-def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], entry: Any) -> str:
+def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], values: Any, entry: Any) -> str:
     """One validation error in words: where, what was found, what was wanted."""
-    # pydantic puts the tag of a tagged union (a feature's or a split's kind) into the key; the file has no such key.
-    key: Key = ()
-    for part in entry["loc"]:
-        if (*key, part) in lines or entry["type"] in ("missing", "extra_forbidden") or part not in _KINDS:
-            key = (*key, part)
-    key = tuple(part for part in key if part not in _KINDS or (key in lines))
-    dotted = ".".join(map(str, key))
-    if key in overridden:
-        where = f"--set {overridden[key]}"
-    else:
-        at = key
-        while at and at not in lines:
-            at = at[:-1]
-        where = f"{path}:{lines[at]}"
-    if entry["type"] == "extra_forbidden":
-        return f"{where}: {dotted}: unknown key{_did_you_mean(str(key[-1]), _known_keys(entry['loc']))}"
-    if entry["type"] == "missing":
-        return f"{where}: {dotted}: this key is missing; it has no default"
+    location, kind, found = entry["loc"], entry["type"], entry["input"]
+    key = _without_tags(location, values)
     message = str(entry["msg"]).removeprefix("Value error, ")
-    found = "" if isinstance(entry["input"], dict | Section) else f" (found {entry['input']!r})"
-    return f"{where}: {dotted}: {message}{found}" if dotted else f"{where}: {message}"
+    if kind == "union_tag_not_found":
+        close = difflib.get_close_matches("kind", map(str, found), n=1, cutoff=0.5) if isinstance(found, dict) else []
+        key = (*key, *close)
+        message = "unknown key; did you mean 'kind'?" if close else "the key 'kind' is missing"
+        message += f"; it is one of {', '.join(_kinds(_annotation(location)))}"
+    elif kind == "union_tag_invalid":
+        key, found, choices = (*key, "kind"), found["kind"], _kinds(_annotation(location))
+        message = f"one of {', '.join(choices)} was wanted{_did_you_mean(str(found), choices)}"
+    elif kind == "extra_forbidden":
+        message = f"unknown key{_did_you_mean(str(key[-1]), _known_keys(location))}"
+    elif kind == "missing":
+        message = "this key is missing; it has no default"
+    elif kind == "switch":
+        key, found = (*key, entry["ctx"]["key"]), found[entry["ctx"]["key"]]
+    elif kind in _WANTED:
+        message = f"{_WANTED[kind]} was wanted"
+    where = _where(path, lines, overridden, key)
+    dotted = f"{'.'.join(map(str, key))}: " if key else ""
+    shown = isinstance(found, dict | Section) or kind in ("extra_forbidden", "missing", "union_tag_not_found")
+    return f"{where}: {dotted}{message}" + ("" if shown else f" (found {found!r})")
 
 
-_KINDS = {"id", "categorical", "text", "multi_value", "buckets", "normalized", "random", "time"}
+# What pydantic calls by Python's names.
+_WANTED = {
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "tuple_type": "a list",
+    "too_short": "a list of at least one",
+}
+
+
+def _without_tags(location: Key, values: Any) -> Key:
+    """The key as the recipe writes it: pydantic adds the `kind` of a feature or a split as one more level."""
+    key: Key = ()
+    place = values
+    for depth, part in enumerate(location):
+        if isinstance(place, dict) and place.get("kind") == part and depth + 1 < len(location):
+            continue
+        key = (*key, part)
+        try:
+            place = place[part]
+        except (KeyError, IndexError, TypeError):
+            place = None
+    return key
+
+
+def _where(path: Path, lines: dict[Key, int], overridden: dict[Key, str], key: Key) -> str:
+    """The `--set` that gave `key`, or its line in the file with each `--set` that changed something below it."""
+    for depth in range(len(key), 0, -1):
+        if key[:depth] in overridden:
+            return f"--set {overridden[key[:depth]]}"
+    below = [f"--set {text}" for other, text in overridden.items() if other[: len(key)] == key]
+    if key not in lines and below:
+        return below[0]
+    at = key
+    while at and at not in lines:
+        at = at[:-1]
+    return " with ".join([f"{path}:{lines[at]}", *below])
+
+
+def _annotation(location: Key) -> Any:
+    """The type that the recipe has at `location`."""
+    annotation: Any = Recipe
+    for part in location:
+        annotation = _descend(annotation, part)
+    return annotation
+
+
+def _kinds(annotation: Any) -> list[str]:
+    """The values `kind` may have in a tagged union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return list(get_args(annotation.model_fields["kind"].annotation))
+    return [kind for choice in get_args(annotation) for kind in _kinds(choice)]
 
 
 def _known_keys(location: Sequence[str | int]) -> set[str]:
     """The keys that may stand where the unknown key at `location` stands."""
-    annotation: Any = Recipe
-    for part in location[:-1]:
-        annotation = _descend(annotation, part)
-    return set(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else set()
+    return _fields(_annotation(tuple(location[:-1])))
+
+
+def _fields(annotation: Any) -> set[str]:
+    """The keys of a section, given or optional."""
+    if isinstance(annotation, type):
+        return set(annotation.model_fields) if issubclass(annotation, Section) else set()
+    return {name for choice in get_args(annotation) for name in _fields(choice)}
 
 
 def _descend(annotation: Any, part: str | int) -> Any:

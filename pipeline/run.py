@@ -110,10 +110,14 @@ def _run(
     console = Console(file=terminal)
     start = time.monotonic()
     with Progress(console, 0).step("starting TensorFlow and TFX"):
+        from pipeline.dag import create_pipeline  # noqa: I001  (decides on Keras before TFX imports TensorFlow)
+        from absl import logging
         from tfx import v1 as tfx
 
-        from pipeline.dag import create_pipeline
         from pipeline.runners import local
+
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
 
     dag = create_pipeline(
         recipe,
@@ -136,6 +140,7 @@ def _run(
     except local.ComponentError as error:
         progress.failed(error.component, error.seconds)
         cause = error.__cause__
+        logging.error("%s failed", error.component, exc_info=cause)
         if isinstance(cause, BadInput):
             raise type(cause)(f"{error.component}: {cause}") from error
         raise ComponentFailure(
@@ -143,6 +148,9 @@ def _run(
             f"The whole story is at the end of {folder / 'log.txt'}. Components before it are cached: mend the cause "
             "and type the same command again, and the run goes on from there."
         ) from cause
+    finally:
+        # What comes after the run is for people, not for the log.
+        logging.set_verbosity(logging.WARNING)
     return _result(recipe, run_id, folder, components, time.monotonic() - start)
 
 

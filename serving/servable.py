@@ -78,8 +78,7 @@ class _Signature:
             raise ServingError(code_from_number(error.error_code), error.message) from error
         for alias, value in zip(fetched_aliases, values, strict=True):
             if alias in wanted:
-                tensor = tensor_proto.from_ndarray(value, self._definition.outputs[alias].dtype)
-                response.outputs[alias].CopyFrom(tensor)
+                tensor_proto.fill(response.outputs[alias], value, self._definition.outputs[alias].dtype)
 
     def _feeds(self, request: predict_pb2.PredictRequest) -> list[tensor_proto.Array]:
         """Inputs in the executor's order, defaults filled in, dtype and shape checked against the signature."""

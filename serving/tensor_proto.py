@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.status import ServingError, invalid_argument
 
@@ -83,10 +83,11 @@ def to_ndarray(alias: str, tensor: tensor_pb2.TensorProto) -> Array:
     return flat.reshape(shape)
 
 
-def from_ndarray(value: Any, dtype: int) -> tensor_pb2.TensorProto:
-    """Encodes one output.
+def fill(tensor: tensor_pb2.TensorProto, value: Any, dtype: int) -> None:
+    """Encodes one output into an empty tensor.
 
     Args:
+        tensor: gets dtype, shape and values; in place, since a large answer is not worth a second copy.
         value: what the session returned for it: an array or a scalar; strings as bytes in an object array.
         dtype: the output's `DataType` in the signature.
 
@@ -97,16 +98,13 @@ def from_ndarray(value: Any, dtype: int) -> tensor_pb2.TensorProto:
     if field is None:
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, f"Output of dtype {dtype_name(dtype)} cannot be returned")
     array = np.asarray(value, dtype=field.dtype)
-    tensor = tensor_pb2.TensorProto(
-        dtype=dtype,
-        tensor_shape=tensor_shape_pb2.TensorShapeProto(
-            dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in array.shape]
-        ),
-    )
+    tensor.dtype = dtype
+    tensor.tensor_shape.SetInParent()  # a scalar's shape has no dimension, but it is there
+    for size in array.shape:
+        tensor.tensor_shape.dim.add().size = size
     if dtype == types_pb2.DT_HALF:
         array = array.view(np.uint16)
     getattr(tensor, field.name).extend(array.ravel().tolist())
-    return tensor
 
 
 def _from_values(alias: str, tensor: tensor_pb2.TensorProto, field: _Field, elements: int) -> Array:

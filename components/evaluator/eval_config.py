@@ -8,42 +8,42 @@ import tensorflow_model_analysis as tfma
 from google.protobuf import wrappers_pb2
 from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
+from components.evaluator.metrics import EXAMPLE_COUNT, RecommenderMetric
 from pipeline.recipe import METRICS, Gate
 
 SIGNATURE = "evaluate"
-RATING_OUTPUT = "rating"
 
 # TFMA's floats are compared exactly; a change of nothing must pass `may_drop: 0`.
 ROUNDING = 1e-9
 
-_RATING_METRICS = {"rmse": "RootMeanSquaredError", "mae": "MeanAbsoluteError"}
-
 
 def eval_config(gates: Sequence[Gate], label: str) -> tfma.EvalConfig:
-    """Every metric Tandem knows, with the thresholds of `gates`.
-
-    The hits are 0 or 1 for each example, so their mean prediction is the top-k accuracy.
-    """
-    gated = {gate.metric: gate for gate in gates}
-    specs: dict[str, list[tfma.MetricConfig]] = {}
-    for metric in METRICS:
-        rating = metric in _RATING_METRICS
-        output = RATING_OUTPUT if rating else metric.replace("_accuracy", "_hit")
-        config = tfma.MetricConfig(
-            class_name=_RATING_METRICS[metric] if rating else "MeanPrediction",
-            config=f'{{"name": "{metric}"}}',
-            threshold=_threshold(gated[metric]) if metric in gated else None,
+    """Every metric Tandem knows, with the thresholds of `gates`."""
+    thresholds = {gate.metric: _threshold(gate) for gate in gates}
+    metrics = [
+        tfma.MetricConfig(
+            class_name=RecommenderMetric.__name__,
+            module=RecommenderMetric.__module__,
+            config=f'{{"name": "{name}"}}',
+            threshold=thresholds.get(name),
         )
-        specs.setdefault(output, []).append(config)
-    specs[RATING_OUTPUT].append(tfma.MetricConfig(class_name="ExampleCount"))
+        for name in (*METRICS, EXAMPLE_COUNT)
+    ]
     models = [
-        tfma.ModelSpec(name=name, signature_name=SIGNATURE, label_key=label, is_baseline=name == "baseline")
+        # With a type, TFMA need not load the model once more to find out that it is not a Keras one.
+        tfma.ModelSpec(
+            name=name,
+            model_type=tfma.TF_GENERIC,
+            signature_name=SIGNATURE,
+            label_key=label,
+            is_baseline=name == "baseline",
+        )
         for name in ("candidate", "baseline")
     ]
     return tfma.EvalConfig(
         model_specs=models,
         slicing_specs=[tfma.SlicingSpec()],
-        metrics_specs=[tfma.MetricsSpec(output_names=[output], metrics=metrics) for output, metrics in specs.items()],
+        metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
     )
 
 

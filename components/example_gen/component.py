@@ -42,7 +42,7 @@ class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ig
             input_base: The folder that the recipe's file patterns are relative to.
             data: The recipe's data section. Patterns may hold TFX's {SPAN}, {VERSION} and date placeholders.
             schema: The curated schema; every feature in it becomes a feature of the examples.
-            code_version: Changes whenever this component's code does, so that cached results of older code are not used.
+            code_version: Changes whenever this component's code does, so that results of older code are not reused.
         """
         # To TFX's driver a table is an input split: it fingerprints the files of each and resolves spans and versions.
         tables = [

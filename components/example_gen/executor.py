@@ -44,6 +44,7 @@ from pipeline.recipe import Data, RandomSplit, TimeSplit
 REJECTED = "rejected"
 """Folder beside the splits with the rejected rows as JSON lines: table, file, line, reason and row."""
 
+_SCRATCH = ".partial"
 _PLACES_SHOWN = 5
 _CATALOGUE_BATCH = 1 << 15
 
@@ -89,7 +90,7 @@ class Report:
 class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused-ignore]
     """Writes the splits `train`, `eval` and `catalogue`, and the rejected rows beside them."""
 
-    def Do(
+    def Do(  # noqa: N802  (TFX calls it so)
         self,
         input_dict: dict[str, list[types.Artifact]],
         output_dict: dict[str, list[types.Artifact]],
@@ -109,7 +110,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         self._log_startup(input_dict, output_dict, exec_properties)
         artifact = artifact_utils.get_single_instance(output_dict[standard_component_specs.EXAMPLES_KEY])
         data, schema = decode_config(exec_properties[standard_component_specs.CUSTOM_CONFIG_KEY])
-        scratch = os.path.join(artifact.uri, ".partial")
+        scratch = os.path.join(artifact.uri, _SCRATCH)
+        _clear(artifact.uri)  # of what an interrupted attempt may have left
         fileio.makedirs(scratch)
         try:
             sources = inspect_sources(_find_files(exec_properties, data), data, schema, _open)
@@ -117,11 +119,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
             _check(reports, data)
             artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
             _publish(reports, artifact)
+            fileio.rmtree(scratch)
         except BaseException:
-            for name in fileio.listdir(artifact.uri):
-                _remove(os.path.join(artifact.uri, name))
+            _clear(artifact.uri)
             raise
-        _remove(scratch)
         _describe(reports, artifact, exec_properties)
         logging.info("Examples generated.")
 
@@ -378,8 +379,8 @@ def _check(reports: Sequence[Report], data: Data) -> None:
         if not counts[f"rows_{split}"]:
             good = f"{counts['rows_read'] - counts['rows_rejected']:,} good rows of interactions"
             if isinstance(data.split, TimeSplit):
-                raise DataError(f"data.split: all {good} have the same timestamp, so a split by time leaves {split} empty. "
-                                "Split at random instead, or give more rows.")  # fmt: skip
+                raise DataError(f"data.split: all {good} have the same timestamp, so a split by time leaves "
+                                f"{split} empty. Split at random instead, or give more rows.")  # fmt: skip
             raise DataError(f"data.split: none of the {good} is in {split}; at least one was wanted. "
                             "Give more rows, another eval_fraction or another seed.")  # fmt: skip
 
@@ -445,8 +446,9 @@ def _files(shards: Sequence[tuple[str, Shard]]) -> dict[str, str]:
     return {name: shard.path for name, shard in shards if shard.rows}
 
 
-def _remove(path: str) -> None:
-    if fileio.isdir(path):
-        fileio.rmtree(path)
-    else:
-        fileio.remove(path)
+def _clear(folder: str) -> None:
+    """Removes everything this executor writes."""
+    for name in (*(f"Split-{split}" for split in SPLITS), REJECTED, _SCRATCH):
+        path = os.path.join(folder, name)
+        if fileio.isdir(path):
+            fileio.rmtree(path)

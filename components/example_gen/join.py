@@ -80,6 +80,7 @@ def _refuse_duplicate(table: Table, keys: pa.Array, parts: Sequence[LookupPart])
             first = seen[key]
             raise DataError(
                 f"{files[row]}:{lines[row]}: {table.key}: found {shown(str(key))} again; it stands at "
-                f"{files[first]}:{lines[first]} already, and each key of {table.name} may stand once. Remove one of the rows."
+                f"{files[first]}:{lines[first]} already, and each key of {table.name} may stand once. "
+                "Remove one of the rows."
             )
         seen[key] = row

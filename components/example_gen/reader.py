@@ -1,4 +1,4 @@
-"""Reads CSVs: the one place that does. A file goes by in blocks of whole records, so memory does not grow with the file.
+"""Reads CSVs: the one place that does. A file goes by in blocks of whole records, so memory does not grow with it.
 
 Each block is parsed by pyarrow into strings. Beside that, the block is cut into records here, because pyarrow neither
 counts lines nor keeps the text of a row, and a rejected row must be named by its line and kept whole.
@@ -279,8 +279,8 @@ def _records(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[Block]:
         ends, breaks, quote_open = find_records(data, last)
         if last and quote_open:
             at = line + int(np.searchsorted(breaks, int(ends[-2]) if len(ends) > 1 else 0))
-            raise DataError(f"{file}:{at}: a quote that opens in this row is never closed, so the file's last rows cannot "
-                            'be told apart. Close it, or write a quote inside a quoted field as "".')  # fmt: skip
+            raise DataError(f"{file}:{at}: a quote that opens in this row is never closed, so the last rows "
+                            'cannot be told apart. Close it, or write a quote inside quotes as "".')  # fmt: skip
         whole = int(ends[-1]) if len(ends) else 0
         breaks = breaks[: np.searchsorted(breaks, whole)]
         rest = data[whole:]

@@ -1,4 +1,4 @@
-"""Decides, from the CSVs' headers, which table gives which column: what the executor and the check before a run share."""
+"""Decides, from the CSVs' headers, which table gives which column; the executor and the check before a run share it."""
 
 from __future__ import annotations
 
@@ -109,8 +109,9 @@ def no_file(table: str, pattern: str, folder: str = "", there: Sequence[str] = (
     """The error for a pattern that matches nothing."""
     place = f" in {folder}" if folder else ""
     listing = f" Files there: {', '.join(there[:10])}{', …' if len(there) > 10 else ''}." if there else ""
-    return DataError(f"data.sources.{table}.files: no file matches {pattern!r}{place}{did_you_mean(pattern, there)}.{listing} "
-                     "Put the file there, or correct the pattern in the recipe.".replace("?.", "?"))  # fmt: skip
+    close = did_you_mean(pattern, there) or "."
+    return DataError(f"data.sources.{table}.files: no file matches {pattern!r}{place}{close}{listing} "
+                     "Put the file there, or correct the pattern in the recipe.")  # fmt: skip
 
 
 def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_pb2.Schema) -> Sources:
@@ -123,8 +124,8 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
         )
     keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
     if keys.get(ITEMS, data.columns.item_id) != data.columns.item_id:
-        raise DataError(f"data.sources.items.key is {keys[ITEMS]!r}, but data.columns.item_id is {data.columns.item_id!r}; "
-                        "the catalogue needs one name for both.")  # fmt: skip
+        raise DataError(f"data.sources.items.key is {keys[ITEMS]!r}, but data.columns.item_id is "
+                        f"{data.columns.item_id!r}; the catalogue needs one name for both.")  # fmt: skip
     givers = _givers(headers, types, keys)
     for name in _required(data):
         if INTERACTIONS not in givers.get(name, ()):
@@ -159,7 +160,7 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
 def _givers(
     headers: Mapping[str, Sequence[Header]], types: Mapping[str, ColumnType], keys: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """For each feature of the schema, the tables that have it as a column; a lookup's key comes from the interactions."""
+    """For each feature of the schema, the tables that have it as a column; the interactions give the keys."""
     givers: dict[str, list[str]] = {}
     for table, files in headers.items():
         for column in {name: None for header in files for name in header.names}:

@@ -99,9 +99,9 @@ class Timestamps:
     def cut(self, eval_fraction: float) -> int:
         """The timestamp from which on rows are `eval`: the one that puts closest to `eval_fraction` of them there.
 
-        Rows with the same timestamp always land together. With more than `SUMMARY_SIZE` distinct timestamps the fraction
-        is met within about a thousandth; the order of train before eval always holds exactly. With fewer than two
-        distinct timestamps there is nothing to cut, and every row is `eval`.
+        Rows with the same timestamp always land together. With more than `SUMMARY_SIZE` distinct timestamps the
+        fraction is met within about a thousandth; the order of train before eval always holds exactly. With fewer than
+        two distinct timestamps there is nothing to cut, and every row is `eval`.
         """
         if len(self.starts) < 2:
             return int(np.iinfo(np.int64).min)

@@ -65,8 +65,8 @@ def _transform(column: tf.SparseTensor, feature: AnyFeature) -> tf.Tensor | tf.S
             words = _split_words(_dense(column, ""))
             return _indices(words, feature.name, min_count=feature.min_count, size=feature.vocabulary_size)
         case MultiValue():
-            values = tf.strings.split(_dense(column, ""), sep=feature.separator).to_sparse()
-            return _indices(_without_empty(values), feature.name, min_count=feature.min_count)
+            values = _split(_dense(column, ""), feature.separator)
+            return _indices(values, feature.name, min_count=feature.min_count)
         case Buckets():
             return _dense(_buckets(column, feature), 0)
         case Normalized():
@@ -99,12 +99,17 @@ def _indices(column: tf.SparseTensor, name: str, *, min_count: int = 1, size: in
 
 
 def _split_words(text: tf.Tensor) -> tf.SparseTensor:
-    words = tf.strings.regex_replace(tf.strings.lower(text, encoding="utf-8"), r"[^\pL\pN]+", " ")
-    return _without_empty(tf.strings.split(words).to_sparse())
+    # Marks belong to their letters: most words of Hindi and Thai, and accents written apart, have some.
+    words = tf.strings.regex_replace(tf.strings.lower(text, encoding="utf-8"), r"[^\pL\pM\pN]+", " ")
+    return _split(words, " ")
 
 
-def _without_empty(values: tf.SparseTensor) -> tf.SparseTensor:
-    return tf.sparse.retain(values, tf.not_equal(values.values, ""))
+def _split(text: tf.Tensor, separator: str) -> tf.SparseTensor:
+    """The values between separators, without spaces around them; empty ones do not count."""
+    values = tf.strings.split(text, sep=separator)
+    values = values.with_values(tf.strings.strip(values.values))
+    # As ragged rows, because TFT refuses sparse rows that do not start at their first place.
+    return tf.ragged.boolean_mask(values, tf.not_equal(values, "")).to_sparse()
 
 
 def _buckets(column: tf.SparseTensor, feature: Buckets) -> tf.SparseTensor:
@@ -115,5 +120,7 @@ def _buckets(column: tf.SparseTensor, feature: Buckets) -> tf.SparseTensor:
     numbers = _cast(column, tf.float64)
     low, high = tft.min(numbers), tft.max(numbers)
     share = (numbers.values - low) / tf.maximum(high - low, tf.constant(1e-9, tf.float64))
-    cut = tf.cast(tf.floor(share * feature.buckets), tf.int64)
-    return _map(numbers, tf.clip_by_value(cut, 0, feature.buckets - 1) + 1)
+    # Clipped before the cast: a number far beyond the ends would not fit an int64.
+    last = tf.constant(feature.buckets - 1, tf.float64)
+    cut = tf.clip_by_value(tf.floor(share * feature.buckets), tf.zeros_like(last), last)
+    return _map(numbers, tf.cast(cut, tf.int64) + 1)

@@ -1,6 +1,6 @@
 """Writes tandem_client/serving_pb2.py and .pyi from tandem_client/serving.proto. Needs grpcio-tools:
 
-    python serving/client/generate_proto.py
+    python serving/client/generate_proto.py [FOLDER]
 
 protoc's own Python output names the protobuf release it was made for and refuses to run on an older one (grpcio-tools
 1.81 emits 6.33.5). What it embeds is only the file's descriptor, so we embed that ourselves and build the classes with
@@ -88,5 +88,6 @@ def generate(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    generate(_PACKAGE)
-    sys.stdout.write(f"wrote {_PACKAGE / 'serving_pb2.py'} and .pyi\n")
+    destination = Path(sys.argv[1]) if len(sys.argv) > 1 else _PACKAGE
+    generate(destination)
+    sys.stdout.write(f"wrote {destination / 'serving_pb2.py'} and .pyi\n")

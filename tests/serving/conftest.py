@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`exported(marker=…, items=…)`: a version folder, made once for each set of arguments. Copy it, do not change it."""
+    """`exported(marker=…, items=…)`: a version folder, made once for each set of arguments; copy it before a change."""
     made: dict[tuple[object, ...], Path] = {}
     base = tmp_path_factory.mktemp("exported")
 
@@ -79,7 +79,8 @@ class Stubs:
     """tensorflow-serving-api's own stubs."""
 
     def __init__(self, target: str) -> None:
-        self.channel = grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self.channel = grpc.insecure_channel(target, options=options)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
 

@@ -24,7 +24,7 @@ FEW_LEFT_USER = "3"
 FEW_LEFT = 4
 
 
-class ContractModel(tf.Module):
+class ContractModel(tf.Module):  # type: ignore[misc]
     """Scores are fixed numbers; `marker` is added to each, so that a test sees which version answered."""
 
     def __init__(self, items: tuple[str, ...] = ITEMS, marker: float = 0.0) -> None:
@@ -33,7 +33,7 @@ class ContractModel(tf.Module):
         self.users = _table(USERS)
         self.items = _table(items)
         self.item_ids = tf.constant(items)
-        self.titles = tf.constant([f"Title of {item} – é" for item in items])
+        self.titles = tf.constant([f"Title of {item}: é" for item in items])
         self.user_vectors = tf.Variable(generator.normal(size=(len(USERS) + 1, 8)).astype(np.float32))
         self.item_vectors = tf.Variable(generator.normal(size=(8, len(items) + 1)).astype(np.float32))
         self.marker = tf.Variable(np.float32(marker))
@@ -98,16 +98,16 @@ def export(folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0,
     }
 
     # Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "user_id"), *context.values()])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "user_id"), *context.values()])  # type: ignore[untyped-decorator]
     def recommend(
-        user_id,  # type: ignore[no-untyped-def]
-        occupation=tf.constant([""]),  # noqa: B008
-        timestamp=tf.constant([0], tf.int64),  # noqa: B008
-        age=tf.constant([0.0]),  # noqa: B008
-    ):
+        user_id: tf.Tensor,
+        occupation: tf.Tensor = tf.constant([""]),  # noqa: B008
+        timestamp: tf.Tensor = tf.constant([0], tf.int64),  # noqa: B008
+        age: tf.Tensor = tf.constant([0.0]),  # noqa: B008
+    ) -> dict[str, tf.Tensor]:
         return model.recommend(user_id, occupation, timestamp, age)
 
-    @tf.function(
+    @tf.function(  # type: ignore[untyped-decorator]
         input_signature=[
             tf.TensorSpec([None], tf.string, "user_id"),
             tf.TensorSpec([None], tf.string, "item_id"),
@@ -115,12 +115,12 @@ def export(folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0,
         ]
     )
     def rate(
-        user_id,  # type: ignore[no-untyped-def]
-        item_id,
-        occupation=tf.constant([""]),  # noqa: B008
-        timestamp=tf.constant([0], tf.int64),  # noqa: B008
-        age=tf.constant([0.0]),  # noqa: B008
-    ):
+        user_id: tf.Tensor,
+        item_id: tf.Tensor,
+        occupation: tf.Tensor = tf.constant([""]),  # noqa: B008
+        timestamp: tf.Tensor = tf.constant([0], tf.int64),  # noqa: B008
+        age: tf.Tensor = tf.constant([0.0]),  # noqa: B008
+    ) -> dict[str, tf.Tensor]:
         return model.rate(user_id, item_id, occupation, timestamp, age)
 
     evaluate = tf.function(model.evaluate, input_signature=[tf.TensorSpec([None], tf.string, "examples")])
@@ -147,7 +147,7 @@ def write_warmup(folder: Path, requests: list[predict_pb2.PredictRequest]) -> No
 def predict_request(
     signature: str, model: str = "recommender", version: int | None = None, **inputs: object
 ) -> predict_pb2.PredictRequest:
-    """A request with tensors as tensorflow itself builds them; string lists, or anything `tf.make_tensor_proto` takes."""
+    """A request with tensors as TensorFlow itself builds them, of anything `tf.make_tensor_proto` takes."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = signature

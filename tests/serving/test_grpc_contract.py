@@ -58,14 +58,22 @@ def test_missing_optional_input_counts_as_its_default(stubs: Stubs) -> None:
     left_out = _predict(stubs, predict_request("recommend", user_id=["1"]))
     spelled = _predict(
         stubs,
-        predict_request("recommend", user_id=["1"], occupation=[""], timestamp=np.int64([0]), age=np.float32([0])),
+        predict_request(
+            "recommend",
+            user_id=["1"],
+            occupation=[""],
+            timestamp=np.array([0], np.int64),
+            age=np.array([0], np.float32),
+        ),
     )
     np.testing.assert_array_equal(left_out["scores"], spelled["scores"])
 
 
 def test_given_optional_inputs_reach_the_graph(stubs: Stubs) -> None:
     plain = _predict(stubs, predict_request("recommend", user_id=["1", "1"]))
-    request = predict_request("recommend", user_id=["1", "1"], age=np.float32([1, 5]), timestamp=np.int64([10, 20]))
+    request = predict_request(
+        "recommend", user_id=["1", "1"], age=np.array([1, 5], np.float32), timestamp=np.array([10, 20], np.int64)
+    )
     shifted = _predict(stubs, request)
     np.testing.assert_allclose(
         shifted["scores"] - plain["scores"], np.array([[11.0], [25.0]]).repeat(100, 1), rtol=1e-4
@@ -102,14 +110,16 @@ def test_output_filter_picks_outputs(stubs: Stubs) -> None:
 
 
 def test_tensor_content_and_repeated_last_value_are_understood(stubs: Stubs) -> None:
-    content = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT64, tensor_content=np.int64([7, 7]).tobytes())
+    content = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT64, tensor_content=np.array([7, 7], np.int64).tobytes())
     content.tensor_shape.dim.add(size=2)
     repeated = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[2.0])
     repeated.tensor_shape.dim.add(size=2)
     compressed = _predict(stubs, predict_request("recommend", user_id=["1", "2"], timestamp=content, age=repeated))
     spelled = _predict(
         stubs,
-        predict_request("recommend", user_id=["1", "2"], timestamp=np.int64([7, 7]), age=np.float32([2, 2])),
+        predict_request(
+            "recommend", user_id=["1", "2"], timestamp=np.array([7, 7], np.int64), age=np.array([2, 2], np.float32)
+        ),
     )
     np.testing.assert_array_equal(compressed["scores"], spelled["scores"])
 
@@ -146,7 +156,7 @@ def test_unknown_signature_is_a_failed_precondition(stubs: Stubs) -> None:
 
 
 def test_missing_required_input_is_named(stubs: Stubs) -> None:
-    code, message = _refused(stubs, predict_request("recommend", age=np.float32([1])))
+    code, message = _refused(stubs, predict_request("recommend", age=np.array([1], np.float32)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "user_id" in message and "not found in request and no default value provided" in message
 
@@ -165,7 +175,7 @@ def test_unexpected_input_is_named(stubs: Stubs) -> None:
 
 
 def test_wrong_dtype_is_named(stubs: Stubs) -> None:
-    code, message = _refused(stubs, predict_request("recommend", user_id=np.int64([1])))
+    code, message = _refused(stubs, predict_request("recommend", user_id=np.array([1], np.int64)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "to be string but int64 is provided" in message
 
@@ -176,7 +186,7 @@ def test_wrong_rank_is_an_invalid_argument(stubs: Stubs) -> None:
 
 
 def test_inputs_of_different_length_are_an_invalid_argument(stubs: Stubs) -> None:
-    code, _ = _refused(stubs, predict_request("recommend", user_id=["1", "2"], age=np.float32([1, 2, 3])))
+    code, _ = _refused(stubs, predict_request("recommend", user_id=["1", "2"], age=np.array([1, 2, 3], np.float32)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 

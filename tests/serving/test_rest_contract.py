@@ -46,7 +46,7 @@ def test_row_format_answers_like_grpc(rest_target: str, stubs: Stubs) -> None:
     status, answer = _predict(rest_target, _recommend(instances=rows))
     assert status == 200
     over_grpc = stubs.prediction.Predict(
-        predict_request("recommend", user_id=["1", "2"], age=np.float32([0, 4])), timeout=30
+        predict_request("recommend", user_id=["1", "2"], age=np.array([0, 4], np.float32)), timeout=30
     )
     assert set(answer) == {"predictions"}
     for row, prediction in enumerate(answer["predictions"]):

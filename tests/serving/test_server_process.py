@@ -47,7 +47,7 @@ def test_announces_itself_serves_and_drains_on_sigterm(tmp_path: Path, exported:
         refused = threading.Event()
 
         def load() -> None:
-            request = predict_request("recommend", model="films", user_id=["1"] * 2000)
+            request = predict_request("recommend", model="films", user_id=["1"] * 500)
             while not refused.is_set():
                 try:
                     response = stubs.prediction.Predict(request, timeout=30)
@@ -67,7 +67,7 @@ def test_announces_itself_serves_and_drains_on_sigterm(tmp_path: Path, exported:
         assert process.returncode == 0
         assert rest_of_stdout == "", "one line and nothing else"
         assert "SIGTERM: draining" in log and "unloaded" in log
-        assert done and set(done) == {2000}
+        assert done and set(done) == {500}
         # New calls are turned away, those under way are not cut off.
         assert all(error.code() is grpc.StatusCode.UNAVAILABLE for error in failures), failures
         stubs.channel.close()

@@ -18,8 +18,8 @@ from conftest import Stubs, push
 from contract_model import predict_request
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving.server import ModelServer, NoLoadableVersionError
 from serving.servable import Servable
+from serving.server import ModelServer, NoLoadableVersionError
 from serving.versions import ServableVersions, State, load_and_warm_up
 
 _POLL_S = 0.05
@@ -302,9 +302,9 @@ def test_stop_lets_a_running_call_finish(base: Path, exported: Callable[..., Pat
     server.start()
     server.wait_until_available(60)
     stubs = Stubs(f"127.0.0.1:{server.port}")
-    users = ["1"] * 20_000  # long enough to be under way when the server stops
+    users = ["1"] * 5_000  # long enough to be under way when the server stops
     call = stubs.prediction.Predict.future(predict_request("recommend", user_id=users), timeout=60)
-    time.sleep(0.3)
+    time.sleep(0.1)
     server.stop(grace=30)
     assert len(call.result().outputs["scores"].tensor_shape.dim) == 2
     with pytest.raises(grpc.RpcError) as failure:

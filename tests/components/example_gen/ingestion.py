@@ -113,7 +113,7 @@ def read_examples(split_uri: str) -> list[dict[str, Any]]:
     rows = []
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         row = {}
-        for name, feature in tf.train.Example.FromString(record).features.feature.items():
+        for name, feature in sorted(tf.train.Example.FromString(record).features.feature.items()):
             kind = feature.WhichOneof("kind")
             (row[name],) = getattr(feature, kind).value if kind else (None,)
         rows.append(row)

@@ -59,14 +59,25 @@ def by_the_book(text: str, width: int) -> tuple[list[Row], list[int]]:
 @example('"a"b"\n",x\n1,2', 1)
 @example("1,2\r\n\r\n3,4\r5,6\n", 4)
 def test_no_row_is_lost_or_misplaced(body: str, block_bytes: int) -> None:
-    content = "x,y\n" + body
+    check_against_the_book(["x", "y"], body, block_bytes)
+
+
+@settings(deadline=None)
+@given(CSV_TEXT, st.integers(1, 40))
+@example('1\n\n""\n2\n', 2)
+def test_no_row_is_lost_or_misplaced_in_a_table_of_one_column(body: str, block_bytes: int) -> None:
+    check_against_the_book(["x"], body, block_bytes)
+
+
+def check_against_the_book(names: list[str], body: str, block_bytes: int) -> None:
+    content = ",".join(names) + "\n" + body
     try:
         good, bad = read(content.encode(), block_bytes)
     except DataError as error:
         assert re.match(r"f\.csv:\d+: ", str(error))
         assert "never closed" in str(error) or not body.strip("\r\n")
         return
-    expected_good, expected_bad = by_the_book(content, 2)
+    expected_good, expected_bad = by_the_book(content, len(names))
     assert good == expected_good
     assert [line for line, _ in bad] == expected_bad
 
@@ -106,7 +117,7 @@ def test_what_was_written_is_read(rows: list[tuple[str, str]], crlf: bool) -> No
     assert not bad
 
 
-def test_gzip(tmp_path: pytest.TempPathFactory) -> None:
+def test_gzip() -> None:
     assert read(gzip.compress(b"x,y\n1,2\n"), file="f.csv.gz") == ([(2, ["1", "2"])], [])
     whole = gzip.compress(b"x,y\n" + b"1,2\n" * 10_000)
     with pytest.raises(DataError, match=r"f\.csv\.gz: the file is no whole gzip file"):

@@ -1,4 +1,4 @@
-"""InteractionExampleGen's executor, run as TFX runs it: what the CSVs say is what the examples say, or the run stops."""
+"""InteractionExampleGen's executor, run as TFX runs it: the examples say what the CSVs say, or the run stops."""
 
 from __future__ import annotations
 
@@ -80,16 +80,20 @@ def test_the_time_split_keeps_the_future_out_of_train(ingest: Ingest) -> None:
 
 def test_missing_values_and_unmatched_lookups(ingest: Ingest) -> None:
     tables = {
-        "interactions.csv": INTERACTIONS + "".join(f"007,{item},3,{1000 + i}\n" for i in range(9) for item in ("07", "7", "new")),
+        "interactions.csv": INTERACTIONS
+        + "".join(f"007,{item},3,{1000 + i}\n" for i in range(9) for item in ("07", "7", "new")),
         "items.csv": "item_id,title,year\n07,,1999\n7,Seven,\n9,Nine,2009\n",
         "users.csv": 'user_id,age\n7,30\n007,""\n',
     }  # fmt: skip
     result = ingest(tables)
     by_item = {row["item_id"]: row for split in ("train", "eval") for row in result.splits[split]}
-    missing = {"title": None, "year": None}
-    for item, features in ((b"07", {"year": 1999}), (b"7", {"title": b"Seven"}), (b"new", {})):
-        features = {"user_id": b"007", "item_id": item, "rating": 3.0, "age": None, **missing, **features}
-        assert {**by_item[item], "timestamp": 0} == {**features, "timestamp": 0}
+    missing: dict[str, Any] = {"title": None, "year": None}
+    known: dict[bytes, dict[str, Any]] = {b"07": {"year": 1999}, b"7": {"title": b"Seven"}, b"new": {}}
+    for item, features in known.items():
+        row = {**by_item[item], "timestamp": 0}
+        assert row == {
+            "user_id": b"007", "item_id": item, "rating": 3.0, "timestamp": 0, "age": None, **missing, **features
+        }  # fmt: skip
     assert result.splits["catalogue"] == [
         {"item_id": b"07", "title": None, "year": 1999},
         {"item_id": b"7", "title": b"Seven", "year": None},
@@ -217,7 +221,7 @@ def test_bad_rows_of_a_lookup(ingest: Ingest, folder: Path) -> None:
         ("interactions.csv", INTERACTIONS, r"interactions\.csv:1: there is no row below the header"),
         ("interactions.csv", "", r"interactions\.csv: the file is empty"),
         ("interactions.csv", "user_id,item_id,ratings,timestamp\n1,2,3,4\n", r"did you mean 'ratings'\?"),
-        ("interactions.csv", INTERACTIONS + "u1,i1,3,1001\n", r"none of the 1 good rows of interactions is in (train|eval)"),
+        ("interactions.csv", INTERACTIONS + "u1,i1,3,1001\n", r"none of the 1 good rows of interactions is in"),
     ],
 )  # fmt: skip
 def test_unusable_tables_stop_the_run(ingest: Ingest, tmp_path: Path, table: str, content: str, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from components.example_gen import split
 from components.example_gen.split import Timestamps, random_split, time_split
 
+Row = tuple[str, str, int, float]
+
 IDS = st.text(max_size=6)
 ROWS = st.lists(
     st.tuples(IDS, IDS, st.integers(-(2**63), 2**63 - 1), st.floats(width=32, allow_nan=False)), min_size=1, max_size=40
@@ -18,14 +22,16 @@ ROWS = st.lists(
 TIMES = st.lists(st.integers(0, 30), min_size=1, max_size=80)
 
 
-def columns(rows: list[tuple[str, str, int, float]]) -> list[pa.Array]:
+def columns(rows: list[Row]) -> list[pa.Array]:
     types = (pa.string(), pa.string(), pa.int64(), pa.float32())
     return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
 
 
 @settings(deadline=None)
 @given(ROWS, st.randoms(), st.floats(0.01, 0.99), st.integers())
-def test_random_split_depends_on_the_row_alone(rows, random, eval_fraction, seed) -> None:  # type: ignore[no-untyped-def]
+def test_random_split_depends_on_the_row_alone(
+    rows: list[Row], random: Random, eval_fraction: float, seed: int
+) -> None:
     is_eval = dict(zip(rows, random_split(columns(rows), eval_fraction, seed).tolist(), strict=True))
     shuffled = [*rows, *rows]
     random.shuffle(shuffled)
@@ -35,7 +41,7 @@ def test_random_split_depends_on_the_row_alone(rows, random, eval_fraction, seed
 
 def test_random_split_never_changes() -> None:
     """Models are compared across months and machines: these rows were in these splits when this was written."""
-    rows = [(f"user {i}", f"item {i}é", 881250949 + i, 1 + i % 5) for i in range(24)]
+    rows = [(f"user {i}", f"item {i}é", 881250949 + i, 1.0 + i % 5) for i in range(24)]
     found = "".join("e" if row else "t" for row in random_split(columns(rows), 0.4, 7))
     assert found == "tetttetetettteettteeeett"
 

@@ -1,0 +1,87 @@
+"""What several test folders share: the real data, and one real run of the whole DAG through the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA_DIR = ROOT / "schemas" / "movielens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.stdout)
+
+
+@pytest.fixture(scope="session")
+def tandem() -> Callable[..., Outcome]:
+    """Runs the `tandem` command as a user does, in a process of its own."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "tandem"), *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def movielens(tmp_path_factory: pytest.TempPathFactory, tandem: Callable[..., Outcome]) -> Path:
+    """Folder with the real MovieLens-100K as CSVs."""
+    folder = tmp_path_factory.mktemp("data") / "movielens"
+    outcome = tandem("data", "movielens", "--out", folder)
+    assert outcome.code == 0, outcome.stderr
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineRun:
+    """The first run of the shipped recipe in a fresh workdir."""
+
+    outcome: Outcome
+    workdir: Path
+    data: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return self.outcome.json
+
+    @property
+    def model(self) -> Path:
+        return Path(self.result["pushed_model"])
+
+    def again(self, tandem: Callable[..., Outcome], *arguments: str | Path) -> Outcome:
+        """Runs in the same workdir; later arguments win."""
+        return tandem(
+            "run", SCHEMA_DIR, "--data", self.data, "--workdir", self.workdir, "--json", *arguments
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory, movielens: Path, tandem: Callable[..., Outcome]) -> PipelineRun:
+    """One run of the whole DAG on real data, shared by every test that needs a trained and pushed model."""
+    workdir = tmp_path_factory.mktemp("work") / "movielens"
+    outcome = tandem("run", SCHEMA_DIR, "--data", movielens, "--workdir", workdir, "--json")
+    assert outcome.code == 0, outcome.stderr
+    return PipelineRun(outcome, workdir, movielens)

@@ -1,0 +1,512 @@
+"""The recipe's promises to the person who writes it: whatever is wrong is named with its place, and never accepted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.recipe import BadInput, RecipeError, TrainerRecipe, load_recipe, load_schema
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+
+# Every key that a recipe can have, in block and in flow style.
+RECIPE = """\
+name: shop
+description: Everything that can be said.
+data:
+  sources:
+    interactions: {files: "clicks-*.csv"}
+    items: {files: items.csv, key: item}
+    users:
+      files: users.csv
+      key: user
+  columns: {user_id: user, item_id: item, label: stars, timestamp: at}
+  split: {kind: random, eval_fraction: 0.2, seed: 3}
+  max_bad_rows: 0.01
+features:
+  query:
+    - {column: user, kind: id}
+    - {column: at, kind: buckets, buckets: 10, boundaries: uniform}
+    - column: at
+      kind: normalized
+    - {column: plan, kind: categorical, min_count: 2}
+  candidate:
+    - {column: item, kind: id}
+    - {column: name, kind: text, vocabulary_size: 100, min_count: 1, display: true}
+    - {column: tags, kind: multi_value, separator: ","}
+model:
+  embedding_dim: 8
+  query_tower: {layers: [16, 8], dropout: 0.1}
+  candidate_tower: {layers: [16]}
+  rating_head: {kind: mlp, layers: [8], dimension: 4, dropout: 0.1, l2: 0.1}
+  retrieval: {log_q_correction: true, remove_accidental_hits: false}
+  retrieval_weight: 1.0
+  rating_weight: 0.5
+  id_dropout: 0.2
+  l2: 0.001
+training:
+  epochs: 2
+  batch_size: 64
+  optimizer: {kind: adagrad, learning_rate: 0.1}
+  seed: 7
+gates:
+  - {metric: top_100_accuracy, at_least: 0.3, may_drop: 0.01}
+  - metric: rmse
+    at_most: 1.0
+    may_rise: 0.02
+serving: {k: 20, exclude_seen: false}
+"""
+
+SCHEMA = "".join(
+    f'feature {{ name: "{name}" type: {kind} }}\n'
+    for name, kind in {
+        "user": "BYTES", "item": "BYTES", "stars": "FLOAT", "at": "INT", "plan": "BYTES", "name": "BYTES",
+        "tags": "BYTES",
+    }.items()
+)  # fmt: skip
+
+Problem = Callable[..., str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A schema folder that loads."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "schema.pbtxt").write_text(SCHEMA)
+    return tmp_path
+
+
+@pytest.fixture
+def problem(folder: Path) -> Problem:
+    """What loading says after `old` became `new` in the recipe, or with overrides; the folder's name left out."""
+
+    def load(old: str = "", new: str = "", *overrides: str) -> str:
+        assert not old or RECIPE.count(old) == 1, f"{old!r} stands {RECIPE.count(old)} times in the recipe"
+        (folder / "recipe.yaml").write_text(RECIPE.replace(old, new) if old else RECIPE)
+        with pytest.raises(RecipeError) as raised:
+            load_schema(folder, load_recipe(folder, overrides))
+        return str(raised.value).replace(f"{folder}/", "")
+
+    return load
+
+
+def line_of(text: str) -> int:
+    """The line of the recipe on which `text` stands."""
+    return RECIPE[: RECIPE.index(text)].count("\n") + 1
+
+
+# --- what loads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schema_dir", [path.parent for path in sorted(SCHEMAS.glob("*/recipe.yaml"))], ids=str)
+def test_shipped_recipes_load_and_agree_with_their_schemas(schema_dir: Path) -> None:
+    recipe = load_recipe(schema_dir)
+    schema = load_schema(schema_dir, recipe)
+    assert recipe.gates
+    assert {feature.name for feature in schema.feature} >= {column for column, _, _ in recipe.columns()}
+
+
+def test_every_key_of_a_full_recipe_arrives(folder: Path) -> None:
+    loaded = load_recipe(folder).model_dump(mode="json", exclude_unset=True)
+    assert loaded == yaml.safe_load(RECIPE)
+
+
+def test_a_number_in_scientific_notation_is_a_number(folder: Path) -> None:
+    # YAML 1.1 reads 1e-3 (without a point) as text.
+    assert load_recipe(folder, ["training.optimizer.learning_rate=1e-3"]).training.optimizer.learning_rate == 0.001
+
+
+# --- unknown, missing and repeated keys -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "closest"),
+    [
+        ("max_bad_rows: 0.01\n", "max_bad_rows: 0.01\nfeature: 3\n", "feature", "features"),
+        ("max_bad_rows", "max_bad_row", "data.max_bad_row", "max_bad_rows"),
+        ("      key: user", "      keys: user", "data.sources.users.keys", "key"),
+        ("eval_fraction", "eval_fracton", "data.split.eval_fracton", "eval_fraction"),
+        ("boundaries", "boundary", "features.query.1.boundary", "boundaries"),
+        ("separator", "seperator", "features.candidate.2.seperator", "separator"),
+        ("embedding_dim: 8", "embedding_dims: 8", "model.embedding_dims", "embedding_dim"),
+        ("log_q_correction", "logq_correction", "model.retrieval.logq_correction", "log_q_correction"),
+        ("learning_rate", "learning_rat", "training.optimizer.learning_rat", "learning_rate"),
+        ("at_most: 1.0", "at_mots: 1.0", "gates.1.at_mots", "at_most"),
+        ("exclude_seen", "excludes_seen", "serving.excludes_seen", "exclude_seen"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_the_closest_known_key(
+    problem: Problem, old: str, new: str, key: str, closest: str
+) -> None:
+    # A key put on a line of its own stands on the line after.
+    line = line_of(old) + (1 if "\n" in new else 0)
+    assert f"recipe.yaml:{line}: {key}: unknown key; did you mean {closest!r}?" in problem(old, new)
+
+
+def test_a_key_that_belongs_to_another_kind_of_feature_is_unknown(problem: Problem) -> None:
+    said = problem("kind: categorical, min_count: 2", "kind: categorical, buckets: 8")
+    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.buckets: unknown key" in said
+
+
+def test_a_missing_key_of_a_feature_named_like_its_kind_is_named(problem: Problem) -> None:
+    said = problem("kind: buckets, buckets: 10", "kind: buckets")
+    assert f"recipe.yaml:{line_of('kind: buckets')}: features.query.1.buckets: this key is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "key"),
+    [
+        ("name: shop\n", "name"),
+        ("  columns: {user_id: user, item_id: item, label: stars, timestamp: at}\n", "data.columns"),
+        ("label: stars, ", "data.columns.label"),
+        ("metric: top_100_accuracy, ", "gates.0.metric"),
+        (", key: item}", "data.sources.items.key"),
+    ],
+)
+def test_a_missing_key_is_named(problem: Problem, old: str, key: str) -> None:
+    said = problem(old, "}" if old.endswith("}") else "")
+    assert re.search(rf"recipe\.yaml:\d+: {re.escape(key)}: this key is missing", said)
+
+
+def test_a_key_given_twice_is_an_error(problem: Problem) -> None:
+    said = problem("serving: {", "gates: []\nserving: {")
+    assert f"recipe.yaml:{line_of('serving')}: not valid YAML: the key gates stands here and on line" in said
+
+
+def test_a_key_that_yaml_takes_for_a_switch_is_an_error(problem: Problem) -> None:
+    said = problem("max_bad_rows", "on")
+    assert f"recipe.yaml:{line_of('max_bad')}: not valid YAML: the key 'on' is not text" in said
+
+
+def keys_of(node: yaml.Node) -> list[tuple[int, str]]:
+    """Every key of a YAML document with the place it starts at."""
+    if isinstance(node, yaml.MappingNode):
+        return [
+            part for name, child in node.value for part in ((name.start_mark.index, str(name.value)), *keys_of(child))
+        ]
+    return [part for child in node.value for part in keys_of(child)] if isinstance(node, yaml.SequenceNode) else []
+
+
+KEYS = keys_of(yaml.compose(RECIPE))
+
+
+@st.composite
+def misspelt_recipes(draw: st.DrawFn) -> tuple[str, int, str, str]:
+    """The recipe with one letter of one key wrong, the key's line, the wrong key and the right one."""
+    start, key = draw(st.sampled_from(KEYS))
+    place = draw(st.integers(0, len(key) - 1))
+    letter = draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_0"))
+    wrong = draw(
+        st.sampled_from(
+            [
+                key[:place] + key[place + 1 :],
+                key[:place] + letter + key[place + 1 :],
+                key[:place] + letter + key[place:],
+                key[:place] + key[place : place + 2][::-1] + key[place + 2 :],
+                key[:place] + key[place].upper() + key[place + 1 :],
+            ]
+        ).filter(lambda word: word != key and not word[:1].isdigit() and word)
+    )
+    text = RECIPE[:start] + wrong + RECIPE[start + len(key) :]
+    return text, RECIPE[:start].count("\n") + 1, wrong, key
+
+
+def test_the_misspelling_strategy_sees_every_key() -> None:
+    assert len(KEYS) == RECIPE.count(": ") + len(re.findall(r":\n", RECIPE))
+
+
+@given(misspelt_recipes())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_misspelt_key_is_reported_with_its_line_and_never_accepted(
+    folder: Path, misspelt: tuple[str, int, str, str]
+) -> None:
+    text, line, wrong, right = misspelt
+    (folder / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(folder)
+    told = [said for said in str(raised.value).splitlines() if f"{wrong}: unknown key" in said]
+    # A key that is still there under the wrong name of another one is told as given twice.
+    assert any(f"recipe.yaml:{line}:" in said for said in told) or "stands here and on line" in str(raised.value)
+    if len(right) > 3 and told:
+        assert f"did you mean {right!r}?" in told[0]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "found"),
+    [
+        ("embedding_dim: 8", "embedding_dim: wide", "model.embedding_dim", "'wide'"),
+        ("embedding_dim: 8", "embedding_dim: 0", "model.embedding_dim", "0"),
+        ("epochs: 2", "epochs: 2.5", "training.epochs", "2.5"),
+        ("buckets: 10", "buckets: 1", "features.query.1.buckets", "1"),
+        ("layers: [16, 8]", "layers: [16, none]", "model.query_tower.layers.1", "'none'"),
+        ("layers: [16, 8]", "layers: 16", "model.query_tower.layers", "16"),
+        ("at_least: 0.3", "at_least: .nan", "gates.0.at_least", "nan"),
+        ("at_most: 1.0", "at_most: .inf", "gates.1.at_most", "inf"),
+        ("eval_fraction: 0.2", "eval_fraction: 1", "data.split.eval_fraction", "1"),
+        ("name: shop", "name: My Shop", "name", "'My Shop'"),
+        ("kind: adagrad", "kind: sgd", "training.optimizer.kind", "'sgd'"),
+        ("separator: ','".replace("'", '"'), 'separator: ", "', "features.candidate.2.separator", "', '"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_key_and_line(
+    problem: Problem, old: str, new: str, key: str, found: str
+) -> None:
+    said = problem(old, new)
+    assert said.startswith(f"recipe.yaml:{line_of(old)}: {key}: ")
+    assert said.endswith(f"(found {found})")
+    assert "dictionary" not in said and "tuple" not in said.lower()
+
+
+@pytest.mark.parametrize("key", ["embedding_dim: 8", "epochs: 2", "at_most: 1.0", "min_count: 2"])
+def test_true_is_not_taken_for_the_number_one(problem: Problem, key: str) -> None:
+    name = key.split(":")[0]
+    said = problem(key, f"{name}: yes", "model.l2=0.1", "training.seed=3")
+    assert re.match(rf"recipe\.yaml:{line_of(key)}: [\w.]+\.{name}: a number or text was wanted \(found True\)", said)
+
+
+def test_an_unknown_kind_of_feature_names_the_closest_one(problem: Problem) -> None:
+    said = problem("kind: categorical", "kind: category")
+    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.kind: one of id, categorical, " in said
+    assert "did you mean 'categorical'? (found 'category')" in said
+
+
+def test_a_feature_without_a_kind_is_told_which_there_are(problem: Problem) -> None:
+    said = problem(", kind: categorical, min_count: 2", "")
+    assert "features.query.3: the key 'kind' is missing; it is one of id, categorical, text" in said
+
+
+def test_all_problems_are_told_at_once(folder: Path) -> None:
+    text = RECIPE.replace("epochs: 2", "epochs: x").replace("batch_size", "batchsize").replace("k: 20", "k: 0")
+    (folder / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(folder)
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_bad_recipes_are_bad_input() -> None:
+    # Exit code 2 of the command line hangs on it.
+    assert issubclass(RecipeError, BadInput)
+
+
+# --- rules between keys -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("metric: rmse\n    at_most: 1.0\n    may_rise: 0.02", "metric: top_100_accuracy\n    at_least: 0.1",
+         "top_100_accuracy has two gates"),
+        ("may_rise: 0.02", "may_drop: 0.02", "may_drop makes no sense for rmse, where lower is better; use may_rise"),
+        ("may_drop: 0.01", "may_rise: 0.01", "may_rise makes no sense for top_100_accuracy"),
+        ("metric: rmse", "metric: rsme", "unknown metric 'rsme'; did you mean 'rmse'?"),
+        (", at_least: 0.3, may_drop: 0.01", "", "the gate has no bound; give at_least"),
+        ("    items: {files: items.csv, key: item}\n", "",
+         "the candidate feature 'name_text' needs the column 'name' of an items table"),
+        ("- {column: user, kind: id}", "- {column: user, kind: categorical}", "exactly one feature of kind id"),
+        ("{column: item, kind: id}", "{column: name, kind: id}", "features.candidate has ids ['name']"),
+        ("- {column: plan, kind: categorical, min_count: 2}", "- {column: at, kind: normalized}",
+         "'at_normalized' is listed twice"),
+        ("kind: categorical, min_count: 2", "kind: categorical, display: true",
+         "display: true on the query feature 'plan_categorical'"),
+        ("retrieval_weight: 1.0\n  rating_weight: 0.5", "retrieval_weight: 0\n  rating_weight: 0",
+         "retrieval_weight and rating_weight are both 0"),
+        ("{column: plan, kind: categorical, min_count: 2}", "{column: stars, kind: normalized}",
+         "features.query.3 looks at 'stars', the label"),
+        ("{column: plan, kind: categorical, min_count: 2}", "{column: item, kind: categorical}",
+         "features.query.3 looks at 'item', the item"),
+        ("{column: tags, kind: multi_value, separator: \",\"}", "{column: user, kind: categorical}",
+         "features.candidate.2 looks at 'user', the user"),
+    ],
+)  # fmt: skip
+def test_keys_that_contradict_each_other_are_an_error(problem: Problem, old: str, new: str, said: str) -> None:
+    assert said in problem(old, new)
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_set_changes_nested_keys_and_list_elements(folder: Path) -> None:
+    recipe = load_recipe(
+        folder, ["model.embedding_dim=32", "gates.0.at_least=0.5", "model.query_tower.layers=[4, 2]", "name=other"]
+    )
+    assert (recipe.model.embedding_dim, recipe.gates[0].at_least, recipe.name) == (32, 0.5, "other")
+    assert recipe.model.query_tower.layers == (4, 2)
+    assert recipe.gates[1].at_most == 1.0
+
+
+def test_set_creates_sections_that_the_recipe_leaves_to_their_defaults(folder: Path) -> None:
+    start, end = RECIPE.index("model:"), RECIPE.index("gates:")
+    (folder / "recipe.yaml").write_text(RECIPE[:start] + RECIPE[end:])
+    assert load_recipe(folder, ["training.optimizer.kind=adamw"]).training.optimizer.kind == "adamw"
+
+
+def test_the_last_set_of_a_key_wins(folder: Path) -> None:
+    assert load_recipe(folder, ["serving.k=5", "serving.k=6"]).serving.k == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.embedding_dim", "key=value was wanted"),
+        ("=3", "key=value was wanted"),
+        ("model..l2=3", "key=value was wanted"),
+        ("gates.-1.at_least=3", "key=value was wanted"),
+        ("model.embedding_dim=[1", "the value is not valid YAML"),
+        ("description=2020-13-45", "the value is not valid YAML"),
+        ("gates.2.at_least=1", "gates is a list of 2; an index from 0 to 1 was wanted, not 2"),
+        ("gates.²=1", "gates is a list of 2; an index from 0 to 1 was wanted"),
+        ("gates.first.at_least=1", "an index from 0 to 1 was wanted, not 'first'"),
+        ("name.first=1", "name is a value and has no keys"),
+        ("modle.l2=1", "modle: unknown key; did you mean 'model'?"),
+        ("model.embeding_dim=1", "model.embeding_dim: unknown key; did you mean 'embedding_dim'?"),
+        ("model.retrieval={log_q_corection: true}", "did you mean 'log_q_correction'?"),
+        ("model.embedding_dim=many", "model.embedding_dim: Input should be a valid integer"),
+        ("model.embedding_dim=", "model.embedding_dim: Input should be a valid integer"),
+        ("features.query=[]", "features.query: a list of at least one was wanted"),
+        ("gates.0.may_rise=1", "may_rise makes no sense for top_100_accuracy"),
+    ],
+)
+def test_a_wrong_set_is_named_as_it_was_typed(problem: Problem, override: str, said: str) -> None:
+    message = problem("", "", override)
+    assert f"--set {override}: " in message
+    assert said in message
+
+
+def test_a_mistake_of_the_file_is_not_blamed_on_a_set_elsewhere(problem: Problem) -> None:
+    said = problem("epochs: 2", "epochs: no", "training.batch_size=3", "model.l2=0.1")
+    assert said.startswith(f"recipe.yaml:{line_of('epochs')}: ") and "--set" not in said
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"{tmp_path / 'nowhere' / 'recipe.yaml'}: there is no recipe")):
+        load_recipe(tmp_path / "nowhere")
+
+
+def test_a_missing_schema_is_named(folder: Path) -> None:
+    (folder / "schema.pbtxt").unlink()
+    with pytest.raises(RecipeError, match=r"schema\.pbtxt: there is no schema"):
+        load_schema(folder, load_recipe(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: shop\ndata: {a: [1,\n", "recipe.yaml:3: not valid YAML"),
+        ("name: a: b\n", "recipe.yaml:1: not valid YAML"),
+        ("name: shop\n---\nname: other\n", "recipe.yaml:2: not valid YAML"),
+        ("name: !!python/object:os.system x\n", "recipe.yaml:1: not valid YAML"),
+        ("name: &a [*a]\n", "not valid YAML"),
+        ("description: 2020-13-45\n", "not valid YAML"),
+        ("- name\n", "holds list, a mapping of keys was wanted"),
+        ("", "a mapping of keys was wanted"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_an_error_with_its_line(folder: Path, text: str, said: str) -> None:
+    (folder / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe(folder)
+
+
+def test_bytes_that_are_no_text_are_an_error(folder: Path) -> None:
+    (folder / "recipe.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+        load_recipe(folder)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example("a: &a [*a]")
+@example("0")
+@example("? []")
+@example("=: 1")
+def test_any_text_is_refused_with_a_message_and_no_crash(folder: Path, text: str) -> None:
+    (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+        load_recipe(folder)
+
+
+@given(st.text("model.=gates0[]{}:,-e1 ²", max_size=30))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example("gates.²=1")
+@example("gates.0=")
+@example("model.0=1")
+def test_any_set_loads_or_is_refused_with_its_text(folder: Path, override: str) -> None:
+    try:
+        load_recipe(folder, [override])
+    except RecipeError as error:
+        assert f"--set {override}" in str(error)
+
+
+# --- the recipe against its schema ------------------------------------------------------------------------------------
+
+
+def test_a_column_that_the_schema_lacks_is_named_with_the_closest_one(problem: Problem) -> None:
+    said = problem("column: plan", "column: plans")
+    assert said.startswith("recipe.yaml: features.query.3.column: no column 'plans' in schema.pbtxt")
+    assert "did you mean 'plan'?" in said and "at, item, name, plan, stars, tags, user" in said
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "key"),
+    [
+        ("user", "INT", "data.columns.user_id"),
+        ("stars", "BYTES", "data.columns.label"),
+        ("at", "FLOAT", "data.columns.timestamp"),
+        ("plan", "FLOAT", "features.query.3.column"),
+        ("tags", "INT", "features.candidate.2.column"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_named(folder: Path, column: str, kind: str, key: str) -> None:
+    schema = re.sub(rf'("{column}" type: )\w+', rf"\1{kind}", SCHEMA)
+    (folder / "schema.pbtxt").write_text(schema)
+    with pytest.raises(RecipeError, match=re.escape(f"the column {column!r} is {kind}, but {key} needs")):
+        load_schema(folder, load_recipe(folder))
+
+
+def test_every_use_of_a_column_is_held_against_its_type(problem: Problem) -> None:
+    # `at` is an INT, as data.columns.timestamp and its buckets need; a second use as text is wrong all the same.
+    said = problem("    - column: at\n      kind: normalized\n", "    - {column: at, kind: text}\n")
+    assert "the column 'at' is INT, but features.query.2.column needs BYTES" in said
+
+
+@pytest.mark.parametrize("text", ['feature { nme: "user" }', "feature {", "{}", "not a schema"])
+def test_a_schema_that_does_not_parse_is_an_error_with_its_line(folder: Path, text: str) -> None:
+    (folder / "schema.pbtxt").write_text(f"# first line\n{text}\n")
+    with pytest.raises(RecipeError, match=r"schema\.pbtxt: not a TensorFlow Metadata schema: [23]:"):
+        load_schema(folder, load_recipe(folder))
+
+
+# --- what the Trainer gets --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["gates.0.at_least=0.9", "description=Other words", "data.split.seed=9", "data.max_bad_rows=0.5"],
+)
+def test_gates_and_words_do_not_train_again(folder: Path, override: str) -> None:
+    # The Trainer's recipe is its cache key.
+    assert load_recipe(folder, [override]) != load_recipe(folder)
+    assert load_recipe(folder, [override]).for_trainer() == load_recipe(folder).for_trainer()
+
+
+@pytest.mark.parametrize("override", ["model.l2=0.5", "training.seed=8", "serving.k=21", "features.query.1.buckets=9"])
+def test_whatever_changes_the_model_trains_again(folder: Path, override: str) -> None:
+    assert load_recipe(folder, [override]).for_trainer() != load_recipe(folder).for_trainer()
+
+
+def test_the_trainers_recipe_survives_json(folder: Path) -> None:
+    recipe: Any = load_recipe(folder).for_trainer()
+    assert TrainerRecipe.model_validate_json(recipe.model_dump_json()) == recipe
