@@ -38,6 +38,9 @@ NEEDED_GLIBC = (2, 39)
 # Releases whose successor has a glibc that is new enough, by the codename apt knows them by.
 SUCCESSOR = {"bookworm": "trixie"}
 RUNTIME_PACKAGES = ("libc6", "libstdc++6", "libgcc-s1")
+# What an apt source says in one line and in a stanza, where the name differs; and how a stanza is switched off.
+FIELDS = {"arch": "Architectures", "lang": "Languages", "target": "Targets"}
+OFF = re.compile(r"enabled:\s*(no|false|off|without|disable)\b", re.IGNORECASE)
 INSTEAD = (
     "What to do: use Debian 13, Ubuntu 24.04 or any Linux with glibc 2.39 or newer, "
     "or a container of one of them (for example the image python:3.11-trixie)."
@@ -117,8 +120,7 @@ def distribution_codename() -> str:
 def successor_sources(codename: str, successor: str, etc: Path = Path("/etc/apt")) -> str:
     """The machine's own apt sources of its release, rewritten for the release after it.
 
-    Only entries for exactly `codename` are kept, so that update and security suites and other vendors' repositories
-    are never asked for a release they may not carry.
+    Only entries for exactly `codename` are kept, so that update and security suites are not asked for.
     """
     kept: list[str] = []
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))]:
@@ -131,15 +133,15 @@ def successor_sources(codename: str, successor: str, etc: Path = Path("/etc/apt"
         for stanza in re.split(r"\n\s*\n", path.read_text()):
             lines = [line for line in stanza.splitlines() if not line.startswith("#")]
             suites = next((line for line in lines if line.lower().startswith("suites:")), "")
-            if codename in suites.split() and not any(line.lower().startswith("enabled: no") for line in lines):
+            if codename in suites.split() and not any(re.match(OFF, line) for line in lines):
                 stanzas.append("\n".join(f"Suites: {successor}" if line == suites else line for line in lines))
     for line in kept:
         found = re.fullmatch(r"deb (?:\[(?P<options>[^\]]*)\] )?(?P<uri>\S+) (?P<suite>\S+) (?P<components>.+)", line)
-        if found:
-            signed = re.search(r"signed-by=(\S+)", found["options"] or "")
+        if found and found["suite"] == successor:
+            options = [option.partition("=") for option in (found["options"] or "").split()]
             stanzas.append(
                 f"Types: deb\nURIs: {found['uri']}\nSuites: {found['suite']}\nComponents: {found['components']}"
-                + (f"\nSigned-By: {signed[1]}" if signed else "")
+                + "".join(f"\n{FIELDS.get(key, key.title())}: {value.replace(',', ' ')}" for key, _, value in options)
             )
     return "\n\n".join(stanzas) + "\n" if stanzas else ""
 
@@ -170,11 +172,15 @@ def unpack_newer_glibc() -> None:
             "Acquire::Languages": "none",
         }
         apt = ["apt-get", "-q", *(part for key, value in options.items() for part in ("-o", f"{key}={value}"))]
-        try:
-            run(*apt, "update")
-            run(*apt, "download", *RUNTIME_PACKAGES, cwd=work / "debs")
-        except SetupError as error:
-            raise SetupError(f"the newer glibc could not be fetched: {error}\n{INSTEAD}") from error
+        failed = []
+        for step in (("update",), ("download", *RUNTIME_PACKAGES)):
+            try:
+                run(*apt, *step, cwd=work / "debs")
+            except SetupError as error:
+                # An update fails for a vendor's repository that lacks the next release; what counts is the download.
+                failed.append(str(error))
+                if step[0] == "download":
+                    raise SetupError(f"the newer glibc could not be fetched: {' '.join(failed)}\n{INSTEAD}") from error
         for package in sorted((work / "debs").glob("*.deb")):
             run("dpkg-deb", "-x", package, work / "root")
         RUNTIME.mkdir(parents=True)

@@ -204,7 +204,7 @@ def demo(
         "  [dim]# serve the model again, and ask it from another terminal[/dim]\n"
         f"  .venv/bin/tandem serve --model-dir {_short(model_dir)}\n"
         "  .venv/bin/tandem recommend --user 42\n\n"
-        "  [dim]# change a line of the recipe (or edit it), and see whether the new model may replace the old one[/dim]\n"
+        "  [dim]# change a line of the recipe, and see whether the new model may replace the old one[/dim]\n"
         f"  .venv/bin/tandem run {schema_dir} --set model.embedding_dim=32\n\n"
         "  [dim]# your own CSVs: README.md says how[/dim]",
         soft_wrap=True,

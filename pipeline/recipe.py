@@ -124,7 +124,20 @@ class Data(Section):
     columns: Columns
     split: Split = RandomSplit()
     max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the rows that may be rejected; more than that stops the run."""
+    """Fraction of a table's rows that may be rejected; more than that stops the run."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Data:
+        if isinstance(self.split, TimeSplit) and self.columns.timestamp is None:
+            raise ValueError(
+                "the split is by time, but columns.timestamp is not given; name the column or split randomly"
+            )
+        items = self.sources.items
+        if items is not None and items.key != self.columns.item_id:
+            raise ValueError(
+                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; they must be the same"
+            )
+        return self
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -316,7 +329,7 @@ class Gate(Section):
     @pydantic.model_validator(mode="after")
     def _is_a_condition(self) -> Gate:
         if self.metric not in METRICS:
-            raise ValueError(f"unknown metric {self.metric!r}{_did_you_mean(self.metric, METRICS)}")
+            raise ValueError(f"unknown metric {self.metric!r}{did_you_mean(self.metric, METRICS)}")
         if all(bound is None for bound in (self.at_least, self.at_most, self.may_drop, self.may_rise)):
             raise ValueError("the gate has no bound; give at_least, at_most, may_drop or may_rise")
         wrong = "may_rise" if METRICS[self.metric] == "higher" else "may_drop"
@@ -497,7 +510,7 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
         if column not in types:
             problems.append(
                 f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}"
-                f"{_did_you_mean(column, types)}. Columns there: {', '.join(sorted(types))}."
+                f"{did_you_mean(column, types)}. Columns there: {', '.join(sorted(types))}."
             )
         elif types[column] not in allowed:
             problems.append(
@@ -577,9 +590,9 @@ def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], valu
         message += f"; it is one of {', '.join(_kinds(_annotation(location)))}"
     elif kind == "union_tag_invalid":
         key, found, choices = (*key, "kind"), found["kind"], _kinds(_annotation(location))
-        message = f"one of {', '.join(choices)} was wanted{_did_you_mean(str(found), choices)}"
+        message = f"one of {', '.join(choices)} was wanted{did_you_mean(str(found), choices)}"
     elif kind == "extra_forbidden":
-        message = f"unknown key{_did_you_mean(str(key[-1]), _known_keys(location))}"
+        message = f"unknown key{did_you_mean(str(key[-1]), _known_keys(location))}"
     elif kind == "missing":
         message = "this key is missing; it has no default"
     elif kind == "switch":
@@ -683,6 +696,7 @@ def _descend_choice(choice: Any, part: str | int) -> Any:
     return None
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known word, empty where none is close."""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -29,7 +29,7 @@ def add_services(server: grpc.Server, core: ServerCore) -> None:
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), server)
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """tensorflow.serving.PredictionService: Predict and GetModelMetadata."""
 
     def __init__(self, core: ServerCore) -> None:
@@ -46,7 +46,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         return _answer(self._core.get_model_metadata, request, context)
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """tensorflow.serving.ModelService: GetModelStatus."""
 
     def __init__(self, core: ServerCore) -> None:

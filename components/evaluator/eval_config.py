@@ -20,6 +20,8 @@ ROUNDING = 1e-9
 def eval_config(gates: Sequence[Gate], label: str) -> tfma.EvalConfig:
     """Every metric Tandem knows, with the thresholds of `gates`."""
     thresholds = {gate.metric: _threshold(gate) for gate in gates}
+    # Without any threshold that applies, TFMA decides nothing, and a first model with relative gates only needs a yes.
+    thresholds[EXAMPLE_COUNT] = _threshold(Gate.model_construct(metric=EXAMPLE_COUNT, at_least=1.0))
     metrics = [
         tfma.MetricConfig(
             class_name=RecommenderMetric.__name__,

@@ -14,6 +14,7 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
 from components.evaluator.eval_config import ROUNDING
+from components.evaluator.metrics import EXAMPLE_COUNT
 from components.evaluator.verdict import VERDICT_FILE, Bound, Condition, Verdict
 from pipeline.recipe import METRICS
 
@@ -57,14 +58,11 @@ def read_verdict(evaluation: str, config: tfma.EvalConfig, blessed: bool, has_ba
             name = next((known for known in METRICS if f'"{known}"' in metric.config), None)
             if name is not None:
                 bounds.extend(_bounds(name, metric.threshold, metrics, baseline, failed.get(name, set())))
-    examples = metrics.pop("example_count", 0.0)
-    baseline.pop("example_count", None)
-    known = [name for name in METRICS if name in metrics]
     return Verdict(
         blessed=blessed,
-        examples=int(examples),
-        metrics={name: metrics[name] for name in known},
-        baseline_metrics={name: baseline[name] for name in known if name in baseline},
+        examples=int(metrics.get(EXAMPLE_COUNT, 0)),
+        metrics={name: metrics[name] for name in METRICS if name in metrics},
+        baseline_metrics={name: baseline[name] for name in METRICS if name in baseline},
         bounds=tuple(bounds),
     )
 
@@ -91,30 +89,23 @@ def _bounds(
     bounds = []
     for kind, limit, threshold_failed in limits:
         margin = None
-        if measured is not None and not math.isnan(measured):
+        if measured is not None:
             margin = measured - limit if kind in ("at_least", "may_drop") else limit - measured
         # One failed value threshold may have two ends; the end that holds did not fail.
-        passed = not (threshold_failed and (margin is None or margin < ROUNDING))
-        bounds.append(
-            Bound(
-                metric=name,
-                condition=kind,
-                limit=limit,
-                measured=None if margin is None else measured,
-                passed=passed,
-                margin=margin,
-            )
-        )
+        holds = not threshold_failed or (kind in ("at_least", "at_most") and margin is not None and margin >= 0)
+        passed = measured is not None and holds
+        bounds.append(Bound(metric=name, condition=kind, limit=limit, measured=measured, passed=passed, margin=margin))
     return bounds
 
 
 def _metrics(evaluation: str, model: str | None) -> dict[str, float]:
-    """Metrics of the whole eval split by name."""
+    """Metrics of the whole eval split by name; those that are not a finite number could not be computed."""
     result = tfma.load_eval_result(evaluation, model_name=model)
     found: dict[str, float] = {}
     for slice_key, outputs in result.slicing_metrics:
         if slice_key == ():
             for per_output in outputs.values():
                 for by_class in per_output.values():
-                    found |= {name: value["doubleValue"] for name, value in by_class.items() if "doubleValue" in value}
-    return found
+                    # TFMA hands proto JSON through, where NaN and infinity are strings.
+                    found |= {name: float(value["doubleValue"]) for name, value in by_class.items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -28,8 +28,10 @@ class Bound(pydantic.BaseModel):
     def __str__(self) -> str:
         side = {"at_least": "at least", "may_drop": "at least", "at_most": "at most", "may_rise": "at most"}
         source = " (last blessed model)" if self.condition.startswith("may_") else ""
-        measured = "nothing" if self.measured is None else f"{self.measured:.4f}"
-        return f"{self.metric}: {side[self.condition]} {self.limit:.4f} wanted{source}, {measured} measured"
+        # More digits where four would show the same number twice.
+        digits = 8 if self.measured is not None and f"{self.measured:.4f}" == f"{self.limit:.4f}" else 4
+        measured = "nothing" if self.measured is None else f"{self.measured:.{digits}f}"
+        return f"{self.metric}: {side[self.condition]} {self.limit:.{digits}f} wanted{source}, {measured} measured"
 
 
 class Verdict(pydantic.BaseModel):

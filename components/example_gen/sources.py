@@ -8,9 +8,9 @@ from typing import IO
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.example_gen.errors import DataError, did_you_mean
+from components.example_gen.errors import DataError
 from components.example_gen.reader import Header, read_header
-from pipeline.recipe import ColumnType, Data, Lookup, TimeSplit, column_types
+from pipeline.recipe import ColumnType, Data, Lookup, column_types, did_you_mean
 
 INTERACTIONS = "interactions"
 ITEMS = "items"
@@ -118,14 +118,7 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
     """As `inspect_sources`, for headers already read."""
     tables = data.sources.tables()
     types = column_types(schema)
-    if isinstance(data.split, TimeSplit) and data.columns.timestamp is None:
-        raise DataError(
-            "data.split.kind is time, but data.columns.timestamp names no column. Name it, or split at random."
-        )
     keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
-    if keys.get(ITEMS, data.columns.item_id) != data.columns.item_id:
-        raise DataError(f"data.sources.items.key is {keys[ITEMS]!r}, but data.columns.item_id is "
-                        f"{data.columns.item_id!r}; the catalogue needs one name for both.")  # fmt: skip
     givers = _givers(headers, types, keys)
     for name in _required(data):
         if INTERACTIONS not in givers.get(name, ()):

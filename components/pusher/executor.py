@@ -55,7 +55,7 @@ def pushed_versions(folder: str) -> list[int]:
     if not fileio.isdir(folder):
         return []
     names = (name.rstrip("/") for name in fileio.listdir(folder))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def _publish(source: str, origin: str, folder: str, version: int) -> None:

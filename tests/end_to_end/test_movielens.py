@@ -62,9 +62,9 @@ def test_the_console_shows_each_component_and_the_log_keeps_the_rest(first_run: 
 
 def test_the_metrics_are_those_of_the_exported_model_on_the_eval_rows(first_run: Any) -> None:
     import numpy as np
+    import tensorflow as tf
 
     import components  # noqa: F401  (decides on Keras before TensorFlow is imported)
-    import tensorflow as tf
 
     (examples,) = (first_run.workdir / "artifacts").glob("InteractionExampleGen/examples/*")
 
@@ -97,8 +97,9 @@ def test_the_metrics_are_those_of_the_exported_model_on_the_eval_rows(first_run:
 
 
 def test_the_pushed_model_answers_in_the_loader_that_tensorflow_serving_uses(first_run: Any) -> None:
-    import components  # noqa: F401
     import tensorflow as tf
+
+    import components  # noqa: F401
 
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], str(first_run.model))
@@ -147,8 +148,9 @@ def test_recommendations_come_over_grpc_and_leave_out_what_the_user_has_seen(
     assert all(item["title"] == titles[item["item_id"]] for item in items)
 
     (examples,) = (first_run.workdir / "artifacts").glob("InteractionExampleGen/examples/*")
-    import components  # noqa: F401
     import tensorflow as tf
+
+    import components  # noqa: F401
 
     seen = set()
     for record in tf.data.TFRecordDataset([str(path) for path in (examples / "Split-train").iterdir()], "GZIP"):

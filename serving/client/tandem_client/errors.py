@@ -19,17 +19,17 @@ class TandemClientError(Exception):
         self.code = code
 
 
-class ServerUnavailable(TandemClientError):  # noqa: N818 - named for the situation, as gRPC's codes are
+class ServerUnavailable(TandemClientError):
     """Nobody answered, after all retries."""
 
 
-class DeadlineExceeded(TandemClientError):  # noqa: N818
+class DeadlineExceeded(TandemClientError):
     """No answer within the timeout."""
 
 
-class ModelNotFound(TandemClientError):  # noqa: N818
+class ModelNotFound(TandemClientError):
     """The server does not serve this model, or not this version of it."""
 
 
-class InvalidRequest(TandemClientError):  # noqa: N818
+class InvalidRequest(TandemClientError):
     """The request does not fit the model's signature; nothing was sent, or the server refused it."""

@@ -70,6 +70,7 @@ def rows() -> Rows:
 @pytest.fixture(scope="session")
 def examples(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes the first `count` rows as the eval split of an Examples artifact."""
+
     def write(count: int = EXAMPLES) -> Path:
         folder = tmp_path_factory.mktemp("examples")
         (folder / "Split-eval").mkdir()
@@ -94,6 +95,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     With `nan_rank`, the rating of the examples of that rank is not a number.
     """
+
     def export(shift: float = 0.0, ranks_lost: int = 0, nan_rank: int = -1) -> Path:
         module = tf.Module()
 
@@ -104,9 +106,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 {"predicted": tf.io.FixedLenFeature([], tf.float32), "rank": tf.io.FixedLenFeature([], tf.int64)},
             )
             rating = tf.where(parsed["rank"] == nan_rank, np.float32("nan"), parsed["predicted"] + shift)
-            hits = {
-                f"top_{k}_hit": tf.cast(parsed["rank"] + ranks_lost < k, tf.float32) for k in (1, 5, 10, 50, 100)
-            }
+            hits = {f"top_{k}_hit": tf.cast(parsed["rank"] + ranks_lost < k, tf.float32) for k in (1, 5, 10, 50, 100)}
             return {"rating": rating, **hits}
 
         folder = tmp_path_factory.mktemp("model")
@@ -120,6 +120,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def evaluate(examples: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
     """Runs the executor as TFX does and reads what it wrote."""
+
     def run(
         candidate: Path, gates: Sequence[Gate], baseline: Path | None = None, split: Path | None = None
     ) -> Evaluated:

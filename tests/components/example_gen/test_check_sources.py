@@ -90,10 +90,3 @@ def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
     data = make_data(sources={**make_data().sources.model_dump(),
                               "interactions": {"files": "span-{SPAN}/v{VERSION}/interactions.csv"}})  # fmt: skip
     check_sources(folder, data, make_schema())
-
-
-def test_a_split_by_time_needs_a_timestamp(folder: Path) -> None:
-    write_tables(folder, make_tables())
-    data = make_data(columns={"user_id": "user_id", "item_id": "item_id", "label": "rating"}, split={"kind": "time"})
-    with pytest.raises(DataError, match=r"data\.columns\.timestamp names no column"):
-        check_sources(folder, data, make_schema())
