@@ -64,6 +64,8 @@ class Executor(base_executor.BaseExecutor):
         blessing = artifact_utils.get_single_instance(output_dict[BLESSING_KEY])
         examples = read_examples(artifact_utils.get_split_uri(input_dict[EXAMPLES_KEY], "eval"), settings.requests)
         try:
+            if not examples:
+                raise NotServable("the eval split has no example to ask with")
             with tempfile.TemporaryDirectory(prefix="tandem-infra-") as folder:
                 io_utils.copy_dir(path_utils.serving_model_path(model.uri), os.path.join(folder, "1"))
                 with serving(Path(folder), MODEL_NAME, settings.start_timeout_s) as target:
@@ -99,7 +101,8 @@ def ask(target: str, examples: list[bytes], settings: Settings) -> None:
                     raise NotServable(f"recommend has no item for the user {answer.user_id!r}")
                 _check_finite(f"recommend for {answer.user_id!r}", [answer.items[0].score, answer.items[0].rating])
             _check_finite("rate", list(client.rate_batch(list(users), list(items))))
-        with grpc.insecure_channel(target) as channel:
+        # A proxy cannot reach this machine's loopback.
+        with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = MODEL_NAME
             request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string, [len(examples)]))
