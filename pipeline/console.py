@@ -66,7 +66,12 @@ class Progress:
         if self._console.is_terminal:
             counter = f"{self._done + 1}/{self._total}" if self._total else ""
             self._live = Live(
-                _Running(f"{counter:>5}  {name}"), console=self._console, refresh_per_second=8, transient=True
+                _Running(f"{counter:>5}  {name}"),
+                console=self._console,
+                refresh_per_second=8,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._live.start()
 

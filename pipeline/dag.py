@@ -10,11 +10,7 @@ from types import ModuleType
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
 
-# Before TFX, because it decides which Keras TensorFlow imports.
-import components
-import components.evaluator
 import components.example_gen
-import components.infra_validator
 import components.trainer
 import components.transform
 from components.evaluator.component import Evaluator

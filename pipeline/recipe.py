@@ -135,7 +135,7 @@ class Data(Section):
         items = self.sources.items
         if items is not None and items.key != self.columns.item_id:
             raise ValueError(
-                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; they must be the same"
+                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; one name is wanted"
             )
         return self
 

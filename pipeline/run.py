@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import logging as python_logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -110,13 +111,14 @@ def _run(
     console = Console(file=terminal)
     start = time.monotonic()
     with Progress(console, 0).step("starting TensorFlow and TFX"):
-        from pipeline.dag import create_pipeline  # noqa: I001  (decides on Keras before TFX imports TensorFlow)
         from absl import logging
         from tfx import v1 as tfx
 
+        from pipeline.dag import create_pipeline
         from pipeline.runners import local
 
-    logging.use_absl_handler()
+    # The only handler: others that libraries have installed meanwhile would write every line twice.
+    python_logging.root.handlers = [logging.get_absl_handler()]
     logging.set_verbosity(logging.INFO)
 
     dag = create_pipeline(
