@@ -7,6 +7,7 @@ that it needs as JSON. Nothing here imports TensorFlow's runtime.
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ SCHEMA_FILE = "schema.pbtxt"
 ColumnType = Literal["BYTES", "INT", "FLOAT"]
 NUMBERS: tuple[ColumnType, ...] = ("INT", "FLOAT")
 STRINGS: tuple[ColumnType, ...] = ("BYTES",)
+
+
+# What the served model's `recommend` and `rate` are asked and answer, besides columns.
+SIGNATURE_INPUTS = ("user_id", "item_id")
+SIGNATURE_OUTPUTS = ("item_ids", "scores", "ratings")
 
 
 class BadInput(ValueError):
@@ -385,6 +391,24 @@ class Recipe(Section):
                         f"features.{tower}.{index} looks at {feature.column!r}, {forbidden[tower][feature.column]}, "
                         f"which the {tower} tower cannot know when it is asked; drop the feature"
                     )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _names_fit_the_signatures(self) -> Recipe:
+        for feature in self.features.query:
+            taken = feature.column in SIGNATURE_INPUTS and feature.column != self.data.columns.user_id
+            if taken or not re.fullmatch(r"[A-Za-z]\w*", feature.column, re.ASCII) or keyword.iskeyword(feature.column):
+                raise ValueError(
+                    f"the query column {feature.column!r} cannot name an input of the served model: a letter and then "
+                    "letters, digits and underscores were wanted, and neither a word of Python's nor "
+                    f"{' or '.join(SIGNATURE_INPUTS)}; rename the column"
+                )
+        for feature in self.features.candidate:
+            if feature.display and feature.column in SIGNATURE_OUTPUTS:
+                raise ValueError(
+                    f"display: true on the column {feature.column!r}, which is what the served model calls an answer "
+                    "of its own; rename the column"
+                )
         return self
 
     @pydantic.model_validator(mode="after")

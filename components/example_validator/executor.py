@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 from tensorflow_metadata.proto.v0 import anomalies_pb2
-from tfx.components.example_validator import executor
+from tfx.components.example_validator import executor, labels
+from tfx.types import standard_component_specs
 
+from components.example_validator.anomalies import in_words
 from pipeline.recipe import SCHEMA_FILE, BadInput
 
 
@@ -24,25 +26,21 @@ class Executor(executor.Executor):
         Raises:
             AnomalyError: A split has an anomaly.
         """
-        self._found: dict[str, list[str]] = {}
+        self._splits: dict[tuple[str, str], list[str]] = {}
         result = super().Do(input_dict, output_dict, exec_properties)
-        if self._found:
-            listed = "\n".join(f"  {reason} (split {', '.join(splits)})" for reason, splits in self._found.items())
+        if self._splits:
+            listed = [
+                f"  {feature} ({', '.join(splits)}): {reason}." for (feature, reason), splits in self._splits.items()
+            ]
             raise AnomalyError(
-                f"the data breaks {SCHEMA_FILE}:\n{listed}\n"
-                f"Nothing was trained. Mend the data, or, if it is right, widen the feature's domain in {SCHEMA_FILE}."
+                "\n".join([f"the data breaks {SCHEMA_FILE}, in these features (and splits):", *listed])
+                + f"\nNothing was trained. Mend the data or, where the data is right, {SCHEMA_FILE}; then run again."
             )
         return result
 
     def _Validate(self, inputs: Any, outputs: Any) -> anomalies_pb2.Anomalies:  # noqa: N802
         anomalies = super()._Validate(inputs, outputs)
-        split = os.path.basename(outputs["schema_diff_path"][0] if isinstance(outputs["schema_diff_path"], list)
-                                 else outputs["schema_diff_path"]).removeprefix("Split-")  # fmt: skip
-        for name, info in sorted(anomalies.anomaly_info.items()):
-            for reason in info.reason or [info]:
-                description = getattr(reason, "description", "") or info.description
-                short = getattr(reason, "short_description", "") or info.short_description
-                self._found.setdefault(f"feature {name!r}: {short}: {description}", []).append(split)
-        if anomalies.HasField("dataset_anomaly_info"):
-            self._found.setdefault(f"dataset: {anomalies.dataset_anomaly_info.description}", []).append(split)
+        split = os.path.basename(outputs[labels.SCHEMA_DIFF_PATH]).removeprefix("Split-")
+        for anomaly in in_words(anomalies, inputs[standard_component_specs.SCHEMA_KEY]):
+            self._splits.setdefault(anomaly, []).append(split)
         return anomalies

@@ -255,7 +255,7 @@ def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] |
         return None
     domain = getattr(feature, kind)
     given = {field.name for field, _ in domain.ListFields()}
-    return (float(domain.min), float(domain.max)) if "max" in given and domain.max > domain.min else None
+    return (float(domain.min), float(domain.max)) if {"min", "max"} <= given and domain.max > domain.min else None
 
 
 def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:

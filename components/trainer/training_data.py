@@ -86,6 +86,7 @@ def read_training_data(
     for name, values in found.items():
         by_index[name] = np.zeros((item_count + 1, *values.shape[1:]), values.dtype)
         by_index[name][found[item_feature.name]] = values
+        by_index[name][0] = 0
     for name in shown.values():
         by_index[name] = np.where(by_index[name] == 0, b"", by_index[name])
     return TrainingData(

@@ -326,6 +326,11 @@ def test_bad_recipes_are_bad_input() -> None:
          "features.query.3 looks at 'item', the item"),
         ("{column: tags, kind: multi_value, separator: \",\"}", "{column: user, kind: categorical}",
          "features.candidate.2 looks at 'user', the user"),
+        ("column: plan", "column: favourite plan", "the query column 'favourite plan' cannot name an input"),
+        ("column: plan", "column: class", "the query column 'class' cannot name an input"),
+        ("column: plan", "column: größe", "the query column 'größe' cannot name an input"),
+        ("column: plan", "column: item_id", "the query column 'item_id' cannot name an input"),
+        ("column: name, kind: text", "column: scores, kind: text", "display: true on the column 'scores'"),
     ],
 )  # fmt: skip
 def test_keys_that_contradict_each_other_are_an_error(problem: Problem, old: str, new: str, said: str) -> None:

@@ -1,0 +1,146 @@
+"""Transformed records as arrays: what the Trainer learns from, held against the rows they came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from components.trainer.model import damped_means
+from components.trainer.training import batches
+from components.trainer.training_data import TrainingData, index_count, read_training_data
+
+World = Any
+
+
+def ids(world: World, feature: str) -> list[str]:
+    """The ids of a vocabulary by index; index 0 is unknown."""
+    return ["", *(word.decode() for word in world.transform_output.vocabulary_by_name(feature))]
+
+
+def test_interactions_come_through_whole(world: World, data: TrainingData) -> None:
+    users, items = ids(world, "customer_id"), ids(world, "item_id")
+    found = Counter(
+        (users[user], items[item], float(label))
+        for user, item, label in zip(data.users, data.items, data.labels, strict=True)
+    )
+    assert found == Counter((row["customer"], row["item"], row["stars"]) for row in world.interactions)
+    assert (data.user_count, data.item_count) == (len(world.users), len(world.items))
+    assert (data.items.dtype, data.users.dtype, data.labels.dtype) == (np.int64, np.int64, np.float32)
+
+
+def test_every_item_of_the_catalogue_has_its_own_row_and_the_unknown_one_is_empty(
+    world: World, data: TrainingData
+) -> None:
+    items = ids(world, "item_id")
+    names = {row["item"]: row["name"] for row in world.catalogue}
+    assert [name.decode() for name in data.display["name"]] == ["", *(names[item] for item in items[1:])]
+    assert data.catalogue["item_id"].tolist() == list(range(data.item_count + 1))
+    for name, values in data.catalogue.items():
+        assert not values[0].any(), name
+
+
+def test_an_item_whose_id_is_not_in_the_vocabulary_does_not_lend_its_features_to_the_unknown_item(
+    world: World, tmp_path: Path
+) -> None:
+    # TFT keeps no id that is blank or has a line break; such an item has index 0.
+    path, gzip = str(tmp_path / "catalogue.gz"), tf.io.TFRecordOptions(compression_type="GZIP")
+    with tf.io.TFRecordWriter(path, gzip) as writer:
+        files = tf.io.gfile.glob(world.files["catalogue"])
+        for number, record in enumerate(tf.data.TFRecordDataset(files, compression_type="GZIP")):
+            example = tf.train.Example.FromString(record.numpy())
+            if number == 0:
+                example.features.feature["item_id"].int64_list.value[:] = [0]
+            writer.write(example.SerializeToString())
+    recipe = world.recipe()
+    data = read_training_data(world.files["train"], [path], world.transform_output, recipe.features, recipe.columns)
+    assert data.display["name"][0] == b""
+    assert not any(values[0].any() for values in data.catalogue.values())
+
+
+def test_features_of_several_values_are_padded_with_0(world: World, data: TrainingData) -> None:
+    words = [b"", *world.transform_output.vocabulary_by_name("tags_multi_value")]
+    items = ids(world, "item_id")
+    tags = {row["item"]: row["tags"] for row in world.catalogue}
+    for index, row in enumerate(data.catalogue["tags_multi_value"].tolist()):
+        wanted = (tags.get(items[index]) or "").split("|")
+        assert [words[word].decode() for word in row if word] == [tag for tag in wanted if tag]
+    assert data.query["moods_multi_value"].shape == (len(data.labels), 3)
+
+
+def test_item_frequencies_count_interactions(world: World, data: TrainingData) -> None:
+    counts = Counter(row["item"] for row in world.interactions)
+    assert data.item_frequencies().tolist() == [0, *(counts[item] for item in ids(world, "item_id")[1:])]
+
+
+def test_index_counts_leave_room_for_unknown(world: World) -> None:
+    recipe = world.recipe()
+    counts = {
+        feature.name: index_count(feature, world.transform_output)
+        for feature in (*recipe.features.query, *recipe.features.candidate)
+        if feature.kind != "normalized"
+    }
+    data = world.data(recipe)
+    for name, values in {**data.query, **data.catalogue}.items():
+        if name in counts:
+            assert values.min() >= 0 and values.max() < counts[name], name
+    assert counts["customer_id"] == len(world.users) + 1
+    assert counts["at_buckets"] == 11
+
+
+def test_an_empty_split_is_an_error_that_names_its_files(world: World) -> None:
+    recipe = world.recipe()
+    with pytest.raises(ValueError, match="nothing-here"):
+        read_training_data(
+            [str(world.folder / "nothing-here*")], world.files["catalogue"], world.transform_output,
+            recipe.features, recipe.columns,
+        )  # fmt: skip
+
+
+def test_batches_hold_every_interaction_once_an_epoch_in_a_new_order(data: TrainingData) -> None:
+    dataset = batches(data, batch_size=100, seed=3)
+    orders = []
+    for _ in range(2):
+        epoch = list(dataset)
+        assert [len(batch["label"]) for batch in epoch] == [100] * 4 + [40]
+        rows = np.concatenate([np.stack([batch["customer_id"], batch["item"]], axis=1) for batch in epoch])
+        assert sorted(map(tuple, rows)) == sorted(zip(data.users, data.items, strict=True))
+        orders.append(rows.tolist())
+    assert orders[0] != orders[1]
+
+
+def test_rows_of_a_batch_stay_together(data: TrainingData) -> None:
+    rows = {
+        (user, item): (label, height)
+        for user, item, label, height in zip(
+            data.users, data.items, data.labels, data.query["height_normalized"], strict=True
+        )
+    }
+    (batch,) = batches(data, batch_size=10_000, seed=3)
+    found = zip(
+        batch["customer_id"].numpy(), batch["item"].numpy(), batch["label"].numpy(),
+        batch["height_normalized"].numpy(), strict=True,
+    )  # fmt: skip
+    for user, item, label, height in found:
+        assert rows[user, item] == (label, height)
+
+
+def test_damped_means_are_koren_s_baseline(data: TrainingData) -> None:
+    mean, user_bias, item_bias = damped_means(data)
+    labels = [float(label) for label in data.labels]
+    assert mean == pytest.approx(sum(labels) / len(labels))
+    for item in range(data.item_count + 1):
+        rest = [label - mean for label, other in zip(labels, data.items, strict=True) if other == item]
+        assert item_bias[item] == pytest.approx(sum(rest) / (10 + len(rest)), abs=1e-6)
+    for user in range(data.user_count + 1):
+        rest = [
+            label - mean - item_bias[item]
+            for label, item, other in zip(labels, data.items, data.users, strict=True)
+            if other == user
+        ]
+        assert user_bias[user] == pytest.approx(sum(rest) / (10 + len(rest)), abs=1e-6)
+    assert user_bias[0] == item_bias[0] == 0
