@@ -11,8 +11,10 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
 
 import components.example_gen
+import components.infra_validator
 import components.trainer
 import components.transform
+import serving
 from components.evaluator.component import Evaluator
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
@@ -114,7 +116,11 @@ def create_pipeline(
     infra_validator = InfraValidator(
         model=trainer.outputs["model"],
         examples=example_gen.outputs["examples"],
-        settings=Settings(user_id=columns.user_id, item_id=columns.item_id),
+        settings=Settings(
+            user_id=columns.user_id,
+            item_id=columns.item_id,
+            code_version=code_version(components.infra_validator, serving),
+        ),
     )
     infra_validator.add_upstream_node(evaluator)
 

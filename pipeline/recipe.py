@@ -534,7 +534,7 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
         if column not in types:
             problems.append(
                 f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}"
-                f"{did_you_mean(column, types)}. Columns there: {', '.join(sorted(types))}."
+                f"{did_you_mean(column, types) or '.'} Columns there: {', '.join(sorted(types))}."
             )
         elif types[column] not in allowed:
             problems.append(

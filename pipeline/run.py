@@ -80,6 +80,8 @@ def run_recipe(
     schema = load_schema(schema_dir, recipe)
     check_sources(data, recipe.data, schema)
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
+    for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
+        _check_folder(flag, place)
     with _only_run_in(workdir):
         run_id = _new_run(workdir)
         folder = run_folder(workdir, run_id)
@@ -181,6 +183,14 @@ def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any]
         pushed_model=pushed.get_string_custom_property("pushed_destination") if is_pushed else None,
         log=str(folder / "log.txt"),
     )
+
+
+def _check_folder(flag: str, place: Path) -> None:
+    """Refuses a folder that is not one, or cannot be made or written."""
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "cannot be written" if there.is_dir() else "is not a folder"
+        raise BadInput(f"{flag} {place}: {there} {found}. Name a folder that can be made and written.")
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def validate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Validate
         Executor().Do(
             {MODEL_KEY: [artifact(standard_artifacts.Model, candidate)], EXAMPLES_KEY: [examples]},
             {BLESSING_KEY: [blessing]},
-            {SETTINGS_KEY: Settings(user_id=USER, item_id=ITEM, **settings).model_dump_json()},
+            {SETTINGS_KEY: Settings(user_id=USER, item_id=ITEM, code_version="test", **settings).model_dump_json()},
         )
         return Validated(
             blessed=blessing.get_int_custom_property("blessed") == 1,
