@@ -221,7 +221,11 @@ def _write_interactions(
     if any(assembled.lookup is None for assembled in lookups):
         return Report(unit), item_ids  # the run stops for the lookup's sake
     joined = [assembled.lookup for assembled in lookups if assembled.lookup is not None]
-    cut = timestamps.cut(data.split.eval_fraction) if timestamps is not None else None
+    cut = (
+        timestamps.cut(data.split.eval_fraction)
+        if timestamps is not None and isinstance(data.split, TimeSplit)
+        else None
+    )
     try:
         with contextlib.ExitStack() as stack:
             rejects = stack.enter_context(_Rejects(unit, scratch))
