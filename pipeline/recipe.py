@@ -137,7 +137,9 @@ class Columns(Section):
     """Which columns of the joined table play which part."""
 
     user_id: str
+    """Who did it; ids are text, so leading zeros survive."""
     item_id: str
+    """With which item; text as well."""
     label: str
     """How much the user liked the item; what the rating head predicts. A column of the files, the count or a sum of
     `aggregate`, or the name of the constant `label`."""
@@ -196,6 +198,7 @@ class Negatives(Section):
     """Columns of the interaction that belong to the question and not to its answer (channel, device, city), besides
     the user's columns and the timestamp: negatives copy them. Other columns of the interaction are missing there."""
     seed: int = 0
+    """Another seed draws other items."""
 
 
 class RandomSplit(Section):
@@ -205,6 +208,7 @@ class RandomSplit(Section):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The part of the rows that is `eval`."""
     seed: int = 0
+    """Another seed gives an independent split."""
 
 
 class ByUserSplit(Section):
@@ -214,6 +218,7 @@ class ByUserSplit(Section):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The part of the users that is `eval`."""
     seed: int = 0
+    """Another seed gives an independent split."""
 
 
 class TimeSplit(Section):
@@ -383,6 +388,7 @@ class Feature(Section):
     """One column as one tower sees it. `kind` says how Transform turns it into numbers."""
 
     column: str
+    """Name of the column, after `rename`; its type in schema.pbtxt must fit the kind."""
     display: bool = False
     """Returned with recommended item ids (candidate features only)."""
 
@@ -404,6 +410,7 @@ class Categorical(Feature):
 
     kind: Literal["categorical"]
     min_count: PositiveInt = 1
+    """Values that stand in fewer rows of train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -414,6 +421,7 @@ class Text(Feature):
     vocabulary_size: PositiveInt = 10_000
     """The most frequent words that get an embedding of their own."""
     min_count: PositiveInt = 2
+    """Words that come up less often in train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -422,7 +430,9 @@ class MultiValue(Feature):
 
     kind: Literal["multi_value"]
     separator: Annotated[str, Field(min_length=1, max_length=1)] = "|"
+    """Stands between two values; spaces around a value do not count."""
     min_count: PositiveInt = 1
+    """Values that come up less often in train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -431,6 +441,7 @@ class Buckets(Feature):
 
     kind: Literal["buckets"]
     buckets: Annotated[int, Field(ge=2)]
+    """How many intervals."""
     boundaries: Literal["uniform", "quantile"] = "quantile"
     """Intervals of equal width between the smallest and the largest value, or of equal count."""
     types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
@@ -478,6 +489,7 @@ class Tower(Section):
     layers: tuple[PositiveInt, ...] = ()
     """Units of the hidden layers; none is a linear projection."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the inputs of each layer that training leaves out at random."""
 
 
 class RatingHead(Section):
@@ -490,6 +502,7 @@ class RatingHead(Section):
     dimension: PositiveInt = 32
     """Width of the projections of `dot`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the projections or hidden units that training leaves out at random."""
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared user and item biases in the loss."""
 
@@ -507,12 +520,15 @@ class Model(Section):
     """The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head."""
 
     embedding_dim: PositiveInt = 64
+    """Width of every embedding and of both towers' output vectors."""
     query_tower: Tower = Tower()
     candidate_tower: Tower = Tower()
     rating_head: RatingHead = RatingHead()
     retrieval: RetrievalLoss = RetrievalLoss()
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the retrieval task's loss; 0 leaves the task out."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the rating task's loss; 0 leaves the task out."""
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """How often training hides an id, so that unknown users and items get an average answer."""
     l2: Annotated[float, Field(ge=0)] = 0.0
@@ -526,15 +542,24 @@ class Model(Section):
 
 
 class Optimizer(Section):
+    """How gradients change the weights."""
+
     kind: Literal["adagrad", "adam", "adamw"] = "adam"
+    """Keras' optimizer of that name."""
     learning_rate: PositiveFloat = 1e-3
+    """Size of a step."""
 
 
 class Training(Section):
+    """How long and in which steps the model is fitted."""
+
     epochs: PositiveInt = 10
+    """How often training goes through all interactions."""
     batch_size: PositiveInt = 4096
+    """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
     seed: int = 0
+    """Of the initial weights, the order of the interactions and dropout."""
 
 
 # --- gates and serving ------------------------------------------------------------------------------------------------
@@ -555,8 +580,11 @@ class Gate(Section):
     """A condition on one metric. A model that fails any gate is not pushed."""
 
     metric: str
+    """What is measured on the eval split: one of `METRICS`."""
     at_least: float | None = None
+    """The smallest value that passes."""
     at_most: float | None = None
+    """The largest value that passes."""
     may_drop: Annotated[float, Field(ge=0)] | None = None
     """How far the metric may fall below the last blessed model's."""
     may_rise: Annotated[float, Field(ge=0)] | None = None
@@ -586,9 +614,12 @@ class Serving(Section):
 
 
 class Recipe(Section):
+    """Everything about one dataset, its model and its gates."""
+
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=48)]
     """Name of the pipeline and of the served model."""
     description: str = ""
+    """One line for people."""
     data: Data
     features: Features
     model: Model = Model()
