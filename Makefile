@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types tests lock clean
+.PHONY: help setup demo test lint types tests docs lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -25,6 +25,9 @@ types: setup
 
 tests: setup
 	$(BIN)/python -m pytest
+
+docs: setup  ## Write docs/recipe.md anew from the recipe's own models
+	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py
