@@ -16,7 +16,7 @@ from components.example_gen import reader
 from components.example_gen.errors import DataError
 from components.example_gen.reader import find_records, read_batches, read_header
 from components.example_gen.rows import parse, read_rows
-from components.example_gen.sources import Column
+from components.example_gen.sources import Column, Table
 
 Row = tuple[int, list[str | None]]
 
@@ -30,7 +30,7 @@ def read(content: bytes, block_bytes: int = reader.BLOCK_BYTES, file: str = "f.c
     good: list[Row] = []
     bad: list[Row] = []
     for batch in read_batches(io.BytesIO(content), file, names, block_bytes):
-        lines = batch.block.lines(batch.records).tolist()
+        lines = batch.block.places(batch.records).to_pylist()
         cells = zip(*(column.to_pylist() for column in batch.columns.columns), strict=True)
         good += [(line, list(row)) for line, row in zip(lines, cells, strict=True)]
         bad += [(row.line, [row.row]) for row in batch.malformed]
@@ -225,10 +225,11 @@ def parse_column(cells: list[str], column: Column) -> tuple[list[float | None], 
     values: list[float | None] = [None] * len(cells)
     reasons: list[str | None] = [None] * len(cells)
     columns = (column, Column("row", "INT"))
-    for good, _, bad in read_rows(io.BytesIO(text.getvalue().encode()), "f.csv", columns):
+    for rows in read_rows(io.BytesIO(text.getvalue().encode()), "f.csv", Table("t", ("f.csv",), columns, ())):
+        good = rows.columns
         for row, value in zip(good.column("row").to_pylist(), good.column(column.name).to_pylist(), strict=True):
             values[row] = value
-        for problem in bad:
+        for problem in rows.bad:
             reasons[int(problem.row.rpartition(",")[2])] = problem.reason
     return values, reasons
 
@@ -247,16 +248,17 @@ def parse_column(cells: list[str], column: Column) -> tuple[list[float | None], 
 def test_reasons(column: Column, cell: str, reason: str) -> None:
     content = f"{column.name},row\n{cell},0\n".encode()
     (batch,) = read_batches(io.BytesIO(content), "f.csv", [column.name])
-    good, _, bad = parse(batch, [column])
-    assert good.num_rows == 0
-    assert [str(row) for row in bad] == [f"f.csv:2: {reason}"]
+    rows = parse(batch, [column])
+    assert rows.columns.num_rows == 0
+    assert [str(row) for row in rows.bad] == [f"f.csv:2: {reason}"]
 
 
 def test_types_and_missing_values() -> None:
     content = b"id,age,title,score\n007,,,\n8,30,A,0.5\n"
-    columns = [Column("id", "BYTES", True), Column("age", "INT"), Column("title", "BYTES"), Column("score", "FLOAT")]
-    ((rows, lines, bad),) = read_rows(io.BytesIO(content), "f.csv", columns)
+    columns = (Column("id", "BYTES", True), Column("age", "INT"), Column("title", "BYTES"), Column("score", "FLOAT"))
+    (read_,) = read_rows(io.BytesIO(content), "f.csv", Table("t", ("f.csv",), columns, ()))
+    rows = read_.columns
     assert rows.to_pydict() == {"id": ["007", "8"], "age": [None, 30], "title": [None, "A"], "score": [None, 0.5]}
     assert rows.schema.types == [pa.string(), pa.int64(), pa.string(), pa.float32()]
-    assert lines.tolist() == [2, 3]
-    assert not bad
+    assert read_.places().to_pylist() == [2, 3]
+    assert not read_.bad
