@@ -25,8 +25,8 @@ class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ig
 
     Beside the splits, `rejected/` has the rows that were put aside. Custom properties of the artifact: `rows_read`,
     `rows_rejected`, `rows_merged`, `rows_negatives`, `rows_train`, `rows_eval` and `rows_catalogue`, where read +
-    negatives = train + eval + rejected + merged; and for each lookup table, named as in `Data.sources.tables()` with `_`
-    for `.`, `rows_rejected_items`, `rows_merged_items` (left out as duplicates), `rows_rejected_items_lookups_0`, …
+    negatives = train + eval + rejected + merged; and for each lookup table `rows_rejected_items` and
+    `rows_merged_items` (left out as duplicates), where names are those of `Sources.tables()` with `_` for `.`.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
