@@ -20,6 +20,7 @@ from components.example_gen.reader import BLOCK_BYTES, MAX_RECORD_BYTES, Batch, 
 from pipeline.recipe import did_you_mean
 
 _SPACE = " \t\r\n"
+_IN_NUMBERS = ("", *"0123456789+-.eE")
 # Numbers stay as they are written: an id may be a number with leading or trailing zeros or with more digits than fit.
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
 _KINDS = {dict: "an object", list: "an array", str: "text", bool: "true or false", type(None): "null"}
@@ -264,8 +265,8 @@ class _Cursor:
             problem = None
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                # A number may go on in the next chunk.
-                if end < len(self._text) or self._ended:
+                # A number may go on in the next chunk, and what is here of `1.5` or `1e5` may look like 1.
+                if self._ended or self._text[end : end + 1] not in _IN_NUMBERS:
                     text = self._text[self._at : end]
                     self._at = end
                     return text, value

@@ -10,7 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|[+-]\d{2}(:?\d{2})?))?)?$"
+_ISO = (
+    r"^(?P<local>\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?)?)"
+    r"(?: ?(?:Z|(?P<sign>[+-])(?P<hours>[01]\d|2[0-3])(?::?(?P<minutes>[0-5]\d))?))?$"
+)
 
 
 def wanted(time_format: str) -> str:
@@ -36,9 +39,11 @@ def parse_times(cells: pa.StringArray, time_format: str) -> tuple[pa.Int64Array,
     blank = _flags(pc.equal(texts, ""))
     if time_format == "iso":
         fits = _flags(pc.match_substring_regex(texts, _ISO))
-        parsed = pd.to_datetime(_series(texts.filter(pa.array(fits))), format="ISO8601", utc=True, errors="coerce")
+        # pandas 2.3 gives a time without zone the zone of the time before it, so zones are taken off first.
+        parts = pc.extract_regex(texts.filter(pa.array(fits)), _ISO)
+        parsed = pd.to_datetime(_series(pc.struct_field(parts, "local")), format="ISO8601", errors="coerce")
         good[fits] = parsed.notna().to_numpy()
-        seconds[good] = _seconds(parsed)
+        seconds[good] = _seconds(parsed) - _offsets(parts)[parsed.notna().to_numpy()]
     else:
         try:
             parsed = pd.to_datetime(_series(texts), format=time_format, utc=True, errors="coerce")
@@ -62,6 +67,19 @@ def _series(texts: pa.StringArray) -> pd.Series:
 def _seconds(parsed: pd.Series) -> npt.NDArray[np.int64]:
     nanoseconds = parsed.dropna().dt.as_unit("ns").astype("int64").to_numpy()
     return np.asarray(nanoseconds // 10**9, dtype=np.int64)
+
+
+def _offsets(parts: pa.StructArray) -> npt.NDArray[np.int64]:
+    """Seconds that each time's zone is ahead of UTC."""
+
+    def number(name: str) -> npt.NDArray[np.int64]:
+        field = pc.struct_field(parts, name)
+        digits = pc.if_else(pc.equal(field, ""), "0", field)
+        return pc.fill_null(digits, "0").cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+    west = _flags(pc.equal(pc.struct_field(parts, "sign"), "-"))
+    seconds = number("hours") * 3600 + number("minutes") * 60
+    return np.where(west, -seconds, seconds)
 
 
 def _strptime(text: str, pattern: str) -> tuple[int, bool]:
