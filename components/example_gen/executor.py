@@ -668,7 +668,8 @@ def _check(reports: Sequence[Report], data: Data) -> None:
     problems = list(dict.fromkeys(report.problem for report in reports if report.problem is not None))
     if problems:
         raise DataError("\n".join(problems[:_PLACES_SHOWN]))
-    for table in data.sources.tables():
+    # Lookups first: an interaction may be bad only because its row there is.
+    for table in (*list(data.sources.tables())[1:], INTERACTIONS):
         mine = [report for report in reports if report.unit.table == table]
         rows, rejected = sum(report.rows for report in mine), sum(report.rejected for report in mine)
         allowed = int(data.max_bad_rows * rows)

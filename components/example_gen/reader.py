@@ -404,14 +404,12 @@ def find_spans(stream: IO[bytes], span_bytes: int, chunk_bytes: int = 4 * BLOCK_
         if before == _RETURN and len(view) and view[0] == _NEWLINE:
             lines -= 1  # the two halves of one break, of which the first was counted as a break of its own
         if read + len(data) - start >= span_bytes:
-            nearest = max(start + span_bytes - read - 1, 0)
-            at = breaks[np.searchsorted(breaks, nearest) :]
-            at = at[(quotes + np.searchsorted(places, at)) % 2 == 0]
-            if len(at):
-                cut = int(at[0]) + 1
-                line = lines + int(np.searchsorted(breaks, cut)) + int(np.searchsorted(lone, cut))
+            safe = breaks[(quotes + np.searchsorted(places, breaks)) % 2 == 0] + 1
+            while (place := int(np.searchsorted(safe, start + span_bytes - read))) < len(safe):
+                cut = int(safe[place])
                 spans.append(Span(start, read + cut, start_line))
-                start, start_line = read + cut, line
+                start_line = lines + int(np.searchsorted(breaks, cut)) + int(np.searchsorted(lone, cut))
+                start = read + cut
         lines += len(breaks) + len(lone)
         quotes += len(places)
         read += len(data)

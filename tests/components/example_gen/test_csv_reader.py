@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.example_gen import reader
 from components.example_gen.errors import DataError
-from components.example_gen.reader import find_records, read_batches, read_header
+from components.example_gen.reader import Span, find_records, find_spans, read_batches, read_header
 from components.example_gen.rows import parse, read_rows
 from components.example_gen.sources import Column, Table
 
@@ -262,3 +262,45 @@ def test_types_and_missing_values() -> None:
     assert rows.schema.types == [pa.string(), pa.int64(), pa.string(), pa.float32()]
     assert read_.places().to_pylist() == [2, 3]
     assert not read_.bad
+
+
+# --- spans ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=300)
+@given(CSV_TEXT, st.integers(1, 30), st.integers(4, 12), st.booleans())
+@example('1,"a\nb"\n3,4\n5,6\n', 1, 5, False)
+@example("1,2\r\n3,4\r5,6\n7,8\n", 4, 5, True)
+@example('1,5" disk\n2,"a\nb"\n3,4\n', 3, 8, False)
+def test_spans_hold_the_rows_of_the_whole_file(body: str, span_bytes: int, chunk_bytes: int, bom: bool) -> None:
+    content = (b"\xef\xbb\xbf" if bom else b"") + b"x,y\n" + body.encode()
+    spans = find_spans(io.BytesIO(content), span_bytes, chunk_bytes)
+    assert spans[0].start == 0
+    assert [span.end for span in spans[:-1]] == [span.start for span in spans[1:]]
+    assert spans[-1].end is None
+
+    def rows(parts: list[Span]) -> list[tuple[int, object]]:
+        found: list[tuple[int, object]] = []
+        for span in parts:
+            for batch in read_batches(io.BytesIO(content), "f.csv", ["x", "y"], span=span):
+                cells = zip(*(column.to_pylist() for column in batch.columns.columns), strict=True)
+                found += zip(batch.block.places(batch.records).to_pylist(), cells, strict=True)
+                found += [(row.line or 0, row.row) for row in batch.malformed]
+        return sorted(found, key=lambda row: row[0])
+
+    try:
+        expected = rows([Span()])
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error).partition(' ')[0])}"):
+            rows(spans)
+        return
+    assert rows(spans) == expected
+
+
+def test_a_file_without_stray_quotes_is_cut_and_one_with_is_not_cut_behind_them() -> None:
+    content = b"x,y\n" + b'1,"a\n""b"""\n' * 1000
+    assert len(find_spans(io.BytesIO(content), 1000)) == 12
+    stray = content + b'1,5" disk\n' + b"1,2\n" * 10_000
+    spans = find_spans(io.BytesIO(stray), 1000, 4096)
+    assert 1 < len(spans) <= 12
+    assert spans[-1].start <= len(content)
