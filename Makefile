@@ -2,10 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types tests lock clean
+.PHONY: help setup demo test lint types tests docs lock clean
 
 help:  ## What can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 setup:  ## Make .venv from requirements.lock (at once when nothing changed)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python 3.11, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -25,6 +25,12 @@ types: setup
 
 tests: setup
 	$(BIN)/python -m pytest
+
+docs: setup  ## Write docs/recipe.md anew from the recipe's own models
+	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
+
+bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 million interactions (minutes)
+	$(BIN)/python benchmarks/ingest.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py

@@ -78,6 +78,7 @@ def create_pipeline(
         custom_config={
             "features": recipe.features.model_dump_json(),
             "columns": columns.model_dump_json(),
+            "negatives": recipe.data.negatives is not None,
             "code": code_version(components.transform),
         },
         disable_statistics=True,
@@ -111,6 +112,7 @@ def create_pipeline(
         baseline_model=latest_blessed_model.outputs["model"],
         gates=recipe.gates,
         label=columns.label,
+        negatives=recipe.data.negatives is not None,
     )
 
     infra_validator = InfraValidator(

@@ -6,6 +6,7 @@ that it needs as JSON. Nothing here imports TensorFlow's runtime.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import keyword
 import re
@@ -63,46 +64,147 @@ class Section(pydantic.BaseModel):
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class Interactions(Section):
+class Source(Section):
+    """One table: its files, and how they are read."""
+
+    files: Annotated[str, Field(min_length=1)]
+    """File name or glob below the data folder, e.g. `interactions.csv` or `part-*.csv.gz`."""
+    format: Literal["csv", "json"] | None = None
+    """How the files are written. Left out, it is `json` for names that end in `.json` or `.json.gz`, else `csv`.
+    `json` is an object of records by key, as the Firebase Realtime Database exports it, or an array of records."""
+    records: Annotated[str, Field(min_length=1)] | None = None
+    """Where the records stand in a JSON file: a key, or a path of keys such as `app/User_Book`. Left out, the whole
+    file is the object or array of records."""
+    rename: dict[str, str] = {}
+    """Columns that have another name in the files than everywhere else: name in the file to name everywhere else."""
+
+    @property
+    def file_format(self) -> Literal["csv", "json"]:
+        """`format`, by the file's name where it is not given."""
+        return self.format or ("json" if self.files.removesuffix(".gz").endswith(".json") else "csv")
+
+    @pydantic.model_validator(mode="after")
+    def _reads_one_way(self) -> Source:
+        if self.records is not None and self.file_format != "json":
+            raise ValueError(
+                f"records: {self.records} is for JSON files, and {self.files!r} is read as CSV; "
+                "drop records, or add format: json"
+            )
+        names = list(self.rename.values())
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"rename gives two columns the name {name!r}; choose another for one of them")
+        return self
+
+
+class Lookup(Source):
+    """A table with one row a key, joined onto another one; a row that finds no key gets missing values."""
+
+    key: str
+    """The column that identifies a row; it has the same name (after `rename`) in the table it is joined onto."""
+    duplicates: Literal["error", "first", "last"] = "error"
+    """What happens to a key that stands in several rows: the run stops, or the first or last row is taken."""
+
+
+class Interactions(Source):
     """The table of who did what with which item: one row an interaction."""
 
-    files: str
-    """File name or glob below the data folder, e.g. `interactions.csv` or `part-*.csv.gz`."""
+    lookups: tuple[Lookup, ...] = ()
+    """Tables joined onto this one in order, each by a column that is there by then."""
 
 
-class Lookup(Section):
-    """A table with one row a key, joined onto the interactions."""
+class Entities(Lookup):
+    """A table with one row an item, or one row a user."""
 
-    files: str
-    """File name or glob below the data folder."""
-    key: str
-    """The column that identifies a row; it has the same name in the interactions."""
+    lookups: tuple[Lookup, ...] = ()
+    """Tables joined onto this one in order, each by a column that is there by then."""
 
 
 class Sources(Section):
     """The files a run reads, and how they are joined."""
 
     interactions: Interactions
-    items: Lookup | None = None
+    items: Entities | None = None
     """One row an item. Every row joins the catalogue, whether or not anyone touched the item."""
-    users: Lookup | None = None
+    users: Entities | None = None
     """One row a user."""
 
-    def tables(self) -> dict[str, Interactions | Lookup]:
-        """The sources in use by name: `interactions`, then `items` and `users` where given."""
-        named = {"interactions": self.interactions, "items": self.items, "users": self.users}
-        return {name: source for name, source in named.items() if source is not None}
+    def tables(self) -> dict[str, Source]:
+        """The sources in use by name: `interactions`, `interactions.lookups.0`, …, then `items` and `users` so too."""
+        named: dict[str, Source] = {}
+        for name, source in (("interactions", self.interactions), ("items", self.items), ("users", self.users)):
+            if source is not None:
+                named[name] = source
+                named.update({f"{name}.lookups.{index}": lookup for index, lookup in enumerate(source.lookups)})
+        return named
 
 
 class Columns(Section):
     """Which columns of the joined table play which part."""
 
     user_id: str
+    """Who did it; ids are text, so leading zeros survive."""
     item_id: str
+    """With which item; text as well."""
     label: str
-    """How much the user liked the item; what the rating head predicts."""
+    """How much the user liked the item; what the rating head predicts. A column of the files, the count or a sum of
+    `aggregate`, or the name of the constant `label`."""
     timestamp: str | None = None
-    """When it happened, in whole seconds since 1970."""
+    """When it happened, written as `timestamp_format` says."""
+
+
+class ConstantLabel(Section):
+    """A label for data that only says what happened: every interaction has the same one."""
+
+    constant: float
+    """The value of `columns.label` for every interaction."""
+
+
+class Aggregate(Section):
+    """New columns that sum up all rows of one user and item."""
+
+    count: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the column that says how many rows there were."""
+    sum: dict[str, str] = {}
+    """Columns to add up: name of the column to name of the sum. Missing values are left out of the sum."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The new columns."""
+        return (*((self.count,) if self.count else ()), *self.sum.values())
+
+    @pydantic.model_validator(mode="after")
+    def _makes_columns(self) -> Aggregate:
+        if not self.columns:
+            raise ValueError("aggregate makes no column; give count or sum")
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise ValueError(f"aggregate makes the column {name!r} twice; choose another name for one of them")
+        for name in self.sum:
+            if name in self.columns:
+                raise ValueError(f"aggregate.sum reads and makes the column {name!r}; give the sum a name of its own")
+        return self
+
+
+IS_POSITIVE = "is_positive"
+"""The feature that says which examples are interactions (1) and which are sampled negatives (0)."""
+
+
+class Negatives(Section):
+    """Examples of what did not happen: items that the user has no interaction with, in train or eval.
+
+    They are drawn uniformly from the catalogue, and lie in the split of the interaction they belong to.
+    """
+
+    per_positive: PositiveInt
+    """Negatives for every interaction; fewer for a user who has touched nearly everything."""
+    label: float = 0
+    """The value of `columns.label` for negatives."""
+    context: tuple[str, ...] = ()
+    """Columns of the interaction that belong to the question and not to its answer (channel, device, city), besides
+    the user's columns and the timestamp: negatives copy them. Other columns of the interaction are missing there."""
+    seed: int = 0
+    """Another seed draws other items."""
 
 
 class RandomSplit(Section):
@@ -110,7 +212,19 @@ class RandomSplit(Section):
 
     kind: Literal["random"] = "random"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the rows that is `eval`."""
     seed: int = 0
+    """Another seed gives an independent split."""
+
+
+class ByUserSplit(Section):
+    """Users go to `eval` with all their rows, by a seeded hash of their id: measures how strangers are served."""
+
+    kind: Literal["by_user"]
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the users that is `eval`."""
+    seed: int = 0
+    """Another seed gives an independent split."""
 
 
 class TimeSplit(Section):
@@ -118,9 +232,21 @@ class TimeSplit(Section):
 
     kind: Literal["time"]
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the rows that is `eval`, as nearly as rows of the same second allow."""
 
 
-Split = Annotated[RandomSplit | TimeSplit, Field(discriminator="kind")]
+class LeaveLastNSplit(Section):
+    """The latest rows of each user are `eval`; users with no more than that stay in train.
+
+    Equal rows count as one and stay together; of rows of the same second the later one in the files is the later one.
+    """
+
+    kind: Literal["leave_last_n"]
+    n: PositiveInt = 1
+    """Rows of each user that are `eval`."""
+
+
+Split = Annotated[RandomSplit | ByUserSplit | TimeSplit | LeaveLastNSplit, Field(discriminator="kind")]
 
 
 class Data(Section):
@@ -128,22 +254,137 @@ class Data(Section):
 
     sources: Sources
     columns: Columns
+    timestamp_format: str = "seconds"
+    """How `columns.timestamp` is written: `seconds` or `milliseconds` since 1970, `iso` (2024-05-31,
+    2024-05-31T10:00:00Z, 2024-05-31 10:00:00+02:00), or a pattern of Python's strptime such as `%d/%m/%Y %H:%M`.
+    Where no zone is given it is UTC. The feature is always whole seconds since 1970."""
+    label: ConstantLabel | None = None
+    """Given where no column of the files is the label; `columns.label` then names a new column."""
+    duplicates: Literal["keep", "last", "aggregate"] = "keep"
+    """What happens to several rows of one user and item: all are examples, the latest is, or they become one example
+    with the columns of `aggregate`. The latest is the one with the latest timestamp, or the last in the files."""
+    aggregate: Aggregate | None = None
+    """What `duplicates: aggregate` adds up; every other column is the latest row's."""
+    negatives: Negatives | None = None
+    """Sampled examples of what did not happen, for data without bad labels."""
     split: Split = RandomSplit()
+    """Which examples are `train` and which are `eval`."""
     max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction of a table's rows that may be rejected; more than that stops the run."""
 
     @pydantic.model_validator(mode="after")
-    def _fits_together(self) -> Data:
-        if isinstance(self.split, TimeSplit) and self.columns.timestamp is None:
-            raise ValueError(
-                "the split is by time, but columns.timestamp is not given; name the column or split randomly"
-            )
+    def _keys_are_those_of_the_columns(self) -> Data:
         items = self.sources.items
         if items is not None and items.key != self.columns.item_id:
             raise ValueError(
-                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; one name is wanted"
+                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; "
+                "they must be the same"
+            )
+        users = self.sources.users
+        if self.negatives is not None and users is not None and users.key != self.columns.user_id:
+            raise ValueError(
+                f"sources.users.key is {users.key!r}, columns.user_id is {self.columns.user_id!r}; with negatives they "
+                "must be the same, because a sampled interaction has a user and no other column of the real one"
             )
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_the_time_it_needs(self) -> Data:
+        if self.columns.timestamp is None:
+            if isinstance(self.split, TimeSplit | LeaveLastNSplit):
+                way = {"time": "by time", "leave_last_n": "by each user's last rows"}[self.split.kind]
+                raise ValueError(
+                    f"the split is {way}, but columns.timestamp is not given; name the column or split randomly"
+                )
+            if self.timestamp_format != "seconds":
+                raise ValueError(
+                    f"timestamp_format is {self.timestamp_format!r}, but columns.timestamp is not given; "
+                    "name the column or drop the format"
+                )
+        known = ("seconds", "milliseconds", "iso")
+        if self.timestamp_format not in known:
+            close = did_you_mean(self.timestamp_format, known)
+            if "%" not in self.timestamp_format:
+                raise ValueError(
+                    f"timestamp_format is {self.timestamp_format!r}; seconds, milliseconds, iso or a strptime pattern "
+                    f"such as %Y-%m-%d was wanted{close}"
+                )
+            _check_pattern(self.timestamp_format)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _duplicates_and_aggregate_agree(self) -> Data:
+        if self.aggregate is not None and self.duplicates != "aggregate":
+            raise ValueError(
+                f"aggregate is given, but duplicates is {self.duplicates}; "
+                "write duplicates: aggregate, or drop aggregate"
+            )
+        if self.duplicates == "aggregate" and self.aggregate is None:
+            raise ValueError(
+                "duplicates is aggregate, but data.aggregate does not say what to add up; "
+                "give aggregate: {count: NAME}, or write duplicates: last"
+            )
+        parts = self.columns
+        named = {parts.user_id: "user_id", parts.item_id: "item_id", parts.timestamp: "timestamp"}
+        for name in self.aggregate.columns if self.aggregate is not None else ():
+            if name in named:
+                raise ValueError(
+                    f"aggregate makes the column {name!r}, which is columns.{named[name]}; choose another name"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_label(self) -> Data:
+        if self.label is not None and self.aggregate is not None and self.columns.label in self.aggregate.columns:
+            raise ValueError(
+                f"columns.label is {self.columns.label!r}, which aggregate makes, and label gives it a constant; "
+                "drop label, or choose another name for one of them"
+            )
+        parts = self.columns
+        if self.label is not None and parts.label in (parts.user_id, parts.item_id, parts.timestamp):
+            raise ValueError(f"label makes the column {parts.label!r}, which plays another part; choose another name")
+        if self.label is not None and self.negatives is not None and self.negatives.label == self.label.constant:
+            raise ValueError(
+                f"label.constant and negatives.label are both {self.negatives.label:g}, so every example would have "
+                "the same label; choose another value for one of them"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _negatives_keep_the_answer_out(self) -> Data:
+        if self.negatives is not None:
+            parts = self.columns
+            made = self.aggregate.columns if self.aggregate is not None else ()
+            if IS_POSITIVE in (parts.user_id, parts.item_id, parts.label, parts.timestamp, *made):
+                raise ValueError(
+                    f"{IS_POSITIVE!r} is the name of the feature that tells interactions from negatives; "
+                    "give the column another name"
+                )
+            for name in self.negatives.context:
+                if name in (parts.item_id, parts.label, *made):
+                    raise ValueError(
+                        f"negatives.context lists {name!r}, which is the interaction's answer; drop it, because "
+                        "copying it would give a negative what only the interaction has"
+                    )
+        return self
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raises if strptime does not understand `pattern`, or if it leaves the day open."""
+    utc = datetime.UTC
+    moments = [
+        datetime.datetime(2001, 2, 3, 16, 5, 6, tzinfo=utc),
+        datetime.datetime(2002, 11, 24, 7, 8, 9, tzinfo=utc),
+    ]
+    try:
+        found = [datetime.datetime.strptime(moment.strftime(pattern), pattern) for moment in moments]
+    except ValueError as error:
+        raise ValueError(f"timestamp_format is {pattern!r}, no pattern of strptime: {error}") from None
+    if [moment.date() for moment in found] != [moment.date() for moment in moments]:
+        raise ValueError(
+            f"timestamp_format is {pattern!r}, which does not say which day it is; year, month and day were wanted, "
+            "for example %Y-%m-%d"
+        )
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -153,6 +394,7 @@ class Feature(Section):
     """One column as one tower sees it. `kind` says how Transform turns it into numbers."""
 
     column: str
+    """Name of the column, after `rename`; its type in schema.pbtxt must fit the kind."""
     display: bool = False
     """Returned with recommended item ids (candidate features only)."""
 
@@ -174,6 +416,7 @@ class Categorical(Feature):
 
     kind: Literal["categorical"]
     min_count: PositiveInt = 1
+    """Values that stand in fewer rows of train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -184,6 +427,7 @@ class Text(Feature):
     vocabulary_size: PositiveInt = 10_000
     """The most frequent words that get an embedding of their own."""
     min_count: PositiveInt = 2
+    """Words that come up less often in train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -192,7 +436,9 @@ class MultiValue(Feature):
 
     kind: Literal["multi_value"]
     separator: Annotated[str, Field(min_length=1, max_length=1)] = "|"
+    """Stands between two values; spaces around a value do not count."""
     min_count: PositiveInt = 1
+    """Values that come up less often in train and catalogue count as unknown."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -201,6 +447,7 @@ class Buckets(Feature):
 
     kind: Literal["buckets"]
     buckets: Annotated[int, Field(ge=2)]
+    """How many intervals."""
     boundaries: Literal["uniform", "quantile"] = "quantile"
     """Intervals of equal width between the smallest and the largest value, or of equal count."""
     types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
@@ -248,6 +495,7 @@ class Tower(Section):
     layers: tuple[PositiveInt, ...] = ()
     """Units of the hidden layers; none is a linear projection."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the inputs of each layer that training leaves out at random."""
 
 
 class RatingHead(Section):
@@ -260,6 +508,7 @@ class RatingHead(Section):
     dimension: PositiveInt = 32
     """Width of the projections of `dot`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the projections or hidden units that training leaves out at random."""
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared user and item biases in the loss."""
 
@@ -277,12 +526,15 @@ class Model(Section):
     """The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head."""
 
     embedding_dim: PositiveInt = 64
+    """Width of every embedding and of both towers' output vectors."""
     query_tower: Tower = Tower()
     candidate_tower: Tower = Tower()
     rating_head: RatingHead = RatingHead()
     retrieval: RetrievalLoss = RetrievalLoss()
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the retrieval task's loss; 0 leaves the task out."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the rating task's loss; 0 leaves the task out."""
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """How often training hides an id, so that unknown users and items get an average answer."""
     l2: Annotated[float, Field(ge=0)] = 0.0
@@ -296,15 +548,24 @@ class Model(Section):
 
 
 class Optimizer(Section):
+    """How gradients change the weights."""
+
     kind: Literal["adagrad", "adam", "adamw"] = "adam"
+    """Keras' optimizer of that name."""
     learning_rate: PositiveFloat = 1e-3
+    """Size of a step."""
 
 
 class Training(Section):
+    """How long and in which steps the model is fitted."""
+
     epochs: PositiveInt = 10
+    """How often training goes through all interactions."""
     batch_size: PositiveInt = 4096
+    """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
     seed: int = 0
+    """Of the initial weights, the order of the interactions and dropout."""
 
 
 # --- gates and serving ------------------------------------------------------------------------------------------------
@@ -325,8 +586,11 @@ class Gate(Section):
     """A condition on one metric. A model that fails any gate is not pushed."""
 
     metric: str
+    """What is measured on the eval split: one of `METRICS`."""
     at_least: float | None = None
+    """The smallest value that passes."""
     at_most: float | None = None
+    """The largest value that passes."""
     may_drop: Annotated[float, Field(ge=0)] | None = None
     """How far the metric may fall below the last blessed model's."""
     may_rise: Annotated[float, Field(ge=0)] | None = None
@@ -356,9 +620,12 @@ class Serving(Section):
 
 
 class Recipe(Section):
+    """Everything about one dataset, its model and its gates."""
+
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=48)]
     """Name of the pipeline and of the served model."""
     description: str = ""
+    """One line for people."""
     data: Data
     features: Features
     model: Model = Model()
@@ -381,6 +648,10 @@ class Recipe(Section):
             "query": {parts.label: "the label", parts.item_id: "the item"},
             "candidate": {parts.label: "the label", parts.user_id: "the user", parts.timestamp: "the time"},
         }
+        made = self.data.aggregate.columns if self.data.aggregate is not None else ()
+        for answers in forbidden.values():
+            for column in (*made, IS_POSITIVE):
+                answers.setdefault(column, "a summary of what happened")
         towers: dict[str, tuple[Feature, ...]] = {
             "query": self.features.query, "candidate": self.features.candidate
         }  # fmt: skip
@@ -413,6 +684,14 @@ class Recipe(Section):
 
     @pydantic.model_validator(mode="after")
     def _features_have_a_source(self) -> Recipe:
+        if self.data.negatives is not None and self.data.sources.users is None:
+            asked = (self.data.columns.user_id, self.data.columns.timestamp, *self.data.negatives.context)
+            for feature in self.features.query:
+                if feature.column not in asked:
+                    raise ValueError(
+                        f"the query feature {feature.name!r} would be missing on every negative, which gives the "
+                        f"answer away; add {feature.column!r} to data.negatives.context"
+                    )
         if self.features.candidate and self.data.sources.items is None:
             for feature in self.features.candidate:
                 if feature.column != self.data.columns.item_id:
@@ -440,6 +719,7 @@ class Recipe(Section):
             model=self.model,
             training=self.training,
             serving=self.serving,
+            negatives=self.data.negatives,
         )
 
     def columns(self) -> list[tuple[str, str, tuple[ColumnType, ...]]]:
@@ -452,6 +732,14 @@ class Recipe(Section):
         ]
         if parts.timestamp is not None:
             used.append((parts.timestamp, "data.columns.timestamp", ("INT",)))
+        if self.data.aggregate is not None:
+            if self.data.aggregate.count:
+                used.append((self.data.aggregate.count, "data.aggregate.count", NUMBERS))
+            used += [
+                (name, f"data.aggregate.sum.{column}", NUMBERS) for column, name in self.data.aggregate.sum.items()
+            ]
+        if self.data.negatives is not None:
+            used.append((IS_POSITIVE, "data.negatives", ("FLOAT",)))
         for tower, features in (("query", self.features.query), ("candidate", self.features.candidate)):
             for index, feature in enumerate(features):
                 used.append((feature.column, f"features.{tower}.{index}.column", feature.types))
@@ -466,6 +754,8 @@ class TrainerRecipe(Section):
     model: Model
     training: Training
     serving: Serving
+    negatives: Negatives | None = None
+    """Given where the examples hold sampled negatives, which the feature `IS_POSITIVE` tells from interactions."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -531,7 +821,12 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
     types = column_types(schema)
     problems = []
     for column, key, allowed in recipe.columns():
-        if column not in types:
+        if column not in types and column == IS_POSITIVE:
+            problems.append(
+                f"{path}: data.negatives needs the feature {IS_POSITIVE!r} in the schema, which tells interactions "
+                f'from sampled negatives. Add `feature {{ name: "{IS_POSITIVE}" type: FLOAT }}`.'
+            )
+        elif column not in types:
             problems.append(
                 f"{schema_dir / RECIPE_FILE}: {key}: no column {column!r} in {SCHEMA_FILE}"
                 f"{did_you_mean(column, types) or '.'} Columns there: {', '.join(sorted(types))}."
@@ -541,9 +836,33 @@ def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
                 f"{path}: the column {column!r} is {types[column]}, but {key} needs {' or '.join(allowed)}. "
                 f"Change the type, or what the recipe does with the column."
             )
+    given = [("data.label.constant", recipe.data.label.constant)] if recipe.data.label is not None else []
+    given += [("data.negatives.label", recipe.data.negatives.label)] if recipe.data.negatives is not None else []
+    for key, value in given:
+        wanted = _label_bounds(schema, recipe.data.columns.label, value)
+        if wanted:
+            problems.append(
+                f"{schema_dir / RECIPE_FILE}: {key} is {value:g}, but {SCHEMA_FILE} says that "
+                f"{recipe.data.columns.label!r} is {wanted}. Change one of the two."
+            )
     if problems:
         raise RecipeError("\n".join(problems))
     return schema
+
+
+def _label_bounds(schema: schema_pb2.Schema, label: str, value: float) -> str:
+    """What the schema wants the label to be where `value` is not that; empty where it is."""
+    for feature in schema.feature:
+        if feature.name == label:
+            if feature.type == schema_pb2.INT and value != int(value):
+                return "a whole number"
+            kind = feature.WhichOneof("domain_info")
+            domain = getattr(feature, kind) if kind in ("int_domain", "float_domain") else None
+            if domain is not None and domain.HasField("min") and value < domain.min:
+                return f"at least {domain.min:g}"
+            if domain is not None and domain.HasField("max") and value > domain.max:
+                return f"at most {domain.max:g}"
+    return ""
 
 
 def column_types(schema: schema_pb2.Schema) -> dict[str, ColumnType]:
@@ -633,6 +952,7 @@ def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], valu
 _WANTED = {
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
+    "dict_type": "a mapping of keys",
     "tuple_type": "a list",
     "too_short": "a list of at least one",
 }

@@ -24,11 +24,22 @@ class Evaluator(tfx.components.Evaluator):
         baseline_model: tfx.types.BaseChannel,
         gates: Sequence[Gate],
         label: str,
+        negatives: bool = False,
     ) -> None:
+        """Builds the component.
+
+        Args:
+            examples: Raw examples; the split `eval` is measured.
+            model: The candidate.
+            baseline_model: The last blessed model, if there is one.
+            gates: The recipe's gates.
+            label: The raw feature that holds the label.
+            negatives: Whether the examples hold sampled negatives.
+        """
         super().__init__(
             examples=examples,
             model=model,
             baseline_model=baseline_model,
             example_splits=["eval"],
-            eval_config=eval_config(gates, label),
+            eval_config=eval_config(gates, label, negatives),
         )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import tensorflow_model_analysis as tfma
 from google.protobuf import wrappers_pb2
+from tensorflow_model_analysis.proto import config_pb2
 from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
 from components.evaluator.metrics import EXAMPLE_COUNT, RecommenderMetric
-from pipeline.recipe import METRICS, Gate
+from pipeline.recipe import IS_POSITIVE, METRICS, Gate
 
 SIGNATURE = "evaluate"
 
@@ -17,8 +18,14 @@ SIGNATURE = "evaluate"
 ROUNDING = 1e-9
 
 
-def eval_config(gates: Sequence[Gate], label: str) -> tfma.EvalConfig:
-    """Every metric Tandem knows, with the thresholds of `gates`."""
+def eval_config(gates: Sequence[Gate], label: str, negatives: bool = False) -> tfma.EvalConfig:
+    """Every metric Tandem knows, with the thresholds of `gates`.
+
+    Args:
+        gates: The recipe's gates.
+        label: The raw feature that holds the label.
+        negatives: Whether the examples hold sampled negatives, which count for the ratings only.
+    """
     thresholds = {gate.metric: _threshold(gate) for gate in gates}
     # Without any threshold that applies, TFMA decides nothing, and a first model with relative gates only needs a yes.
     thresholds[EXAMPLE_COUNT] = _threshold(Gate.model_construct(metric=EXAMPLE_COUNT, at_least=1.0))
@@ -38,6 +45,7 @@ def eval_config(gates: Sequence[Gate], label: str) -> tfma.EvalConfig:
             model_type=tfma.TF_GENERIC,
             signature_name=SIGNATURE,
             label_key=label,
+            example_weight_key=IS_POSITIVE if negatives else "",
             is_baseline=name == "baseline",
         )
         for name in ("candidate", "baseline")
@@ -45,7 +53,10 @@ def eval_config(gates: Sequence[Gate], label: str) -> tfma.EvalConfig:
     return tfma.EvalConfig(
         model_specs=models,
         slicing_specs=[tfma.SlicingSpec()],
-        metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
+        # Not weighted as a whole: each metric knows whether a negative counts for it.
+        metrics_specs=[
+            tfma.MetricsSpec(metrics=metrics, example_weights=config_pb2.ExampleWeightOptions(unweighted=True))
+        ],
     )
 
 

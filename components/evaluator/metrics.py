@@ -44,32 +44,40 @@ def _computations(name: str, model_names: Sequence[str]) -> list[tfma.metrics.Me
 
 
 class _AllMetrics(beam.CombineFn):
-    """Sums over the examples of a slice: their number, squared errors, absolute errors, and the hits at each k."""
+    """Sums over the examples of a slice: their number, squared and absolute errors, positives, and hits at each k.
+
+    The example weight, where there is one, is 1 for interactions and 0 for sampled negatives. A negative's label counts
+    for the ratings; its item is one that the user did not choose, so how it ranks says nothing about retrieval.
+    """
 
     def __init__(self, model: str) -> None:
         self._model = model
 
     def create_accumulator(self) -> list[float]:
-        return [0.0] * (3 + len(HIT_OUTPUTS))
+        return [0.0] * (4 + len(HIT_OUTPUTS))
 
     def add_input(self, sums: list[float], example: Any) -> list[float]:
         outputs = example.get_predictions(self._model or None)
         # A float64 sum of a million float32 errors is exact to more digits than anyone reads.
         error = outputs[RATING_OUTPUT].item() - example.get_labels(self._model or None).item()
+        weights = example.get_example_weights(self._model or None)
+        positive = 1.0 if weights is None else weights.item()
         sums[0] += 1.0
         sums[1] += error * error
         sums[2] += abs(error)
-        for place, output in enumerate(HIT_OUTPUTS.values(), start=3):
-            sums[place] += outputs[output].item()
+        sums[3] += positive
+        for place, output in enumerate(HIT_OUTPUTS.values(), start=4):
+            sums[place] += positive * outputs[output].item()
         return sums
 
     def merge_accumulators(self, accumulators: Iterable[list[float]]) -> list[float]:
         return [math.fsum(column) for column in zip(*accumulators, strict=True)]
 
     def extract_output(self, sums: list[float]) -> dict[tfma.metrics.MetricKey, float]:
-        count, squared, absolute, *hits = sums
+        count, squared, absolute, positives, *hits = sums
         values = {EXAMPLE_COUNT: count}
         if count:
             values |= {"rmse": math.sqrt(squared / count), "mae": absolute / count}
-            values |= {metric: hit / count for metric, hit in zip(HIT_OUTPUTS, hits, strict=True)}
+        if positives:
+            values |= {metric: hit / positives for metric, hit in zip(HIT_OUTPUTS, hits, strict=True)}
         return {tfma.metrics.MetricKey(name, model_name=self._model): value for name, value in values.items()}

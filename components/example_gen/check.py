@@ -1,4 +1,4 @@
-"""Checks a folder of CSVs before a run, in well under a second and without TensorFlow. The command line calls it."""
+"""Checks a folder of tables before a run, in well under a second and without TensorFlow. The command line calls it."""
 
 from __future__ import annotations
 

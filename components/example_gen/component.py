@@ -14,17 +14,19 @@ from pipeline.recipe import Data
 
 
 class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ignore]
-    """Reads interaction CSVs and the tables joined onto them, and splits the rows.
+    """Reads tables of interactions (CSV or JSON) and the tables joined onto them, and splits the rows.
 
     Outputs `examples`, an Examples artifact of gzipped TFRecords of tf.Examples with the splits
 
-    - `train` and `eval`: one example an interaction, with every feature of the schema. Train rows are shuffled within
-      blocks of about 1 MiB of CSV only: whoever trains on them shuffles further.
+    - `train` and `eval`: one example an interaction (or a user and item, where duplicates are merged) and one a sampled
+      negative, with every feature of the schema. Train rows are shuffled within blocks of about 1 MiB of CSV, or within
+      partitions of users, only: whoever trains on them shuffles further.
     - `catalogue`: one example an item, whether or not anybody touched it, with the columns of the items table only.
 
     Beside the splits, `rejected/` has the rows that were put aside. Custom properties of the artifact: `rows_read`,
-    `rows_rejected`, `rows_train`, `rows_eval` (interactions; the first is the sum of the others), `rows_catalogue`,
-    and `rows_rejected_items` and `rows_rejected_users` where there are such tables.
+    `rows_rejected`, `rows_merged`, `rows_negatives`, `rows_train`, `rows_eval` and `rows_catalogue`, where read +
+    negatives = train + eval + rejected + merged; and for each lookup table `rows_rejected_items` and
+    `rows_merged_items` (left out as duplicates), where names are those of `Sources.tables()` with `_` for `.`.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)

@@ -1,8 +1,11 @@
 """InteractionExampleGen's executor: a Beam pipeline that reads, checks, joins, splits, encodes and writes.
 
-A file is the unit of parallelism: one Beam element is one CSV, and its rows go by in blocks that never leave the worker
-that reads them. No row is shuffled between workers, so memory grows neither with the files nor with their number; what
-must fit into memory is the lookup tables and the ids of the catalogue.
+A file, or a span of a large one, is the unit of parallelism: one Beam element is one of them, and its rows go by in
+blocks. What can be decided row by row is written by the worker that reads the row. Where all rows of a user must be
+looked at together (duplicates, a user's last rows, negatives) or the order of all rows in time, workers write their
+rows to files by partition of users, and each partition is then one Beam element. No row is shuffled through Beam, so
+memory grows neither with the files nor with their number; what must fit into memory is the lookup tables, the ids of
+the catalogue, one partition, and all rows of any one user.
 
 Beam turns an exception in a worker into its own, so what is wrong with the data is collected as a value, and the
 executor raises it after the pipeline.
@@ -15,11 +18,12 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
@@ -33,35 +37,49 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
 from components.example_gen.config import SPLITS, decode_config
+from components.example_gen.duplicates import codes, merge
 from components.example_gen.errors import BadRow, DataError
 from components.example_gen.examples import Shard, encode
-from components.example_gen.join import Lookup, LookupPart, assemble
-from components.example_gen.rows import ARROW_TYPES, read_rows
-from components.example_gen.sources import ITEMS, Sources, Table, inspect_sources, no_file
-from components.example_gen.split import Mask, Timestamps, random_split, time_split
-from pipeline.recipe import Data, RandomSplit, TimeSplit
+from components.example_gen.join import Lookup, LookupPart, assemble, join_all, one_chunk
+from components.example_gen.negatives import sample_negatives
+from components.example_gen.reader import WHOLE, Span, find_spans
+from components.example_gen.rows import ARROW_TYPES, read_rows, reason
+from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
+from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
+from components.example_gen.split import Mask, Timestamps, hash_values, leave_last_n, random_split, time_split
+from pipeline.recipe import IS_POSITIVE, ByUserSplit, Data, RandomSplit, TimeSplit
 
 REJECTED = "rejected"
 """Folder beside the splits with the rejected rows as JSON lines: table, file, line, reason and row."""
 
+PARTITIONS = "partitions"
+
+SPAN_BYTES = 64 << 20
+"""A CSV that is not compressed and larger than twice this is read in spans of about this size."""
+
 _SCRATCH = ".partial"
 _PLACES_SHOWN = 5
-_CATALOGUE_BATCH = 1 << 15
+_BATCH_ROWS = 1 << 15
+_COMPRESSION = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A piece of a table that one worker reads.
+    """A piece of a table that one worker reads, or what is written at a time.
 
     Attributes:
-        table: `interactions`, `items` or `users`.
-        index: Its number within the table.
+        table: As `data.sources.tables()` names it, or `partitions` or `catalogue`.
+        index: The number of its file within the table, or of the partition.
         file: What to read.
+        part: The number of its span within the file.
+        span: The part of the file to read.
     """
 
     table: str
     index: int
     file: str
+    part: int = 0
+    span: Span = WHOLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +90,10 @@ class Report:
         unit: The unit.
         rows: Rows read, good and bad.
         rejected: Bad rows.
-        places: The first few of them in words.
-        splits: Rows written per split.
+        merged: Good rows that are no example, because they were duplicates.
+        negatives: Examples that are no row, because they were sampled.
+        places: The first few bad rows in words.
+        splits: Examples written per split.
         files: Files written, by split or `rejected`; they lie in the scratch folder.
         problem: Why the unit could not be read at all.
     """
@@ -81,6 +101,8 @@ class Report:
     unit: Unit
     rows: int = 0
     rejected: int = 0
+    merged: int = 0
+    negatives: int = 0
     places: tuple[str, ...] = ()
     splits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -138,27 +160,67 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
                 | f"Assemble[{name}]" >> beam.Map(_assemble, table)
                 for name, table in sources.lookups.items()
             ]
-            lookups = beam.pvalue.AsList(assembled | beam.Flatten() if assembled else pipeline | beam.Create([]))
-            timestamps = None
-            if isinstance(data.split, TimeSplit):
-                timestamps = beam.pvalue.AsSingleton(
+            each = assembled | beam.Flatten() if assembled else pipeline | "No lookups" >> beam.Create([])
+            lookups = beam.pvalue.AsSingleton(
+                pipeline
+                | "Start[lookups]" >> beam.Create([None])
+                | "Gather[lookups]" >> beam.Map(_gather_lookups, beam.pvalue.AsList(each), sources)
+            )
+            units = (
+                pipeline
+                | "Files[interactions]" >> beam.Create(_units(sources.interactions))
+                | "Cut[interactions]" >> beam.FlatMap(_cut, sources.interactions)
+                | "Spread[interactions]" >> beam.Reshuffle()
+            )
+            if _row_by_row(data):
+                written = units | "Write[interactions]" >> beam.Map(_write_rows, lookups, sources, data, scratch)
+                others = pipeline | "No partitions" >> beam.Create([])
+            else:
+                partitions = count_partitions(sum(map(_size, sources.interactions.files)))
+                written = units | "Spill[interactions]" >> beam.Map(
+                    _spill_rows, lookups, sources, data, scratch, partitions
+                )
+                spilled = beam.pvalue.AsList(written)
+                merged = (
                     pipeline
-                    | "Files[timestamps]" >> beam.Create(_units(sources.interactions))
-                    | "Read[timestamps]" >> beam.Map(_summarize_timestamps, sources.interactions, data)
-                    | "Gather[timestamps]" >> beam.CombineGlobally(Timestamps.merge)
+                    | "Partitions" >> beam.Create(range(partitions))
+                    | "Spread[partitions]" >> beam.Reshuffle()
+                    | "Merge[partitions]" >> beam.Map(_merge_partition, spilled, sources, data, scratch)
+                )
+                whole = beam.pvalue.AsSingleton(
+                    pipeline
+                    | "Start[whole]" >> beam.Create([None])
+                    | "Sum up" >> beam.Map(_sum_up, spilled, beam.pvalue.AsList(merged), lookups, sources, data)
+                )
+                others = merged | "Write[partitions]" >> beam.Map(
+                    _write_partition, whole, lookups, sources, data, scratch
                 )
             _ = (
                 pipeline
-                | "Files[interactions]" >> beam.Create(_units(sources.interactions))
-                | "Write[interactions]" >> beam.Map(_write_interactions, lookups, timestamps, sources, data, scratch)
-                | "Gather[interactions]" >> beam.combiners.ToList()
-                | "Write[catalogue]" >> beam.Map(_finish, lookups, sources, data, scratch, result)
+                | "Start[catalogue]" >> beam.Create([None])
+                | "Write[catalogue]"
+                >> beam.Map(
+                    _finish,
+                    beam.pvalue.AsList(written),
+                    beam.pvalue.AsList(others),
+                    lookups,
+                    sources,
+                    data,
+                    scratch,
+                    result,
+                )
             )
         with fileio.open(result, "r") as stream:
-            return [Report(**{**entry, "unit": Unit(**entry["unit"])}) for entry in json.load(stream)]
+            return [_report(entry) for entry in json.load(stream)]
 
 
-# --- the pipeline's steps ---------------------------------------------------------------------------------------------
+def _row_by_row(data: Data) -> bool:
+    """Whether each row's examples depend on that row alone."""
+    by_hash = isinstance(data.split, RandomSplit | ByUserSplit)
+    return by_hash and data.duplicates == "keep" and data.negatives is None
+
+
+# --- lookups ----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,20 +232,42 @@ class _Assembled:
     lookup: Lookup | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Lookups:
+    """All lookup tables of a run, ready to be joined.
+
+    Attributes:
+        reports: On their files.
+        usable: Whether all could be read; the others are empty if not.
+        first: Joined onto the interactions as they are read.
+        roots: `items` and `users`, each with its own lookups; joined last.
+    """
+
+    reports: Sequence[Report]
+    usable: bool
+    first: Sequence[Lookup] = ()
+    roots: Sequence[Lookup] = ()
+
+    @property
+    def items(self) -> Lookup | None:
+        return next((lookup for lookup in self.roots if lookup.table.name == ITEMS), None)
+
+
 def _read_lookup(unit: Unit, table: Table, scratch: str) -> tuple[Report, LookupPart | None]:
     """Reads one file of a lookup table."""
-    batches, lines = [], []
+    batches, places = [], []
     with _Rejects(unit, scratch) as rejects:
         try:
             with _open(unit.file) as stream:
-                for rows, at, bad in read_rows(stream, unit.file, table.columns):
-                    batches.append(rows)
-                    lines.append(at)
-                    rejects.add(bad)
+                for rows in read_rows(stream, unit.file, table):
+                    batches.append(rows.columns)
+                    places.append(rows.places())
+                    rejects.add(rows.bad)
         except DataError as error:
             return Report(unit, problem=str(error)), None
     schema = pa.schema([(column.name, ARROW_TYPES[column.type]) for column in table.columns])
-    part = LookupPart(unit.file, pa.Table.from_batches(batches, schema), np.concatenate([[], *lines]).astype(np.int64))
+    kind = pa.string() if table.format == "json" else pa.int64()
+    part = LookupPart(unit.file, pa.Table.from_batches(batches, schema), pa.chunked_array(places, kind))
     return rejects.report(part.rows.num_rows), part
 
 
@@ -194,97 +278,319 @@ def _assemble(parts: Sequence[tuple[Report, LookupPart | None]], table: Table) -
     lookup = None
     try:
         lookup = assemble(table, read) if len(read) == len(parts) else None
+        if lookup is not None and lookup.merged:
+            reports.append(Report(Unit(table.name, len(reports), ""), merged=lookup.merged))
     except DataError as error:
         reports.append(Report(Unit(table.name, len(reports), ""), problem=str(error)))
     return _Assembled(table.name, reports, lookup)
 
 
-def _summarize_timestamps(unit: Unit, table: Table, data: Data) -> Timestamps:
-    """The timestamps of a unit's good rows; a file that cannot be read is reported when it is read for good."""
-    summary = Timestamps.merge([])
-    with contextlib.suppress(DataError), _open(unit.file) as stream:
-        for rows, _, _ in read_rows(stream, unit.file, table.columns):
-            summary = Timestamps.merge([summary, Timestamps.of(rows.column(data.columns.timestamp).to_numpy())])
-    return summary
+def _gather_lookups(_: None, assembled: Sequence[_Assembled], sources: Sources) -> _Lookups:
+    """Joins the lookups of items and users onto them."""
+    reports = [report for one in assembled for report in one.reports]
+    ready = {one.name: one.lookup for one in assembled if one.lookup is not None}
+    if len(ready) < len(assembled):
+        return _Lookups(reports, usable=False)
+    first = [ready[name] for name in sources.lookups_of(INTERACTIONS)]
+    roots = [lookup.joined_with([ready[child] for child in sources.lookups_of(name)])
+             for name, lookup in sorted(ready.items()) if name == sources.lookups[name].root]  # fmt: skip
+    return _Lookups(reports, True, first, roots)
 
 
-def _write_interactions(
-    unit: Unit,
-    lookups: Sequence[_Assembled],
-    timestamps: Timestamps | None,
-    sources: Sources,
-    data: Data,
-    scratch: str,
-) -> tuple[Report, pa.Array]:
-    """Reads one file of interactions, writes its train and eval shard, and returns the item ids in it."""
+# --- interactions -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What reading one unit of interactions came to.
+
+    Attributes:
+        report: On the unit.
+        item_ids: The items in it, each once.
+        spilled: The files its rows were spilled to, by partition.
+    """
+
+    report: Report
+    item_ids: pa.Array
+    spilled: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+def _cut(unit: Unit, table: Table) -> list[Unit]:
+    """The unit in spans, if its file is large and can be read from the middle."""
+    if table.format != "csv" or unit.file.endswith(".gz") or _size(unit.file) <= 2 * SPAN_BYTES:
+        return [unit]
+    with _open(unit.file) as stream:
+        spans = find_spans(stream, SPAN_BYTES)
+    return [dataclasses.replace(unit, part=part, span=span) for part, span in enumerate(spans)]
+
+
+def _interactions(
+    unit: Unit, sources: Sources, lookups: Sequence[Lookup], data: Data, rejects: _Rejects
+) -> Iterator[pa.RecordBatch]:
+    """The good rows of a unit, block by block, with the columns of the interactions' own lookups.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    names = [column.name for column in sources.carried]
+    with _open(unit.file) as stream:
+        for rows in read_rows(stream, unit.file, sources.interactions, unit.span):
+            joined = dataclasses.replace(rows, columns=join_all(rows.columns, lookups))
+            reasons: dict[int, list[str]] = {}
+            for column in sources.required if lookups else ():
+                for place in np.flatnonzero(joined.columns.column(column.name).is_null()).tolist():
+                    reasons.setdefault(place, []).append(reason(column, None) + _unmatched(column, lookups))
+            good = joined.reject(reasons)
+            rejects.add(good.bad)
+            columns = good.columns.select(names)
+            if data.label is not None:
+                kind = ARROW_TYPES[sources.types[data.columns.label]]
+                constant = pa.array(np.full(columns.num_rows, data.label.constant)).cast(kind)
+                columns = columns.append_column(data.columns.label, constant)
+            yield columns
+
+
+def _unmatched(column: Column, lookups: Sequence[Lookup]) -> str:
+    """Why a column of a lookup may be missing."""
+    table = next((lookup.table for lookup in lookups if column.name in lookup.gives), None)
+    return f" (by {table.key} from {table.name})" if table is not None else ""
+
+
+def _write_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scratch: str) -> _Read:
+    """Reads a unit, splits it row by row and writes its train and eval shard."""
     item_ids = pa.array([], pa.string())
-    if any(assembled.lookup is None for assembled in lookups):
-        return Report(unit), item_ids  # the run stops for the lookup's sake
-    joined = [assembled.lookup for assembled in lookups if assembled.lookup is not None]
-    cut = timestamps.cut(data.split.eval_fraction) if timestamps is not None else None
+    if not lookups.usable:
+        return _Read(Report(unit), item_ids)  # the run stops for the lookup's sake
     try:
         with contextlib.ExitStack() as stack:
             rejects = stack.enter_context(_Rejects(unit, scratch))
             shards = {
                 name: stack.enter_context(Shard(_scratch_file(scratch, name, unit))) for name in ("train", "eval")
             }
-            stream = stack.enter_context(_open(unit.file))
-            for number, (rows, _, bad) in enumerate(read_rows(stream, unit.file, sources.interactions.columns)):
-                rejects.add(bad)
-                is_eval = _is_eval(rows, data, cut)
-                order = np.random.default_rng([unit.index, number]).permutation(rows.num_rows)
+            for number, rows in enumerate(_interactions(unit, sources, lookups.first, data, rejects)):
+                is_eval = _is_eval(rows, data)
+                order = np.random.default_rng([unit.index, unit.part, number]).permutation(rows.num_rows)
                 for name, members in (("train", order[~is_eval[order]]), ("eval", order[is_eval[order]])):
-                    shards[name].write(encode(_join(rows.take(pa.array(members)), joined, sources.features)))
+                    shards[name].write(encode(_features(rows.take(pa.array(members)), lookups, sources)))
                 item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(data.columns.item_id)]))
     except DataError as error:
-        return Report(unit, problem=str(error)), item_ids
-    return rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids
+        return _Read(Report(unit, problem=str(error)), item_ids)
+    return _Read(rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids)
 
 
-def _is_eval(rows: pa.RecordBatch, data: Data, cut: int | None) -> Mask:
-    columns = data.columns
-    if isinstance(data.split, RandomSplit):
-        names = [columns.user_id, columns.item_id, columns.timestamp, columns.label]
-        keys = [rows.column(name) for name in names if name is not None]
-        return random_split(keys, data.split.eval_fraction, data.split.seed)
-    assert cut is not None  # a split by time has its side input
-    return time_split(rows.column(columns.timestamp), cut)
+def _spill_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scratch: str, partitions: int) -> _Read:
+    """Reads a unit and spreads its rows over the partitions."""
+    item_ids = pa.array([], pa.string())
+    if not lookups.usable:
+        return _Read(Report(unit), item_ids)
+    good = 0
+    try:
+        with _Rejects(unit, scratch) as rejects, _spill(unit, scratch, partitions) as spill:
+            for rows in _interactions(unit, sources, lookups.first, data, rejects):
+                good += rows.num_rows
+                spill.write(rows, rows.column(data.columns.user_id))
+                item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(data.columns.item_id)]))
+    except DataError as error:
+        return _Read(Report(unit, problem=str(error)), item_ids)
+    return _Read(rejects.report(good), item_ids, spill.files)
 
 
-def _join(rows: pa.RecordBatch, lookups: Sequence[Lookup], features: Sequence[str]) -> pa.RecordBatch:
-    columns = {name: rows.column(name) for name in rows.schema.names}
-    for lookup in lookups:
-        columns.update(lookup.join(rows))
-    return pa.RecordBatch.from_arrays([columns[name] for name in features], list(features))
+def _spill(unit: Unit, scratch: str, partitions: int) -> Spill:
+    return Spill(partitions, lambda partition: _scratch_file(scratch, f"spill-{partition:05d}", unit), _create)
+
+
+def _is_eval(rows: pa.RecordBatch | pa.Table, data: Data, cut: int | None = None) -> Mask:
+    """Each row's split; by time, `cut` is the first moment that is eval."""
+    columns, split = data.columns, data.split
+
+    def column(name: str) -> pa.Array:
+        found = rows.column(name)
+        return one_chunk(found) if isinstance(found, pa.ChunkedArray) else found
+
+    if isinstance(split, RandomSplit):
+        names = (columns.user_id, columns.item_id, columns.timestamp, columns.label)
+        return random_split([column(name) for name in names if name is not None], split.eval_fraction, split.seed)
+    if isinstance(split, ByUserSplit):
+        return random_split([column(columns.user_id)], split.eval_fraction, split.seed)
+    times = column(str(columns.timestamp))
+    if isinstance(split, TimeSplit):
+        assert cut is not None  # known once all rows are
+        return time_split(times, cut)
+    parts = [column(name) for name in (columns.user_id, columns.item_id, str(columns.timestamp), columns.label)]
+    return leave_last_n(codes(parts[:1]), times.to_numpy(), codes(parts), split.n)
+
+
+def _features(rows: pa.RecordBatch, lookups: _Lookups, sources: Sources) -> pa.RecordBatch:
+    """The rows with the columns of items and users: every feature of the schema, in its order."""
+    joined = join_all(rows, lookups.roots)
+    return pa.RecordBatch.from_arrays([joined.column(name) for name in sources.features], list(sources.features))
+
+
+# --- partitions of users ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """One partition, with duplicates merged.
+
+    Attributes:
+        number: Its number.
+        file: Its rows, in file order; None if there are none.
+        rows: How many rows it has.
+        merged: How many rows went into others.
+        timestamps: When they happened, for a split by time.
+        problem: Why they could not be merged.
+    """
+
+    number: int
+    file: str | None = None
+    rows: int = 0
+    merged: int = 0
+    timestamps: Timestamps | None = None
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """What the writing of a partition needs to know of all others.
+
+    Attributes:
+        cut: The first moment that is eval, for a split by time.
+        item_ids: Every item of the catalogue, sorted, to sample negatives from.
+    """
+
+    cut: int | None = None
+    item_ids: pa.Array | None = None
+
+
+def _merge_partition(number: int, read: Sequence[_Read], sources: Sources, data: Data, scratch: str) -> _Partition:
+    """Puts a partition together from all units, and merges duplicates."""
+    if any(one.report.problem is not None for one in read):
+        return _Partition(number)
+    ordered = sorted(read, key=lambda one: (one.report.unit.index, one.report.unit.part))
+    rows = read_spilled([one.spilled[number] for one in ordered if number in one.spilled], _open)
+    if rows is None:
+        return _Partition(number)
+    before = rows.num_rows
+    if data.duplicates != "keep":
+        try:
+            types = {name: ARROW_TYPES[kind] for name, kind in sources.types.items()}
+            rows = merge(rows, data, types)
+        except DataError as error:
+            return _Partition(number, problem=str(error))
+    timestamps = None
+    if isinstance(data.split, TimeSplit):
+        timestamps = Timestamps.of(rows.column(data.columns.timestamp).to_numpy())
+    file = _scratch_file(scratch, "merged", Unit(PARTITIONS, number, ""))
+    write_rows(rows, file, _create)
+    return _Partition(number, file, rows.num_rows, before - rows.num_rows, timestamps)
+
+
+def _sum_up(
+    _: None, read: Sequence[_Read], partitions: Sequence[_Partition], lookups: _Lookups, sources: Sources, data: Data
+) -> _Whole:
+    cut = item_ids = None
+    if isinstance(data.split, TimeSplit):
+        summaries = [one.timestamps for one in sorted(partitions, key=lambda one: one.number) if one.timestamps]
+        cut = Timestamps.merge(summaries).cut(data.split.eval_fraction)
+    if data.negatives is not None:
+        known = _catalogue([one.item_ids for one in read], lookups.items, sources, data.columns.item_id)
+        ids = one_chunk(known.column(data.columns.item_id))
+        item_ids = ids.take(pc.sort_indices(ids))
+    return _Whole(cut, item_ids)
+
+
+def _write_partition(
+    partition: _Partition, whole: _Whole, lookups: _Lookups, sources: Sources, data: Data, scratch: str
+) -> Report:
+    """Splits a partition, adds its negatives, and writes its train and eval shard."""
+    unit = Unit(PARTITIONS, partition.number, "")
+    if partition.file is None:
+        return Report(unit, problem=partition.problem)
+    rows = read_spilled([partition.file], _open)
+    assert rows is not None
+    rows = rows.combine_chunks()
+    is_eval = _is_eval(rows, data, whole.cut)
+    count = 0
+    if data.negatives is not None and whole.item_ids is not None:
+        negatives, parents = _negatives(rows, is_eval, whole.item_ids, data, sources)
+        count = negatives.num_rows
+        positive = pa.array(np.ones(rows.num_rows, dtype=np.float32))
+        rows = pa.concat_tables([rows.append_column(IS_POSITIVE, positive), negatives], promote_options="default")
+        is_eval = np.concatenate([is_eval, is_eval[parents]])
+    order = np.random.default_rng([len(sources.interactions.files), partition.number]).permutation(rows.num_rows)
+    with contextlib.ExitStack() as stack:
+        shards = {name: stack.enter_context(Shard(_scratch_file(scratch, name, unit))) for name in ("train", "eval")}
+        for name, members in (("train", order[~is_eval[order]]), ("eval", order[is_eval[order]])):
+            for start in range(0, len(members), _BATCH_ROWS):
+                taken = rows.take(pa.array(members[start : start + _BATCH_ROWS])).combine_chunks()
+                shards[name].write(encode(_features(taken.to_batches()[0], lookups, sources)))
+    written = list(shards.items())
+    splits = {name: shard.rows for name, shard in written}
+    return Report(unit, merged=partition.merged, negatives=count, splits=splits, files=_files(written))
+
+
+def _negatives(
+    rows: pa.Table, is_eval: Mask, item_ids: pa.Array, data: Data, sources: Sources
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """Negatives for the rows, with the columns that they share with them, and the row that each belongs to."""
+    assert data.negatives is not None
+    parts = data.columns
+    coded = one_chunk(rows.column(parts.user_id)).dictionary_encode()
+    sampled = sample_negatives(
+        users=coded.indices.to_numpy().astype(np.int64),
+        user_hashes=hash_values(coded.dictionary),
+        items=pc.index_in(one_chunk(rows.column(parts.item_id)), value_set=item_ids).to_numpy().astype(np.int64),
+        is_eval=is_eval,
+        catalogue_size=len(item_ids),
+        per_positive=data.negatives.per_positive,
+        seed=data.negatives.seed,
+    )
+    shared = [name for name in (parts.user_id, parts.timestamp, *data.negatives.context) if name in rows.column_names]
+    columns = {name: rows.column(name).take(pa.array(sampled.parents)) for name in shared}
+    columns[parts.item_id] = item_ids.take(pa.array(sampled.items))
+    label = pa.array(np.full(len(sampled.items), data.negatives.label))
+    columns[parts.label] = label.cast(ARROW_TYPES[sources.types[parts.label]])
+    columns[IS_POSITIVE] = pa.array(np.zeros(len(sampled.items), dtype=np.float32))
+    return pa.table(columns), sampled.parents
+
+
+# --- the catalogue, and everybody's reports ---------------------------------------------------------------------------
 
 
 def _finish(
-    written: Sequence[tuple[Report, pa.Array]],
-    lookups: Sequence[_Assembled],
+    _: None,
+    read: Sequence[_Read],
+    others: Sequence[Report],
+    lookups: _Lookups,
     sources: Sources,
     data: Data,
     scratch: str,
     result: str,
 ) -> None:
     """Writes the catalogue and, in one file, everybody's reports."""
-    reports = [report for report, _ in written]
-    for assembled in lookups:
-        reports.extend(assembled.reports)
+    reports = [*(one.report for one in read), *others, *lookups.reports]
     if all(report.problem is None for report in reports):
-        items = next((assembled.lookup for assembled in lookups if assembled.name == ITEMS), None)
-        catalogue = _catalogue([item_ids for _, item_ids in written], items, sources, data.columns.item_id)
+        catalogue = _catalogue([one.item_ids for one in read], lookups.items, sources, data.columns.item_id)
         unit = Unit("catalogue", 0, "")
         with Shard(_scratch_file(scratch, "catalogue", unit)) as shard:
-            for batch in catalogue.to_batches(max_chunksize=_CATALOGUE_BATCH):
+            for batch in catalogue.to_batches(max_chunksize=_BATCH_ROWS):
                 shard.write(encode(batch))
         reports.append(Report(unit, splits={"catalogue": shard.rows}, files=_files([("catalogue", shard)])))
-    order = {table: place for place, table in enumerate((sources.interactions.name, *sources.lookups, "catalogue"))}
-    reports.sort(key=lambda report: (order[report.unit.table], report.unit.index))
+    tables = (sources.interactions.name, PARTITIONS, *sources.lookups, "catalogue")
+    order = {table: place for place, table in enumerate(tables)}
+    reports.sort(key=lambda report: (order[report.unit.table], report.unit.index, report.unit.part))
     # Written under another name first: a worker that is run twice must not leave half a file.
     temporary = f"{result}.{uuid.uuid4().hex}"
     with fileio.open(temporary, "w") as stream:
         json.dump([dataclasses.asdict(report) for report in reports], stream)
     fileio.rename(temporary, result, overwrite=True)
+
+
+def _report(entry: dict[str, Any]) -> Report:
+    """A report, from JSON."""
+    unit = Unit(**{**entry["unit"], "span": Span(**entry["unit"]["span"])})
+    return Report(**{**entry, "unit": unit})
 
 
 def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: Sources, item_id: str) -> pa.Table:
@@ -314,17 +620,19 @@ class _Rejects:
         if self._stream is None:
             self._stream = fileio.open(self._path, "w")
         for row in rows:
-            entry = {"table": self._unit.table, **dataclasses.asdict(row)}
+            given = {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
+            entry = {"table": self._unit.table, **given}
             self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._places.extend(str(row) for row in rows[: _PLACES_SHOWN - len(self._places)])
         self._count += len(rows)
 
-    def report(self, good: int, shards: Mapping[str, Shard] | None = None) -> Report:
+    def report(self, good: int, shards: Mapping[str, Shard] | None = None, merged: int = 0) -> Report:
         """What became of the unit, given how many `good` rows it had and where they went."""
         written = list((shards or {}).items())
         files = {**_files(written), **({REJECTED: self._path} if self._count else {})}
         splits = {name: shard.rows for name, shard in written}
-        return Report(self._unit, good + self._count, self._count, tuple(self._places), splits, files)
+        places = tuple(self._places)
+        return Report(self._unit, good + self._count, self._count, merged, places=places, splits=splits, files=files)
 
     def __enter__(self) -> Self:
         return self
@@ -360,7 +668,8 @@ def _check(reports: Sequence[Report], data: Data) -> None:
     problems = list(dict.fromkeys(report.problem for report in reports if report.problem is not None))
     if problems:
         raise DataError("\n".join(problems[:_PLACES_SHOWN]))
-    for table in data.sources.tables():
+    # Lookups first: an interaction may be bad only because its row there is.
+    for table in (*list(data.sources.tables())[1:], INTERACTIONS):
         mine = [report for report in reports if report.unit.table == table]
         rows, rejected = sum(report.rows for report in mine), sum(report.rejected for report in mine)
         allowed = int(data.max_bad_rows * rows)
@@ -373,7 +682,8 @@ def _check(reports: Sequence[Report], data: Data) -> None:
                 "rejected rows are then kept beside the examples."
             )
     counts = _counts(reports)
-    if counts["rows_read"] != counts["rows_train"] + counts["rows_eval"] + counts["rows_rejected"]:
+    made = counts["rows_read"] + counts["rows_negatives"]
+    if made != sum(counts[f"rows_{name}"] for name in ("train", "eval", "rejected", "merged")):
         raise AssertionError(f"rows went missing, which is a bug in {__name__}: {counts}")
     for split in ("train", "eval"):
         if not counts[f"rows_{split}"]:
@@ -387,15 +697,18 @@ def _check(reports: Sequence[Report], data: Data) -> None:
 
 def _counts(reports: Sequence[Report]) -> dict[str, int]:
     """The artifact's custom properties."""
-    interactions = [report for report in reports if report.unit.table == "interactions"]
+    interactions = [report for report in reports if report.unit.table == INTERACTIONS]
     counts = {
         "rows_read": sum(report.rows for report in interactions),
         "rows_rejected": sum(report.rejected for report in interactions),
+        "rows_merged": sum(report.merged for report in reports if report.unit.table == PARTITIONS),
+        "rows_negatives": sum(report.negatives for report in reports),
     }
     for report in reports:
-        if report.unit.table not in ("interactions", "catalogue"):
-            name = f"rows_rejected_{report.unit.table}"
-            counts[name] = counts.get(name, 0) + report.rejected
+        if report.unit.table not in (INTERACTIONS, PARTITIONS, "catalogue"):
+            table = report.unit.table.replace(".", "_")
+            for name, count in ((f"rows_rejected_{table}", report.rejected), (f"rows_merged_{table}", report.merged)):
+                counts[name] = counts.get(name, 0) + count
     for split in SPLITS:
         counts[f"rows_{split}"] = sum(report.splits.get(split, 0) for report in reports)
     return counts
@@ -437,9 +750,21 @@ def _open(file: str) -> IO[bytes]:
     return stream
 
 
+def _create(file: str) -> IO[bytes]:
+    stream: IO[bytes] = fileio.open(file, "wb")
+    return stream
+
+
+def _size(file: str) -> int:
+    """Bytes in a file, or about what they will be once decompressed."""
+    with _open(file) as stream:
+        stream.seek(0, os.SEEK_END)
+        return stream.tell() * (_COMPRESSION if file.endswith(".gz") else 1)
+
+
 def _scratch_file(scratch: str, kind: str, unit: Unit) -> str:
     """A name nobody else uses: Beam may run a unit twice, and only one of the two is reported."""
-    return os.path.join(scratch, f"{kind}-{unit.table}-{unit.index:05d}-{uuid.uuid4().hex}")
+    return os.path.join(scratch, f"{kind}-{unit.table}-{unit.index:05d}-{unit.part:05d}-{uuid.uuid4().hex}")
 
 
 def _files(shards: Sequence[tuple[str, Shard]]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Reads CSVs: the one place that does. A file goes by in blocks of whole records, so memory does not grow with it.
 
+A large file that is not compressed can be cut into spans, which may be read apart; see `find_spans`.
+
 Each block is parsed by pyarrow into strings. Beside that, the block is cut into records here, because pyarrow neither
 counts lines nor keeps the text of a row, and a rejected row must be named by its line and kept whole.
 """
@@ -13,7 +15,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +45,44 @@ class Header:
     Attributes:
         file: The file.
         names: Column names in file order.
+        where: Where the header stands, for messages, if that is not line 1.
     """
 
     file: str
     names: tuple[str, ...]
+    where: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.where or f"{self.file}:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A part of an uncompressed CSV that holds whole records.
+
+    Attributes:
+        start: Index of its first byte in the file.
+        end: Index just past its last byte; None is the end of the file.
+        first_line: The line of the file on which it starts, from 1.
+    """
+
+    start: int = 0
+    end: int | None = None
+    first_line: int = 1
+
+
+WHOLE = Span()
+
+
+class Origin(Protocol):
+    """Where the rows of a batch come from."""
+
+    def places(self, records: Indices) -> pa.Array:
+        """Where each of `records` stands: a line as int64, or a key as string."""
+
+    def bad_row(self, record: int, reason: str) -> BadRow:
+        """The record, put aside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +107,13 @@ class Block:
         """The line of the file on which each of `records` starts."""
         starts = np.concatenate([[0], self.ends[:-1]])[records]
         return np.asarray(self.first_line + np.searchsorted(self.breaks, starts), dtype=np.int64)
+
+    def places(self, records: Indices) -> pa.Array:
+        """As `lines`."""
+        return pa.array(self.lines(records), pa.int64())
+
+    def bad_row(self, record: int, reason: str) -> BadRow:
+        return BadRow(self.file, self.line(record), reason, self.text(record))
 
     def line(self, record: int) -> int:
         return int(self.lines(np.array([record]))[0])
@@ -108,7 +151,7 @@ class Batch:
         malformed: Records with the wrong number of columns or bytes that are not UTF-8.
     """
 
-    block: Block
+    block: Origin
     columns: pa.RecordBatch
     records: Indices
     malformed: list[BadRow]
@@ -142,7 +185,7 @@ def read_header(stream: IO[bytes], file: str, bad_rows_allowed: bool = False) ->
 
 
 def read_batches(
-    stream: IO[bytes], file: str, columns: Sequence[str], block_bytes: int = BLOCK_BYTES
+    stream: IO[bytes], file: str, columns: Sequence[str], block_bytes: int = BLOCK_BYTES, span: Span = WHOLE
 ) -> Iterator[Batch]:
     """Reads the rows of a CSV.
 
@@ -151,6 +194,7 @@ def read_batches(
         file: Its name, for messages.
         columns: The columns wanted; others are skipped.
         block_bytes: About how much is parsed at a time.
+        span: The part of the file to read, as `find_spans` gives it.
 
     Yields:
         Batches in file order. Blank lines are no rows; every other record is in `columns` or in `malformed`.
@@ -159,7 +203,9 @@ def read_batches(
         DataError: A quote is never closed, a column is missing, the file is cut short or cannot be read as CSV.
     """
     names: tuple[str, ...] | None = None
-    for block in _records(stream, file, block_bytes):
+    if span.start:
+        names = _parse_header(next(_records(stream, file, BLOCK_BYTES))).names
+    for block in _records(stream, file, block_bytes, span):
         if names is None:
             names = _parse_header(block).names
             missing = [column for column in columns if names.count(column) != 1]
@@ -233,8 +279,7 @@ def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batc
     if blank:
         keep = ~np.isin(records, blank)
         batch, records = batch.filter(pa.array(keep)), records[keep]
-    rows = [BadRow(block.file, block.line(record), reason, block.text(record))
-            for record, reason in sorted(malformed.items())]  # fmt: skip
+    rows = [block.bad_row(record, reason) for record, reason in sorted(malformed.items())]
     return Batch(block, batch, records, rows)
 
 
@@ -268,11 +313,11 @@ def _without_first(block: Block) -> Block | None:
     )
 
 
-def _records(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[Block]:
-    """Cuts a file into blocks of whole records; a BOM is taken off."""
-    line = 1
+def _records(stream: IO[bytes], file: str, block_bytes: int, span: Span = WHOLE) -> Iterator[Block]:
+    """Cuts a file, or a span of it, into blocks of whole records; a BOM is taken off."""
+    line = span.first_line
     rest = b""
-    for chunk, last in _chunks(stream, file, block_bytes):
+    for chunk, last in read_chunks(stream, file, block_bytes, span):
         data = rest + chunk
         if not data:
             continue
@@ -292,25 +337,84 @@ def _records(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[Block]:
             line += len(breaks)
 
 
-def _chunks(stream: IO[bytes], file: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
-    """Reads and decompresses a file; says which chunk is the last (it is empty)."""
+def read_chunks(stream: IO[bytes], file: str, block_bytes: int, span: Span = WHOLE) -> Iterator[tuple[bytes, bool]]:
+    """Reads and decompresses a file, or a span of it; a BOM is taken off. Says which chunk is the last (it is empty).
+
+    Raises:
+        DataError: The file is UTF-16, or no whole gzip file.
+    """
     source: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
-    first = True
+    if span.start:
+        source.seek(span.start)
+    left = None if span.end is None else span.end - span.start
+    first = not span.start
+    begun = False
     while True:
+        size = max(block_bytes, 4) if first else block_bytes
         try:
-            data = source.read(max(block_bytes, 4) if first else block_bytes)
+            data = source.read(size if left is None else min(size, left))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: the file is no whole gzip file: {error}. Copy or compress it again.") from error
+        if first and data.startswith(_UTF16):
+            raise DataError(f"{file}:1: the file is UTF-16; UTF-8 was wanted. "
+                            "Convert it first, for example with `iconv -f UTF-16 -t UTF-8`.")  # fmt: skip
+        left = None if left is None else left - len(data)
         if first:
-            if data.startswith(_UTF16):
-                raise DataError(f"{file}:1: the file is UTF-16; UTF-8 was wanted. "
-                                "Convert it first, for example with `iconv -f UTF-16 -t UTF-8`.")  # fmt: skip
             data = data.removeprefix(_BOM)
-        last = not data and not first
-        first = False
+        last = not data and begun
+        first, begun = False, True
         yield data, last
         if last:
             return
+
+
+def find_spans(stream: IO[bytes], span_bytes: int, chunk_bytes: int = 4 * BLOCK_BYTES) -> list[Span]:
+    """Cuts an uncompressed CSV into spans of at least `span_bytes` that begin and end between records.
+
+    A line break may stand inside quotes, and no look at its surroundings can tell. So the file is scanned once from
+    the front, for quotes and line breaks only (many times faster than parsing), and a cut is made after a line break
+    with an even number of quotes before it. That is between records as long as every other quote opens a field or
+    doubles the one before it, which the scan checks as well: after the first stray quote (`5" disk`) there are no more
+    cuts, and the rest of the file is one span.
+    """
+    stream.seek(0)
+    spans: list[Span] = []
+    start, start_line = 0, 1
+    read = quotes = 0
+    lines = 1  # the line that the next byte stands on
+    before = _NEWLINE
+    while True:
+        data = stream.read(chunk_bytes)
+        if not data:
+            break
+        if not read and data.startswith(_BOM):
+            read, data = len(_BOM), data.removeprefix(_BOM)
+        places = np.array([], dtype=np.int64)
+        view = np.frombuffer(data, dtype=np.uint8)
+        if b'"' in data:
+            places = np.flatnonzero(view == _QUOTE)
+            opening = places[quotes % 2 :: 2]
+            sides = np.where(opening > 0, view[opening - 1], before)
+            if not np.isin(sides, (_COMMA, _NEWLINE, _RETURN, _QUOTE)).all():
+                break
+        # A file may be written with \r alone, or with both; what find_records takes for line breaks counts.
+        breaks = np.flatnonzero(view == _NEWLINE)
+        returns = np.flatnonzero(view == _RETURN) if b"\r" in data else places[:0]
+        lone = returns[np.append(view[1:], 0)[returns] != _NEWLINE] if len(returns) else returns
+        if before == _RETURN and len(view) and view[0] == _NEWLINE:
+            lines -= 1  # the two halves of one break, of which the first was counted as a break of its own
+        if read + len(data) - start >= span_bytes:
+            safe = breaks[(quotes + np.searchsorted(places, breaks)) % 2 == 0] + 1
+            while (place := int(np.searchsorted(safe, start + span_bytes - read))) < len(safe):
+                cut = int(safe[place])
+                spans.append(Span(start, read + cut, start_line))
+                start_line = lines + int(np.searchsorted(breaks, cut)) + int(np.searchsorted(lone, cut))
+                start = read + cut
+        lines += len(breaks) + len(lone)
+        quotes += len(places)
+        read += len(data)
+        before = int(view[-1]) if len(view) else before
+    return [*spans, Span(start, None, start_line)]
 
 
 def find_records(data: bytes, last: bool) -> tuple[Indices, Indices, bool]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -10,9 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.example_gen import times
 from components.example_gen.errors import BadRow, shown
-from components.example_gen.reader import Batch, Indices, read_batches
-from components.example_gen.sources import Column
+from components.example_gen.json_reader import read_json_batches
+from components.example_gen.reader import WHOLE, Batch, Indices, Origin, Span, read_batches
+from components.example_gen.sources import Column, Table
+from components.example_gen.times import parse_times
 from pipeline.recipe import ColumnType
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {"BYTES": pa.string(), "INT": pa.int64(), "FLOAT": pa.float32()}
@@ -20,58 +25,83 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {"BYTES": pa.string(), "INT": pa.in
 _NUMBER = {"INT": r"^-?[0-9]+$", "FLOAT": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"}
 _WANTED: dict[ColumnType, str] = {"BYTES": "text", "INT": "a whole number", "FLOAT": "a number"}
 _INT64 = range(-(2**63), 2**63)
+_FAR = 2.5e11  # seconds; about the year 9900
 
 Mask = npt.NDArray[np.bool_]
 
 
-def read_rows(
-    stream: IO[bytes], file: str, columns: Sequence[Column]
-) -> Iterator[tuple[pa.RecordBatch, Indices, list[BadRow]]]:
-    """Reads a CSV and checks its rows.
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of one block.
 
-    Yields:
-        Per block: the good rows (BYTES as string, INT as int64, FLOAT as float32; a missing value is null), the line
-        each stands on, and the bad rows in line order.
+    Attributes:
+        columns: The good rows: BYTES as string, INT as int64, FLOAT as float32; a missing value is null.
+        origin: Where they come from.
+        records: For each of them, its record in `origin`.
+        bad: The bad rows, in file order.
+    """
+
+    columns: pa.RecordBatch
+    origin: Origin
+    records: Indices
+    bad: list[BadRow]
+
+    def places(self) -> pa.Array:
+        """Where each good row stands in its file: a line as int64, or a key as string."""
+        return self.origin.places(self.records)
+
+    def reject(self, reasons: Mapping[int, Sequence[str]]) -> Rows:
+        """Puts more rows aside: those at the given positions in `columns`."""
+        if not reasons:
+            return self
+        more = [self.origin.bad_row(int(self.records[place]), "; ".join(why)) for place, why in reasons.items()]
+        bad = sorted([*self.bad, *more], key=lambda row: row.line or 0)
+        good = np.ones(len(self.records), dtype=bool)
+        good[list(reasons)] = False
+        return Rows(self.columns.filter(pa.array(good)), self.origin, self.records[good], bad)
+
+
+def read_rows(stream: IO[bytes], file: str, table: Table, span: Span = WHOLE) -> Iterator[Rows]:
+    """Reads a file of `table`, or a span of it, block by block and checks its rows.
 
     Raises:
-        DataError: The file cannot be read as CSV; see `reader.read_batches`.
+        DataError: The file cannot be read; see `reader.read_batches` and `json_reader.read_json_batches`.
     """
-    for batch in read_batches(stream, file, [column.name for column in columns]):
-        yield parse(batch, columns)
+    cells = [column.name_in_file for column in table.columns]
+    if table.format == "json":
+        batches = read_json_batches(stream, file, table.records, cells)
+    else:
+        batches = read_batches(stream, file, cells, span=span)
+    for batch in batches:
+        yield parse(batch, table.columns)
 
 
-def parse(batch: Batch, columns: Sequence[Column]) -> tuple[pa.RecordBatch, Indices, list[BadRow]]:
+def parse(batch: Batch, columns: Sequence[Column]) -> Rows:
     """Checks one batch; see `read_rows`."""
     arrays = []
     reasons: dict[int, list[str]] = {}
     for column in columns:
-        array, bad = _parse_column(batch.columns.column(column.name), column)
+        cells = batch.columns.column(column.name_in_file)
+        array, bad = _parse_column(cells, column)
         arrays.append(array)
         for place in np.flatnonzero(bad).tolist():
-            cell = batch.columns.column(column.name)[place].as_py()
-            reasons.setdefault(place, []).append(_reason(column, cell))
+            reasons.setdefault(place, []).append(reason(column, cells[place].as_py()))
     typed = pa.RecordBatch.from_arrays(arrays, [column.name for column in columns])
-    records = batch.records
-    rejected = list(batch.malformed)
-    if reasons:
-        for place, why in reasons.items():
-            record = int(records[place])
-            rejected.append(
-                BadRow(batch.block.file, batch.block.line(record), "; ".join(why), batch.block.text(record))
-            )
-        rejected.sort(key=lambda row: row.line)
-        good = np.ones(len(records), dtype=bool)
-        good[list(reasons)] = False
-        typed, records = typed.filter(pa.array(good)), records[good]
-    return typed, batch.block.lines(records), rejected
+    return Rows(typed, batch.block, batch.records, list(batch.malformed)).reject(reasons)
 
 
 def _parse_column(cells: pa.StringArray, column: Column) -> tuple[pa.Array, Mask]:
     """The column's values, and which rows are bad; their values mean nothing."""
     bad = np.zeros(len(cells), dtype=bool)
     values: pa.Array = cells
-    if column.type != "BYTES":
+    if column.time_format not in (None, "seconds", "milliseconds"):
+        values, bad = parse_times(cells, column.time_format)
+    elif column.type != "BYTES":
         values, bad = _numbers(cells, column.type)
+    if column.time_format == "milliseconds":
+        whole = values.to_numpy(zero_copy_only=False) if not values.null_count else values.fill_null(0).to_numpy()
+        values = pa.array(whole // 1000, pa.int64(), mask=_mask(values.is_null()))
+    if column.type != "BYTES":
         for bound, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
             if bound is not None:
                 bad |= _mask(outside(values, pa.scalar(bound)))
@@ -102,8 +132,16 @@ def _mask(condition: pa.BooleanArray) -> Mask:
     return np.asarray(pc.fill_null(condition, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _reason(column: Column, cell: str | None) -> str:
+def reason(column: Column, cell: str | None) -> str:
+    """What is wrong with a cell, in words."""
     wanted = _WANTED[column.type]
+    if column.time_format == "milliseconds":
+        wanted = "whole milliseconds since 1970"
+    elif column.time_format not in (None, "seconds"):
+        wanted = times.wanted(column.time_format)
+        return f"{column.name}: found {'nothing' if cell is None else shown(cell)}, wanted {wanted}{_years(column)}"
+    if column.time_format == "milliseconds" and (column.minimum is not None or column.maximum is not None):
+        wanted += ", and in seconds a number"
     # A schema keeps the bounds of a FLOAT as float32, which has 7 digits.
     low, high = (f"{bound:.7g}" if isinstance(bound, float) else bound for bound in (column.minimum, column.maximum))
     if low is not None and high is not None:
@@ -113,3 +151,12 @@ def _reason(column: Column, cell: str | None) -> str:
     elif high is not None:
         wanted += f" of at most {high}"
     return f"{column.name}: found {'nothing' if cell is None else shown(cell)}, wanted {wanted}"
+
+
+def _years(column: Column) -> str:
+    """The schema's bounds on a time, as dates."""
+    words = []
+    for sign, bound in (("from", column.minimum), ("to", column.maximum)):
+        if bound is not None and abs(bound) < _FAR:
+            words.append(f"{sign} {datetime.datetime.fromtimestamp(bound, datetime.UTC):%Y-%m-%d %H:%M:%S}")
+    return f", {' '.join(words)}" if words else ""

@@ -1,16 +1,17 @@
-"""Decides, from the CSVs' headers, which table gives which column; the executor and the check before a run share it."""
+"""Decides, from the files' headers, which table gives which column; shared by the executor and the check before."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Literal
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.example_gen.errors import DataError
+from components.example_gen.json_reader import read_json_header
 from components.example_gen.reader import Header, read_header
-from pipeline.recipe import ColumnType, Data, Lookup, column_types, did_you_mean
+from pipeline.recipe import IS_POSITIVE, ColumnType, Data, Lookup, Source, column_types, did_you_mean
 
 INTERACTIONS = "interactions"
 ITEMS = "items"
@@ -21,11 +22,13 @@ class Column:
     """One column of a table and what its cells must be.
 
     Attributes:
-        name: Its name in the header.
+        name: Its name in the schema and everywhere else here.
         type: BYTES is text, INT an int64, FLOAT a float32.
         required: An empty cell is an error; elsewhere it is a missing value.
         minimum: Smallest number allowed, if there is one.
         maximum: Largest number allowed, if there is one.
+        cell: Its name in the file, where that is another one.
+        time_format: How a time is written, as `data.timestamp_format`; the values are seconds since 1970.
     """
 
     name: str
@@ -33,6 +36,12 @@ class Column:
     required: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    cell: str = ""
+    time_format: str | None = None
+
+    @property
+    def name_in_file(self) -> str:
+        return self.cell or self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +49,14 @@ class Table:
     """One source: its files and what is read from them.
 
     Attributes:
-        name: `interactions`, `items` or `users`.
+        name: As `data.sources.tables()` names it: `interactions`, `items`, `items.lookups.0`, …
         files: Its files, sorted.
         columns: The columns to read.
         features: Those of them that become features of the examples, by this table; in the schema's order.
         key: For a lookup, the column it is joined by.
+        duplicates: For a lookup, what happens to a key that stands in several rows.
+        format: How the files are written.
+        records: Where the records of a JSON file stand.
     """
 
     name: str
@@ -52,9 +64,22 @@ class Table:
     columns: tuple[Column, ...]
     features: tuple[str, ...]
     key: str | None = None
+    duplicates: Literal["error", "first", "last"] = "error"
+    format: Literal["csv", "json"] = "csv"
+    records: str | None = None
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+    @property
+    def root(self) -> str:
+        """The table that this one is joined onto, or itself: `interactions`, `items` or `users`."""
+        return self.name.partition(".")[0]
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The columns that a join with this table adds."""
+        return tuple(column.name for column in self.columns if column.name != self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +88,29 @@ class Sources:
 
     Attributes:
         interactions: The table of interactions.
-        lookups: The tables joined onto it, by name.
+        lookups: The other tables by name, in the order in which they are joined.
         features: Every feature of a train or eval example, in the schema's order.
+        types: The type of each of them.
+        carried: Columns of the interactions, joined with their lookups, that are needed to make examples.
+        required: Those of them that every interaction must have a value in.
     """
 
     interactions: Table
     lookups: Mapping[str, Table]
     features: tuple[str, ...]
+    types: Mapping[str, ColumnType]
+    carried: tuple[Column, ...]
+    required: tuple[Column, ...]
 
     @property
     def item_features(self) -> tuple[str, ...]:
-        """The columns that the items table adds to an item's id."""
-        return self.lookups[ITEMS].features if ITEMS in self.lookups else ()
+        """The columns that the items table and its lookups add to an item's id."""
+        given = {name for table in self.lookups.values() if table.root == ITEMS for name in table.features}
+        return tuple(name for name in self.features if name in given)
+
+    def lookups_of(self, root: str) -> list[str]:
+        """The names of the tables that are joined onto `root`."""
+        return [name for name, table in self.lookups.items() if table.root == root and name != root]
 
 
 def inspect_sources(
@@ -88,20 +124,23 @@ def inspect_sources(
     Args:
         files: The files of each table in `data.sources`.
         data: The recipe's data section.
-        schema: Every feature in it is read from some table.
+        schema: Every feature in it is read from some table, or made as the recipe says.
         open_file: Opens a file for reading bytes.
 
     Raises:
         DataError: A file is missing, empty or unreadable, a column is missing or stands in two tables.
     """
     headers: dict[str, list[Header]] = {}
-    for name in data.sources.tables():
+    for name, source in data.sources.tables().items():
         if not files.get(name):
-            raise no_file(name, data.sources.tables()[name].files)
+            raise no_file(name, source.files)
         headers[name] = []
         for file in sorted(files[name]):
             with open_file(file) as stream:
-                headers[name].append(read_header(stream, file, data.max_bad_rows > 0))
+                if source.file_format == "json":
+                    headers[name].append(read_json_header(stream, file, source.records))
+                else:
+                    headers[name].append(read_header(stream, file, data.max_bad_rows > 0))
     return lay_out(headers, data, schema)
 
 
@@ -117,83 +156,182 @@ def no_file(table: str, pattern: str, folder: str = "", there: Sequence[str] = (
 def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_pb2.Schema) -> Sources:
     """As `inspect_sources`, for headers already read."""
     tables = data.sources.tables()
+    headers = {name: [_renamed(header, name, tables[name]) for header in headers[name]] for name in tables}
     types = column_types(schema)
+    made = _made(data)
     keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
-    givers = _givers(headers, types, keys)
+    givers = _givers(headers, keys)
+    for name, maker in made.items():
+        if name in givers:
+            raise DataError(f"{maker} makes the column {name!r}, which {headers[givers[name][0]][0].file} has already. "
+                            "Choose another name in the recipe.")  # fmt: skip
+    joined = [name for name in tables if _root(name) == INTERACTIONS]
     for name in _required(data):
-        if INTERACTIONS not in givers.get(name, ()):
-            raise _missing(name, headers[INTERACTIONS], "every interaction needs it")
+        if not set(joined) & set(givers.get(name, ())):
+            raise _missing(name, _headers(headers, joined), "every interaction needs it")
     for name in types:
-        if name not in givers:
-            raise _missing(
-                name, [header for table in headers.values() for header in table], "the schema has this feature"
-            )
-        if len(givers[name]) > 1:
+        if name not in givers and name not in made:
+            raise _missing(name, _headers(headers, headers), "the schema has this feature")
+        if len(givers.get(name, ())) > 1:
             where = " and ".join(headers[table][0].file for table in givers[name])
-            raise DataError(
-                f"the column {name!r} stands in {where}; one table may give it. Rename or drop one of them."
-            )
+            raise DataError(f"the column {name!r} stands in {where}; one table may give it. "
+                            "Drop one of them, or give it another name with `rename` in the recipe.")  # fmt: skip
+    _check_keys(headers, keys)
+    wanted = {name: {column: None for column in types if givers.get(column) == [name]} for name in tables}
+    carried = [*_required(data), *(data.aggregate.sum if data.aggregate is not None else ())]
+    for name in (*carried, *(data.negatives.context if data.negatives is not None else ())):
+        giver = next((table for table in joined if table in givers.get(name, ())), None)
+        if giver is not None:
+            wanted[giver].setdefault(name)
+        elif not (name in types and name in givers):
+            raise _missing(name, _headers(headers, joined), "data.aggregate or data.negatives names it")
     for table, key in keys.items():
-        for place in (INTERACTIONS, table):
-            if not any(key in header.names for header in headers[place]):
-                raise _missing(key, headers[place], f"{table} is joined by it")
-    laid_out = {name: _table(name, headers[name], givers, types, keys, data, schema) for name in tables}
+        before = _joined_before(table, headers)
+        giver = next(other for other in before if any(key in header.names for header in headers[other]))
+        wanted[giver].setdefault(key)
+        wanted[table] = {key: None, **wanted[table]}
+    sums = data.aggregate.sum if data.aggregate is not None else {}
+    types_of = {**{column: types.get(total, "FLOAT") for column, total in sums.items()}, **types}
+    for column in sums:
+        if types_of[column] == "BYTES":
+            raise DataError(f"data.aggregate.sum adds up {column!r}, which is text in the schema. "
+                            "Make it INT or FLOAT there, or drop the sum.")  # fmt: skip
+    laid_out = {name: _table(name, headers[name], list(wanted[name]), types, types_of, data, schema) for name in tables}
     for laid in laid_out.values():
-        for header in headers[laid.name]:
-            for column in laid.columns:
-                if header.names.count(column.name) > 1:
-                    raise DataError(
-                        f"{header.file}:1: the column {column.name!r} stands twice in the header; rename one."
-                    )
-                if column.name not in header.names:
-                    raise _missing(column.name, [header], "the other files of the table have it")
-    return Sources(laid_out.pop(INTERACTIONS), laid_out, tuple(types))
+        _check_files(laid, headers[laid.name])
+    by_joining = [column for name in joined for column in laid_out[name].columns if column.name != keys.get(name)]
+    needed = {*types, *_required(data), *sums, *(keys[name] for name in keys if "." not in name)}
+    return Sources(
+        interactions=laid_out.pop(INTERACTIONS),
+        lookups=laid_out,
+        features=tuple(types),
+        types=types,
+        carried=tuple(column for column in by_joining if column.name in needed),
+        required=tuple(column for column in by_joining if column.name in _required(data)),
+    )
 
 
-def _givers(
-    headers: Mapping[str, Sequence[Header]], types: Mapping[str, ColumnType], keys: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """For each feature of the schema, the tables that have it as a column; the interactions give the keys."""
+def _root(table: str) -> str:
+    return table.partition(".")[0]
+
+
+def _headers(headers: Mapping[str, Sequence[Header]], tables: Iterable[str]) -> list[Header]:
+    return [header for table in tables for header in headers[table]]
+
+
+def _joined_before(table: str, tables: Iterable[str]) -> list[str]:
+    """The tables in which the key of a lookup may stand: what it is joined onto, and what was joined before."""
+    root = _root(table) if "." in table else INTERACTIONS
+    before = [name for name in tables if _root(name) == root]
+    return before[: before.index(table)] if table in before else before
+
+
+def _check_keys(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) -> None:
+    for table, key in keys.items():
+        before = _headers(headers, _joined_before(table, headers))
+        for place in (before, headers[table]):
+            if not any(key in header.names for header in place):
+                raise _missing(key, place, f"{table} is joined by it")
+
+
+def _check_files(table: Table, headers: Sequence[Header]) -> None:
+    """Every file must have every column of its table once."""
+    for header in headers:
+        for column in table.columns:
+            if header.names.count(column.name) > 1:
+                raise DataError(f"{header.place}: the column {column.name!r} stands twice in the header; rename one.")
+            if column.name not in header.names and table.format == "csv":
+                raise _missing(column.name, [header], "the other files of the table have it")
+
+
+def _renamed(header: Header, table: str, source: Source) -> Header:
+    """The header with the names that the recipe gives."""
+    for old in source.rename:
+        if old not in header.names:
+            raise _missing(old, [header], f"data.sources.{table}.rename names it")
+    for old, new in source.rename.items():
+        if new in header.names and new not in source.rename:
+            raise DataError(
+                f"{header.place}: the column {old!r} is renamed to {new!r}, and the file has a column of that name "
+                f"already. Rename that one too, for example {{{new}: other_{new}}}, or choose another name."
+            )
+    return dataclasses.replace(header, names=tuple(source.rename.get(name, name) for name in header.names))
+
+
+def _givers(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each column, the tables that have it; a lookup's key is given by what it is joined onto."""
     givers: dict[str, list[str]] = {}
     for table, files in headers.items():
         for column in {name: None for header in files for name in header.names}:
-            if column in types and column != keys.get(table):
+            if column != keys.get(table):
                 givers.setdefault(column, []).append(table)
     return givers
 
 
+def _made(data: Data) -> dict[str, str]:
+    """The columns that no file has, by the key of the recipe that makes them."""
+    made = dict.fromkeys(data.aggregate.columns, "data.aggregate") if data.aggregate is not None else {}
+    if data.label is not None:
+        made[data.columns.label] = "data.label"
+    if data.negatives is not None:
+        made[IS_POSITIVE] = "data.negatives"
+    return made
+
+
 def _required(data: Data) -> list[str]:
-    """The columns every interaction must have a value in."""
-    parts = data.columns
-    return [name for name in (parts.user_id, parts.item_id, parts.label, parts.timestamp) if name is not None]
+    """The columns of the files that every interaction must have a value in."""
+    parts, made = data.columns, _made(data)
+    names = [name for name in (parts.user_id, parts.item_id, parts.label, parts.timestamp) if name is not None]
+    sums = data.aggregate.sum if data.aggregate is not None else {}
+    names += [column for column, total in sums.items() if total == parts.label]
+    return [name for name in names if name not in made]
 
 
 def _missing(column: str, headers: Sequence[Header], why: str) -> DataError:
     known = {name: None for header in headers for name in header.names}
+    places = list(dict.fromkeys(header.place for header in headers))
     files = list(dict.fromkeys(header.file for header in headers))
     close = did_you_mean(column, known) or "."
-    place = f"{files[0]}:1" if len(files) == 1 else ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    place = places[0] if len(places) == 1 else ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
     return DataError(f"{place}: there is no column {column!r}; {why}{close} Columns there: {', '.join(known)}.")
 
 
 def _table(
     name: str,
     headers: Sequence[Header],
-    givers: Mapping[str, Sequence[str]],
+    wanted: Sequence[str],
     types: Mapping[str, ColumnType],
-    keys: Mapping[str, str],
+    types_of: Mapping[str, ColumnType],
     data: Data,
     schema: schema_pb2.Schema,
 ) -> Table:
-    features = tuple(column for column in types if givers[column] == [name])
-    required = [keys[name]] if name in keys else _required(data)
-    ranges = _ranges(data, schema) if name == INTERACTIONS else {}
-    wanted = dict.fromkeys((*required, *features, *(keys.values() if name == INTERACTIONS else ())))
+    source = data.sources.tables()[name]
+    key = source.key if isinstance(source, Lookup) else None
+    required = [key] if key is not None else _required(data)
+    ranges = _ranges(data, schema) if _root(name) == INTERACTIONS else {}
+    cells = {new: old for old, new in source.rename.items()}
     columns = tuple(
-        Column(column, types.get(column, "BYTES"), column in required, *ranges.get(column, (None, None)))
+        Column(
+            column,
+            types_of.get(column, "BYTES"),
+            column in required,
+            *ranges.get(column, (None, None)),
+            cell=cells.get(column, ""),
+            time_format=data.timestamp_format if column == data.columns.timestamp and column != key else None,
+        )
         for column in wanted
     )
-    return Table(name, tuple(header.file for header in headers), columns, features, keys.get(name))
+    files = tuple(header.file for header in headers)
+    return Table(
+        name,
+        files,
+        columns,
+        tuple(column for column in types if column in wanted and column != key),
+        key,
+        source.duplicates if isinstance(source, Lookup) else "error",
+        source.file_format,
+        source.records,
+    )
 
 
 def _ranges(data: Data, schema: schema_pb2.Schema) -> dict[str, tuple[float | None, float | None]]:

@@ -1,4 +1,4 @@
-"""Decides which interactions are `eval`: by a seeded hash of the row, or by time."""
+"""Decides which interactions are `eval`: by a seeded hash of the row or the user, by time, or each user's last."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def random_split(columns: Sequence[pa.Array], eval_fraction: float, seed: int) -
     """
     hashes = np.full(len(columns[0]), _hash_bytes(str(seed).encode()), dtype=np.uint64)
     for column in columns:
-        hashes = _mix(hashes ^ _hash_values(column))
+        hashes = mix(hashes ^ hash_values(column))
     return hashes < np.uint64(int(eval_fraction * 2**64))
 
 
-def _hash_values(column: pa.Array) -> Hashes:
+def hash_values(column: pa.Array) -> Hashes:
     if pa.types.is_string(column.type):
         # Ids repeat, so hash each one once.
         coded = column.dictionary_encode()
@@ -43,14 +43,14 @@ def _hash_values(column: pa.Array) -> Hashes:
         return np.asarray(distinct[coded.indices.to_numpy()], dtype=np.uint64)
     # + 0.0 makes -0.0 and 0.0 the same row.
     values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype(np.float64) + 0.0
-    return _mix(values.view(np.uint64))
+    return mix(values.view(np.uint64))
 
 
 def _hash_bytes(value: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
-def _mix(values: Hashes) -> Hashes:
+def mix(values: Hashes) -> Hashes:
     """SplitMix64's output function after one step (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -113,3 +113,26 @@ class Timestamps:
 def time_split(timestamps: pa.Int64Array, cut: int) -> Mask:
     """Which rows are `eval`: those at `cut` or later."""
     return np.asarray(pc.greater_equal(timestamps, cut).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def leave_last_n(
+    users: npt.NDArray[np.int64], timestamps: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], n: int
+) -> Mask:
+    """Which rows are `eval`: the latest `n` of each user with more than that.
+
+    Args:
+        users: A number for each row's user; all rows of a user are here.
+        timestamps: When the row happened; of rows of the same second the later one here is the later one.
+        rows: A number for each row's content. Equal rows count as one, are in the same split, and stand where the
+            last of them stands.
+        n: Distinct rows of a user that are `eval`.
+    """
+    # The last place of each distinct row.
+    last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]
+    order = last[np.lexsort((last, timestamps[last], users[last]))]
+    owners = users[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=owners[:1] - 1))
+    sizes = np.diff(np.append(starts, len(owners)))
+    from_end = np.repeat(starts + sizes, sizes) - 1 - np.arange(len(owners))
+    late = (from_end < n) & np.repeat(sizes > n, sizes)
+    return np.asarray(np.isin(rows, rows[order[late]]), dtype=bool)

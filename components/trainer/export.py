@@ -284,22 +284,24 @@ def _choose(given: tf.Tensor, values: tf.Tensor, remembered: tf.Tensor) -> tf.Te
 def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
     """Query features of each user's latest training interaction, [U + 1] or [U + 1, values]; the user id excepted.
 
-    Features of the time itself are the latest in train for everyone: a request without a time means "now".
+    Features of the time itself are the latest in train for everyone: a request without a time means "now". Sampled
+    negatives never happened, so they are nobody's latest.
     """
     columns = recipe.columns
+    happened = np.flatnonzero(data.positive)
     times = [feature for feature in recipe.features.query if feature.column == columns.timestamp]
-    order = np.arange(len(data.users))
+    order = happened
     if times:
         # The finest feature of the time orders best.
         finest = max(times, key=lambda feature: len(np.unique(data.query[feature.name])))
-        order = np.argsort(data.query[finest.name], kind="stable")
+        order = happened[np.argsort(data.query[finest.name][happened], kind="stable")]
     latest: Arrays = {}
     for feature in recipe.features.query:
         if feature.name == data.user_feature:
             continue
         values = data.query[feature.name]
         if feature in times:
-            latest[feature.name] = np.full(data.user_count + 1, values.max(), values.dtype)
+            latest[feature.name] = np.full(data.user_count + 1, values[happened].max(), values.dtype)
         else:
             latest[feature.name] = np.zeros((data.user_count + 1, *values.shape[1:]), values.dtype)
             latest[feature.name][data.users[order]] = values[order]
@@ -308,8 +310,11 @@ def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
 
 
 def _seen_items(data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices of every user's training interactions, by user, and where each of the U + 1 users' items start."""
-    pairs = np.unique(np.stack([data.users, data.items], axis=1), axis=0)
+    """Item indices of every user's training interactions, by user, and where each of the U + 1 users' items start.
+
+    Sampled negatives are left out: the user has not seen them.
+    """
+    pairs = np.unique(np.stack([data.users, data.items], axis=1)[data.positive], axis=0)
     pairs = pairs[pairs[:, 0] > 0]
     starts = np.searchsorted(pairs[:, 0], np.arange(data.user_count + 2))
     return pairs[:, 1].astype(np.int64), starts.astype(np.int64)

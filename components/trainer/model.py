@@ -163,29 +163,43 @@ class TwoTaskRecommender(tfrs.Model):
         """[batch, dimension] to [batch, dimension + 1]: the learned popularity of each item becomes one more factor."""
         return tf.concat([candidates, self._log_popularity(items)], axis=1)
 
+    def _retrieval_loss(self, query: tf.Tensor, candidate: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        """Mean in-batch softmax loss of the true items, one a row."""
+        correction = tf.gather(self._sampling_probability, items)
+        summed = self._retrieval(
+            self.retrieval_query(query),
+            self.retrieval_candidates(items, candidate),
+            candidate_sampling_probability=correction if self._config.retrieval.log_q_correction else None,
+            candidate_ids=items,
+            compute_metrics=False,
+        )
+        # TFRS sums the loss over the batch; the mean keeps learning rates independent of the batch size.
+        return summed / tf.cast(tf.shape(items)[0], tf.float32)
+
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The weighted sum of both tasks' mean losses and the regularisation.
 
         Args:
-            inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch].
+            inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch] and, where
+                the data has sampled negatives, `positive` bool [batch].
             training: Whether dropout is on.
         """
         items, labels = inputs["item"], inputs["label"]
         query = self.embed_query(inputs, training=training)
         candidate = self.embed_items(items, training=training)
-        rows = tf.cast(tf.shape(labels)[0], tf.float32)
         loss = tf.constant(0.0)
         if self._config.retrieval_weight:
-            correction = tf.gather(self._sampling_probability, items)
-            summed = self._retrieval(
-                self.retrieval_query(query),
-                self.retrieval_candidates(items, candidate),
-                candidate_sampling_probability=correction if self._config.retrieval.log_q_correction else None,
-                candidate_ids=items,
-                compute_metrics=False,
-            )
-            # TFRS sums the loss over the batch; the mean keeps learning rates independent of the batch size.
-            loss += self._config.retrieval_weight * summed / rows
+            rows = (query, candidate, items)
+            if "positive" not in inputs:
+                retrieval = self._retrieval_loss(*rows)
+            else:
+                # A sample weight of 0 would not do: the negatives' items would still stand in the softmax, drawn from
+                # another distribution than the one that the logQ correction undoes.
+                positives = [tf.boolean_mask(values, inputs["positive"]) for values in rows]
+                retrieval = tf.cond(
+                    tf.size(positives[2]) > 0, lambda: self._retrieval_loss(*positives), lambda: tf.constant(0.0)
+                )
+            loss += self._config.retrieval_weight * retrieval
         if self._config.rating_weight:
             predictions = self.rating_head(inputs[self._user_feature], items, query, candidate, training=training)
             loss += self._config.rating_weight * self._ranking(labels=labels, predictions=predictions)
@@ -199,7 +213,7 @@ def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
     mean = float(data.labels.mean())
     residual = data.labels - mean
     item_sum = np.bincount(data.items, weights=residual, minlength=data.item_count + 1)
-    item_bias = item_sum / (data.item_frequencies() + BIAS_DAMPING)
+    item_bias = item_sum / (np.bincount(data.items, minlength=data.item_count + 1) + BIAS_DAMPING)
     residual = residual - item_bias[data.items]
     user_sum = np.bincount(data.users, weights=residual, minlength=data.user_count + 1)
     user_bias = user_sum / (np.bincount(data.users, minlength=data.user_count + 1) + BIAS_DAMPING)

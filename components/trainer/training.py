@@ -34,10 +34,16 @@ def run_fn(fn_args: FnArgs) -> None:
     schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     data = read_training_data(
-        fn_args.train_files, fn_args.eval_files, transform_output, recipe.features, recipe.columns
+        fn_args.train_files,
+        fn_args.eval_files,
+        transform_output,
+        recipe.features,
+        recipe.columns,
+        negatives=recipe.negatives is not None,
     )
     logging.info(
-        "Training on %d interactions of %d users with %d items.", len(data.labels), data.user_count, data.item_count
+        "Training on %d interactions of %d users with %d items, and %d sampled negatives.",
+        *(data.positive.sum(), data.user_count, data.item_count, (~data.positive).sum()),
     )
     model, curves = train(recipe, data, transform_output)
     served = ServedRecommender(model, data, transform_output, recipe, schema)
@@ -65,10 +71,17 @@ def train(
 
 
 def batches(data: TrainingData, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Shuffled batches: query features, `item` int64 [batch] and `label` float32 [batch]; a new order every epoch."""
+    """Shuffled batches in a new order every epoch.
+
+    Returns:
+        Query features, `item` int64 [batch], `label` float32 [batch] and, where the data has sampled negatives,
+        `positive` bool [batch].
+    """
     columns = {name: tf.constant(values) for name, values in data.query.items()}
     columns["item"] = tf.constant(data.items)
     columns["label"] = tf.constant(data.labels)
+    if data.has_negatives:
+        columns["positive"] = tf.constant(data.positive)
     rows = len(data.labels)
     # Row numbers are shuffled and rows gathered a batch at a time: much cheaper than shuffling rows one by one.
     return (

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from components.transform.preprocessing import LABEL, display_name
-from pipeline.recipe import AnyFeature, Columns, Features, Identifier
+from pipeline.recipe import IS_POSITIVE, AnyFeature, Columns, Features, Identifier
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,6 +30,8 @@ class TrainingData:
     """int64 [R]: the vocabulary index of each interaction's item, 1 to N."""
     labels: np.ndarray
     """float32 [R]"""
+    positive: np.ndarray
+    """bool [R]: False for sampled negatives, which teach the rating head only: nobody ever touched them."""
     catalogue: Arrays
     """Candidate features by item index, [N + 1] or [N + 1, values]; row 0, the unknown item, is all zeros."""
     display: Arrays
@@ -50,8 +52,13 @@ class TrainingData:
         return len(next(iter(self.catalogue.values()))) - 1
 
     def item_frequencies(self) -> np.ndarray:
-        """int64 [N + 1]: interactions of each item."""
-        return np.bincount(self.items, minlength=self.item_count + 1)
+        """int64 [N + 1]: interactions of each item, sampled negatives left out."""
+        return np.bincount(self.items[self.positive], minlength=self.item_count + 1)
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether some of the interactions are sampled negatives."""
+        return not self.positive.all()
 
 
 def read_training_data(
@@ -60,6 +67,7 @@ def read_training_data(
     transform_output: tft.TFTransformOutput,
     features: Features,
     columns: Columns,
+    negatives: bool = False,
 ) -> TrainingData:
     """Reads the transformed `train` and `catalogue` splits.
 
@@ -69,15 +77,15 @@ def read_training_data(
         transform_output: Output of Transform; its vocabularies give the counts.
         features: The recipe's features.
         columns: The recipe's columns.
+        negatives: Whether the interactions hold sampled negatives.
 
     Raises:
         ValueError: A split has no examples.
     """
     item_feature = id_feature(features.candidate, columns.item_id)
     user_feature = id_feature(features.query, columns.user_id)
-    train = _read(
-        train_files, transform_output, [*(feature.name for feature in features.query), item_feature.name, LABEL]
-    )
+    parts = [item_feature.name, LABEL, *([IS_POSITIVE] if negatives else [])]
+    train = _read(train_files, transform_output, [*(feature.name for feature in features.query), *parts])
     shown = {feature.column: display_name(feature.column) for feature in features.candidate if feature.display}
     names = [feature.name for feature in features.candidate]
     found = _read(catalogue_files, transform_output, [*names, *shown.values()])
@@ -93,6 +101,7 @@ def read_training_data(
         query={feature.name: train[feature.name] for feature in features.query},
         items=train[item_feature.name],
         labels=train[LABEL],
+        positive=train[IS_POSITIVE] > 0 if negatives else np.ones(len(train[LABEL]), bool),
         catalogue={name: by_index[name] for name in names},
         display={column: by_index[name] for column, name in shown.items()},
         user_feature=user_feature.name,

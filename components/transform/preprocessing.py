@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from pipeline.recipe import (
+    IS_POSITIVE,
     AnyFeature,
     Buckets,
     Categorical,
@@ -37,11 +38,12 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
 
     Args:
         inputs: Raw columns by name, each a SparseTensor [batch, 1] of string, int64 or float32; absent is missing.
-        custom_config: `features` and `columns`: JSON of the recipe's sections.
+        custom_config: `features` and `columns`: JSON of the recipe's sections; `negatives`: whether there are any.
 
     Returns:
         By `Feature.name`: ids, categories and buckets int64 [batch]; text and multi-value features SparseTensor int64
-        [batch, values]; normalised numbers float32 [batch]. `label` is float32 [batch].
+        [batch, values]; normalised numbers float32 [batch]. `label` is float32 [batch], and so is `is_positive` where
+        there are negatives.
     """
     features = Features.model_validate_json(custom_config["features"])
     columns = Columns.model_validate_json(custom_config["columns"])
@@ -52,6 +54,8 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
         if feature.display:
             outputs[display_name(feature.column)] = _dense(inputs[feature.column], "")
     outputs[LABEL] = tf.cast(_dense(inputs[columns.label], 0), tf.float32)
+    if custom_config.get("negatives"):
+        outputs[IS_POSITIVE] = _dense(inputs[IS_POSITIVE], 1.0)
     return outputs
 
 

@@ -122,7 +122,11 @@ def evaluate(examples: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     """Runs the executor as TFX does and reads what it wrote."""
 
     def run(
-        candidate: Path, gates: Sequence[Gate], baseline: Path | None = None, split: Path | None = None
+        candidate: Path,
+        gates: Sequence[Gate],
+        baseline: Path | None = None,
+        split: Path | None = None,
+        negatives: bool = False,
     ) -> Evaluated:
         folder = tmp_path_factory.mktemp("evaluator")
 
@@ -157,7 +161,9 @@ def evaluate(examples: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
             inputs,
             outputs,
             {
-                standard_component_specs.EVAL_CONFIG_KEY: proto_utils.proto_to_json(eval_config(gates, LABEL)),
+                standard_component_specs.EVAL_CONFIG_KEY: proto_utils.proto_to_json(
+                    eval_config(gates, LABEL, negatives)
+                ),
                 standard_component_specs.EXAMPLE_SPLITS_KEY: json_utils.dumps(["eval"]),
             },
         )

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ingestion import SCHEMA, make_data, make_schema, make_tables, write_tables
 
 from components.example_gen.check import check_sources
 from components.example_gen.errors import DataError
+from pipeline.recipe import Data
 
 
 def test_good_tables_pass(folder: Path) -> None:
@@ -90,3 +92,44 @@ def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
     data = make_data(sources={**make_data().sources.model_dump(),
                               "interactions": {"files": "span-{SPAN}/v{VERSION}/interactions.csv"}})  # fmt: skip
     check_sources(folder, data, make_schema())
+
+
+def lookup_data(**items: Any) -> Data:
+    sources = make_data().sources.model_dump()
+    return make_data(sources={**sources, "items": {"files": "items*.csv*", "key": "item_id", **items}})
+
+
+def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
+    tables = {**make_tables(), "items.csv": "id,year,kind\ni1,1990,k\n", "kinds.json": '{"all": {"a": {"kind": 1}}}'}
+    write_tables(folder, tables)
+    kinds = {"files": "kinds.json", "records": "all", "key": "kind"}
+    for lookup, message in (
+        ({**kinds}, r"there is no column 'title'; the schema has this feature"),
+        ({**kinds, "records": "al"}, r"kinds\.json: there is no key 'al'; did you mean 'all'\? Keys there: all\."),
+        ({**kinds, "files": "sorts.json"}, r"data\.sources\.items\.lookups\.0\.files: no file matches 'sorts\.json'"),
+        (
+            {**kinds, "rename": {"name": "title"}},
+            r"no column 'name'; data\.sources\.items\.lookups\.0\.rename names it",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[lookup]), make_schema())
+    write_tables(folder, {"kinds.json": '{"all": [null, {"kind": "k", "name": "Film"}]}'})
+    renamed = {**kinds, "rename": {"name": "title"}}
+    check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[renamed]), make_schema())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": {"constant": 1}}, r"data\.label makes the column 'rating', which .*interactions\.csv has already"),
+        ({"duplicates": "aggregate", "aggregate": {"sum": {"price": "year"}}}, r"data\.aggregate makes the column"),
+        ({"duplicates": "aggregate", "aggregate": {"sum": {"price": "spent"}}},
+         r"there is no column 'price'; data\.aggregate or data\.negatives names it"),
+        ({"negatives": {"per_positive": 1, "context": ["channel"]}}, r"there is no column 'channel'; data\.aggr"),
+    ],
+)  # fmt: skip
+def test_made_columns_are_new_and_named_columns_are_there(folder: Path, changes: dict[str, Any], message: str) -> None:
+    write_tables(folder, make_tables())
+    with pytest.raises(DataError, match=message):
+        check_sources(folder, make_data(**changes), make_schema())

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from components.example_gen import reader
 from components.example_gen.errors import DataError
-from components.example_gen.reader import find_records, read_batches, read_header
+from components.example_gen.reader import Span, find_records, find_spans, read_batches, read_header
 from components.example_gen.rows import parse, read_rows
-from components.example_gen.sources import Column
+from components.example_gen.sources import Column, Table
 
 Row = tuple[int, list[str | None]]
 
@@ -30,7 +30,7 @@ def read(content: bytes, block_bytes: int = reader.BLOCK_BYTES, file: str = "f.c
     good: list[Row] = []
     bad: list[Row] = []
     for batch in read_batches(io.BytesIO(content), file, names, block_bytes):
-        lines = batch.block.lines(batch.records).tolist()
+        lines = batch.block.places(batch.records).to_pylist()
         cells = zip(*(column.to_pylist() for column in batch.columns.columns), strict=True)
         good += [(line, list(row)) for line, row in zip(lines, cells, strict=True)]
         bad += [(row.line, [row.row]) for row in batch.malformed]
@@ -225,10 +225,11 @@ def parse_column(cells: list[str], column: Column) -> tuple[list[float | None], 
     values: list[float | None] = [None] * len(cells)
     reasons: list[str | None] = [None] * len(cells)
     columns = (column, Column("row", "INT"))
-    for good, _, bad in read_rows(io.BytesIO(text.getvalue().encode()), "f.csv", columns):
+    for rows in read_rows(io.BytesIO(text.getvalue().encode()), "f.csv", Table("t", ("f.csv",), columns, ())):
+        good = rows.columns
         for row, value in zip(good.column("row").to_pylist(), good.column(column.name).to_pylist(), strict=True):
             values[row] = value
-        for problem in bad:
+        for problem in rows.bad:
             reasons[int(problem.row.rpartition(",")[2])] = problem.reason
     return values, reasons
 
@@ -247,16 +248,59 @@ def parse_column(cells: list[str], column: Column) -> tuple[list[float | None], 
 def test_reasons(column: Column, cell: str, reason: str) -> None:
     content = f"{column.name},row\n{cell},0\n".encode()
     (batch,) = read_batches(io.BytesIO(content), "f.csv", [column.name])
-    good, _, bad = parse(batch, [column])
-    assert good.num_rows == 0
-    assert [str(row) for row in bad] == [f"f.csv:2: {reason}"]
+    rows = parse(batch, [column])
+    assert rows.columns.num_rows == 0
+    assert [str(row) for row in rows.bad] == [f"f.csv:2: {reason}"]
 
 
 def test_types_and_missing_values() -> None:
     content = b"id,age,title,score\n007,,,\n8,30,A,0.5\n"
-    columns = [Column("id", "BYTES", True), Column("age", "INT"), Column("title", "BYTES"), Column("score", "FLOAT")]
-    ((rows, lines, bad),) = read_rows(io.BytesIO(content), "f.csv", columns)
+    columns = (Column("id", "BYTES", True), Column("age", "INT"), Column("title", "BYTES"), Column("score", "FLOAT"))
+    (read_,) = read_rows(io.BytesIO(content), "f.csv", Table("t", ("f.csv",), columns, ()))
+    rows = read_.columns
     assert rows.to_pydict() == {"id": ["007", "8"], "age": [None, 30], "title": [None, "A"], "score": [None, 0.5]}
     assert rows.schema.types == [pa.string(), pa.int64(), pa.string(), pa.float32()]
-    assert lines.tolist() == [2, 3]
-    assert not bad
+    assert read_.places().to_pylist() == [2, 3]
+    assert not read_.bad
+
+
+# --- spans ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=300)
+@given(CSV_TEXT, st.integers(1, 30), st.integers(4, 12), st.booleans())
+@example('1,"a\nb"\n3,4\n5,6\n', 1, 5, False)
+@example("1,2\r\n3,4\r5,6\n7,8\n", 4, 5, True)
+@example('1,5" disk\n2,"a\nb"\n3,4\n', 3, 8, False)
+def test_spans_hold_the_rows_of_the_whole_file(body: str, span_bytes: int, chunk_bytes: int, bom: bool) -> None:
+    content = (b"\xef\xbb\xbf" if bom else b"") + b"x,y\n" + body.encode()
+    spans = find_spans(io.BytesIO(content), span_bytes, chunk_bytes)
+    assert spans[0].start == 0
+    assert [span.end for span in spans[:-1]] == [span.start for span in spans[1:]]
+    assert spans[-1].end is None
+
+    def rows(parts: list[Span]) -> list[tuple[int, object]]:
+        found: list[tuple[int, object]] = []
+        for span in parts:
+            for batch in read_batches(io.BytesIO(content), "f.csv", ["x", "y"], span=span):
+                cells = zip(*(column.to_pylist() for column in batch.columns.columns), strict=True)
+                found += zip(batch.block.places(batch.records).to_pylist(), cells, strict=True)
+                found += [(row.line or 0, row.row) for row in batch.malformed]
+        return sorted(found, key=lambda row: row[0])
+
+    try:
+        expected = rows([Span()])
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error).partition(' ')[0])}"):
+            rows(spans)
+        return
+    assert rows(spans) == expected
+
+
+def test_a_file_without_stray_quotes_is_cut_and_one_with_is_not_cut_behind_them() -> None:
+    content = b"x,y\n" + b'1,"a\n""b"""\n' * 1000
+    assert len(find_spans(io.BytesIO(content), 1000)) == 12
+    stray = content + b'1,5" disk\n' + b"1,2\n" * 10_000
+    spans = find_spans(io.BytesIO(stray), 1000, 4096)
+    assert 1 < len(spans) <= 12
+    assert spans[-1].start <= len(content)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.example_gen import split
-from components.example_gen.split import Timestamps, random_split, time_split
+from components.example_gen.split import Timestamps, leave_last_n, random_split, time_split
 
 Row = tuple[str, str, int, float]
 
@@ -88,3 +88,33 @@ def test_many_timestamps_are_counted_in_bounded_memory() -> None:
     assert len(summary.starts) <= split.SUMMARY_SIZE
     assert summary.counts.sum() == len(times)
     assert (times >= summary.cut(0.2)).mean() == pytest.approx(0.2, abs=1e-3)
+
+
+# --- by user, and each user's last rows -------------------------------------------------------------------------------
+
+USER_ROWS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=40
+)  # user, item, time
+
+
+@settings(deadline=None)
+@given(USER_ROWS, st.integers(1, 4))
+def test_leave_last_n_takes_each_users_latest_distinct_rows(rows: list[tuple[int, int, int]], n: int) -> None:
+    distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+    users, _, times = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    is_eval = leave_last_n(users, times, np.array([distinct[row] for row in rows]), n)
+    train, evaluated = ({row for row, late in zip(rows, is_eval, strict=True) if late == side} for side in (0, 1))
+    assert not train & evaluated
+    for user in set(users.tolist()):
+        mine = [row for row in dict.fromkeys(reversed(rows)) if row[0] == user]
+        late = [row for row in mine if row in evaluated]
+        assert len(late) == (n if len(mine) > n else 0)
+        # The reverse of file order, sorted by time from the latest: a stable sort keeps ties as they are.
+        assert sorted(late) == sorted(sorted(mine, key=lambda row: -row[2])[: len(late)])
+
+
+@settings(deadline=None)
+@given(st.lists(IDS, min_size=1, max_size=40), st.floats(0.01, 0.99), st.integers())
+def test_by_user_keeps_users_whole(users: list[str], eval_fraction: float, seed: int) -> None:
+    is_eval = random_split([pa.array(users, pa.string())], eval_fraction, seed).tolist()
+    assert len(dict(zip(users, is_eval, strict=True))) == len(set(zip(users, is_eval, strict=True)))

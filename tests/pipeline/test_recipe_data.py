@@ -1,0 +1,239 @@
+"""The data section: other people's tables can be described, and what makes no sense is refused with a remedy."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.recipe import IS_POSITIVE, Data, Recipe, RecipeError, TrainerRecipe, load_recipe, load_schema
+
+# Every key that a data section can have.
+DATA: dict[str, Any] = yaml.safe_load("""
+sources:
+  interactions:
+    files: order_items.csv
+    format: csv
+    rename: {product_id: item_id}
+    lookups:
+      - {files: orders.csv, key: order_id}
+      - {files: reviews.json, format: json, records: app/reviews, key: order_id, duplicates: last, rename: {s: score}}
+  items:
+    files: products.json.gz
+    records: products
+    key: item_id
+    rename: {product_id: item_id}
+    duplicates: first
+    lookups: [{files: translation.csv, key: category_pt}]
+  users: {files: users.csv, key: user_id, lookups: [{files: cities.csv, key: zip}]}
+columns: {user_id: user_id, item_id: item_id, label: purchases, timestamp: at}
+timestamp_format: "%Y-%m-%d %H:%M:%S"
+duplicates: aggregate
+aggregate: {count: purchases, sum: {price: spent}}
+negatives: {per_positive: 4, label: 0, context: [channel], seed: 3}
+split: {kind: leave_last_n, n: 2}
+max_bad_rows: 0.01
+""")
+RECIPE: dict[str, Any] = {
+    "name": "shop",
+    "data": DATA,
+    "features": {
+        "query": [{"column": "user_id", "kind": "id"}, {"column": "age", "kind": "normalized"}],
+        "candidate": [{"column": "item_id", "kind": "id"}],
+    },
+    "gates": [{"metric": "rmse", "at_most": 9}],
+}
+SCHEMA = "".join(
+    f'feature {{ name: "{name}" type: {kind} }}\n'
+    for name, kind in {
+        "user_id": "BYTES", "item_id": "BYTES", "purchases": "FLOAT", "spent": "FLOAT", "at": "INT", "age": "INT",
+    }.items()
+)  # fmt: skip
+POSITIVE = f'feature {{ name: "{IS_POSITIVE}" type: FLOAT }}\n'
+
+Load = Callable[..., Recipe]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Loads a recipe whose data section was changed: keys with dots to new values; `...` takes a key away."""
+
+    def run(changes: dict[str, Any] | None = None, schema: str = SCHEMA + POSITIVE, **others: Any) -> Recipe:
+        values = {**copy.deepcopy(RECIPE), **others}
+        for dotted, value in (changes or {}).items():
+            place = values["data"]
+            *parents, last = (int(part) if part.isdecimal() else part for part in dotted.split("."))
+            for part in parents:
+                place = place[part]
+            if value is ...:
+                del place[last]
+            else:
+                place[last] = value
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        (tmp_path / "schema.pbtxt").write_text(schema)
+        recipe = load_recipe(tmp_path)
+        load_schema(tmp_path, recipe)
+        return recipe
+
+    return run
+
+
+def test_every_key_arrives_and_survives_json(load: Load) -> None:
+    recipe = load()
+    assert recipe.data.model_dump(mode="json", exclude_unset=True) == DATA
+    assert Data.model_validate_json(recipe.data.model_dump_json()) == recipe.data
+    assert list(recipe.data.sources.tables()) == [
+        "interactions", "interactions.lookups.0", "interactions.lookups.1", "items", "items.lookups.0", "users",
+        "users.lookups.0",
+    ]  # fmt: skip
+
+
+def test_the_smallest_data_section(load: Load) -> None:
+    smallest = {"sources": {"interactions": {"files": "log.csv"}},
+                "columns": {"user_id": "user_id", "item_id": "item_id", "label": "purchases"}}  # fmt: skip
+    features = {**RECIPE["features"], "query": RECIPE["features"]["query"][:1]}
+    recipe = load(data=smallest, features=features)
+    assert recipe.data.sources.interactions.file_format == "csv"
+    assert recipe.for_trainer().negatives is None
+
+
+def test_the_format_is_that_of_the_files_name(load: Load) -> None:
+    tables = load().data.sources.tables()
+    assert {name: table.file_format for name, table in tables.items() if table.file_format == "json"} == {
+        "interactions.lookups.1": "json", "items": "json"
+    }  # fmt: skip
+
+
+def test_the_trainer_knows_of_negatives(load: Load) -> None:
+    trainer = load().for_trainer()
+    assert trainer.negatives is not None
+    assert trainer.negatives.per_positive == 4
+    assert TrainerRecipe.model_validate_json(trainer.model_dump_json()) == trainer
+    assert load({"negatives": ...}).for_trainer() != trainer
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "closest"),
+    [
+        ("sources.interactions", "renames", "rename"),
+        ("sources.interactions", "lookup", "lookups"),
+        ("sources.interactions.lookups.0", "duplicate", "duplicates"),
+        ("sources.items.lookups.0", "record", "records"),
+        ("", "timestamp_formats", "timestamp_format"),
+        ("", "negative", "negatives"),
+        ("aggregate", "counts", "count"),
+        ("negatives", "per_postive", "per_positive"),
+        ("split", "m", ""),
+    ],
+)
+def test_unknown_keys_name_the_closest(load: Load, place: str, key: str, closest: str) -> None:
+    dotted = ".".join(filter(None, ("data", place, key)))
+    hint = f"; did you mean {closest!r}?" if closest else ""
+    with pytest.raises(RecipeError, match=re.escape(f"{dotted}: unknown key{hint}")):
+        load({f"{place}.{key}" if place else key: 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources.interactions.records": "a"},
+         "records: a is for JSON files, and 'order_items.csv' is read as CSV; drop records, or add format: json"),
+        ({"sources.interactions.rename": {"a": "c", "b": "c"}}, "rename gives two columns the name 'c'; choose"),
+        ({"sources.interactions.rename": ["a"]}, "rename: a mapping of keys was wanted"),
+        ({"sources.items.key": "sku"}, "sources.items.key is 'sku', columns.item_id is 'item_id'; they must be"),
+        ({"sources.users.key": "account"}, "with negatives they must be the same"),
+        ({"columns.timestamp": ..., "split": {"kind": "random"}},
+         "timestamp_format is '%Y-%m-%d %H:%M:%S', but columns.timestamp is not given; name the column or drop"),
+        ({"columns.timestamp": ..., "timestamp_format": ...},
+         "the split is by each user's last rows, but columns.timestamp is not given; name the column or split"),
+        ({"columns.timestamp": ..., "timestamp_format": ..., "split": {"kind": "time"}}, "the split is by time, but"),
+        ({"timestamp_format": "millis"}, "a strptime pattern such as %Y-%m-%d was wanted"),
+        ({"timestamp_format": "second"}, "did you mean 'seconds'?"),
+        ({"timestamp_format": "%Y-%Q"}, "no pattern of strptime"),
+        ({"timestamp_format": "%H:%M"}, "does not say which day it is; year, month and day were wanted"),
+        ({"duplicates": "last"}, "aggregate is given, but duplicates is last; write duplicates: aggregate, or drop"),
+        ({"duplicates": ...}, "aggregate is given, but duplicates is keep; write duplicates: aggregate, or drop"),
+        ({"aggregate": ...}, "duplicates is aggregate, but data.aggregate does not say what to add up; give aggregate"),
+        ({"aggregate": {}}, "aggregate makes no column; give count or sum"),
+        ({"aggregate.sum": {"price": "purchases"}}, "aggregate makes the column 'purchases' twice; choose another"),
+        ({"aggregate.sum": {"price": "price"}}, "reads and makes the column 'price'; give the sum a name of its own"),
+        ({"aggregate.sum": {"price": "at"}}, "makes the column 'at', which is columns.timestamp; choose another name"),
+        ({"label": {"constant": 1}}, "'purchases', which aggregate makes, and label gives it a constant; drop label"),
+        ({"label": {"constant": 1}, "columns.label": "user_id"}, "label makes the column 'user_id', which plays"),
+        ({"label": {"constant": 0}, "columns.label": "y"}, "label.constant and negatives.label are both 0"),
+        ({"negatives.per_positive": 0}, "negatives.per_positive: "),
+        ({"negatives.context": ["purchases"]}, "negatives.context lists 'purchases', which is the interaction's"),
+        ({"aggregate.count": IS_POSITIVE}, "'is_positive' is the name of the feature that tells interactions from"),
+        ({"split": {"kind": "by_time"}}, "one of random, by_user, time, leave_last_n was wanted"),
+        ({"split": {"kind": "leave_last_n", "n": 0}}, "data.split.n: "),
+        ({"split": {"kind": "by_user", "eval_fraction": 1}}, "data.split.eval_fraction: "),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_with_a_remedy(load: Load, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(changes)
+
+
+@pytest.mark.parametrize("time_format", ["iso", "milliseconds", "%d/%m/%y", "%Y-%m-%dT%H:%M:%S%z", "%c"])
+def test_time_formats(load: Load, time_format: str) -> None:
+    assert load({"timestamp_format": time_format}).data.timestamp_format == time_format
+
+
+def test_last_by_file_order_needs_no_timestamp(load: Load) -> None:
+    data = load({"duplicates": "last", "aggregate": ..., "columns.timestamp": ..., "timestamp_format": ...,
+                 "split": {"kind": "by_user"}}).data  # fmt: skip
+    assert data.duplicates == "last"
+
+
+# --- against the schema and the features ------------------------------------------------------------------------------
+
+
+def test_negatives_need_their_feature_in_the_schema(load: Load) -> None:
+    wanted = 'Add `feature { name: "is_positive" type: FLOAT }`.'
+    with pytest.raises(RecipeError, match=re.escape(wanted)):
+        load(schema=SCHEMA)
+    with pytest.raises(RecipeError, match=r"the column 'is_positive' is INT, but data\.negatives needs FLOAT"):
+        load(schema=SCHEMA + POSITIVE.replace("FLOAT", "INT"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (SCHEMA.replace('"spent"', '"total"'), "data.aggregate.sum.price: no column 'spent' in schema.pbtxt"),
+        (SCHEMA.replace('"spent" type: FLOAT', '"spent" type: BYTES'),
+         "the column 'spent' is BYTES, but data.aggregate.sum.price needs INT or FLOAT"),
+        (SCHEMA.replace('"purchases" type: FLOAT', '"purchases" type: INT int_domain { min: 1 }'),
+         "data.negatives.label is 0, but schema.pbtxt says that 'purchases' is at least 1"),
+    ],
+)  # fmt: skip
+def test_made_columns_are_held_against_the_schema(load: Load, schema: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(schema=schema + POSITIVE)
+
+
+def test_a_constant_label_is_held_against_the_schema(load: Load) -> None:
+    schema = SCHEMA + POSITIVE + 'feature { name: "y" type: INT int_domain { min: 0 max: 1 } }\n'
+    changes = {"columns.label": "y", "label": {"constant": 1}}
+    assert load(changes, schema).data.label is not None
+    for value, wanted in ((0.5, "a whole number"), (2, "at most 1")):
+        with pytest.raises(RecipeError, match=f"data.label.constant is {value:g}, but schema.pbtxt says .* {wanted}"):
+            load({**changes, "label": {"constant": value}}, schema)
+
+
+@pytest.mark.parametrize("column", ["spent", IS_POSITIVE])
+def test_the_query_tower_cannot_know_the_answer(load: Load, column: str) -> None:
+    features = copy.deepcopy(RECIPE["features"])
+    features["query"].append({"column": column, "kind": "normalized"})
+    with pytest.raises(RecipeError, match=f"looks at '{column}', a summary of what happened, which the query tower"):
+        load(features=features)
+
+
+def test_a_query_feature_that_negatives_would_lack(load: Load) -> None:
+    with pytest.raises(RecipeError, match=r"add 'age' to data\.negatives\.context"):
+        load({"sources.users": ...})
+    assert load({"sources.users": ..., "negatives.context": ["age"]})
