@@ -88,7 +88,7 @@ def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
     recipe = load_recipe(schema_dir)
     schema = load_schema(schema_dir, recipe)
     folder = data or Path("data") / schema_dir.resolve().name
-    check_sources(folder, recipe.data, schema)
+    check_sources(folder, recipe.data, schema, recipe.features)
     features = len(recipe.features.query) + len(recipe.features.candidate)
     print(
         f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its files"

@@ -78,7 +78,7 @@ def run_recipe(
     """
     recipe = load_recipe(schema_dir, overrides)
     schema = load_schema(schema_dir, recipe)
-    check_sources(data, recipe.data, schema)
+    check_sources(data, recipe.data, schema, recipe.features)
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
         _check_folder(flag, place)

@@ -9,14 +9,15 @@ from typing import IO
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.example_gen.errors import DataError
 from components.example_gen.sources import inspect_sources, no_file
-from pipeline.recipe import Data
+from pipeline.recipe import Data, Features
 
 # TFX's placeholders for spans, versions and dates, with an optional width: {SPAN}, {SPAN:2}, {VERSION}, {YYYY}, …
 _PLACEHOLDER = re.compile(r"\{(?:SPAN|VERSION)(?::\d+)?\}|\{(?:YYYY|MM|DD)\}")
 
 
-def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> None:
+def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema, features: Features) -> None:
     """Checks that every table is there with a readable header, the columns needed and at least one row.
 
     Only the first block of each file is read; rows are checked by the run itself.
@@ -25,6 +26,8 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> No
         input_base: The folder that the recipe's patterns are relative to.
         data: The recipe's data section.
         schema: The curated schema; every feature in it must stand in some table.
+        features: The recipe's features. What the query tower sees must not come from the item it has to find, and what
+            the candidate tower sees must be known of every item.
 
     Raises:
         DataError: Names the file, and the line where there is one, and says what to do.
@@ -35,7 +38,19 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> No
         if not files[name]:
             there = sorted(path.name for path in input_base.iterdir()) if input_base.is_dir() else []
             raise no_file(name, source.files, str(input_base), there)
-    inspect_sources(files, data, schema, _open)
+    items = {*inspect_sources(files, data, schema, _open).item_features}
+    for index, feature in enumerate(features.query):
+        if feature.column in items:
+            raise DataError(
+                f"features.query.{index}.column: {feature.column!r} is a column of the items table, so it would show "
+                "the query tower the item that it has to find. List it under features.candidate, or drop it."
+            )
+    for index, feature in enumerate(features.candidate):
+        if feature.column not in items and feature.column != data.columns.item_id:
+            raise DataError(
+                f"features.candidate.{index}.column: {feature.column!r} is no column of the items table, so most of "
+                "the catalogue would be without it. List it under features.query, or add it to the items table."
+            )
 
 
 def _open(file: str) -> IO[bytes]:

@@ -162,6 +162,14 @@ BAD: dict[str, tuple[Break, Sequence[str]]] = {
         items_under_another_name, ["data.sources.items.files", "did you mean 'item.csv'"]
     ),
     "no column": (replaced("items.csv", "genres", "genre"), ["items.csv", "'genres'", "did you mean 'genre'"]),
+    "the query tower would see the item": (
+        replaced("recipe.yaml", "{column: gender, kind: categorical}", "{column: title, kind: categorical}"),
+        ["features.query.4.column", "'title'", "items table", "features.candidate"],
+    ),
+    "the catalogue would be without a feature": (
+        replaced("recipe.yaml", 'genres, kind: multi_value, separator: "|"', "gender, kind: multi_value"),
+        ["features.candidate.2.column", "'gender'", "items table", "features.query"],
+    ),
     "no column that joins": (
         replaced("interactions.csv", "user_id", "user"), ["interactions.csv:1", "'user_id'"]
     ),

@@ -234,13 +234,3 @@ import {module}
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
-
-
-def test_the_dag_compiles_for_kubeflow(build: Build, tmp_path: Path) -> None:
-    pytest.importorskip("kfp", reason="comes with the kubeflow extra")
-    config = tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(
-        default_image="tandem:test", use_pipeline_spec_2_1=True
-    )
-    target = tmp_path / "pipeline.yaml"
-    tfx.orchestration.experimental.KubeflowV2DagRunner(config, output_filename=str(target)).run(build())
-    assert all(name in target.read_text() for name in ("InteractionExampleGen", "InfraValidator", "Pusher"))

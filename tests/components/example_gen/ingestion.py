@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from pipeline.recipe import Data
+from pipeline.recipe import Data, Features
 
 INTERACTIONS = "user_id,item_id,rating,timestamp\n"
 SCHEMA = """
@@ -37,6 +37,16 @@ def make_data(**changes: Any) -> Data:
         "split": {"kind": "random", "eval_fraction": 0.5},
     }
     return Data.model_validate({**values, **changes})
+
+
+def make_features() -> Features:
+    """What the towers look at; every column comes from the table it has to come from."""
+    return Features.model_validate(
+        {
+            "query": [{"column": "user_id", "kind": "id"}, {"column": "age", "kind": "normalized"}],
+            "candidate": [{"column": "item_id", "kind": "id"}, {"column": "title", "kind": "text"}],
+        }
+    )
 
 
 def make_schema(text: str = SCHEMA) -> schema_pb2.Schema:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ingestion import SCHEMA, make_data, make_schema, make_tables, write_tables
+from ingestion import SCHEMA, make_data, make_features, make_schema, make_tables, write_tables
 
 from components.example_gen.check import check_sources
 from components.example_gen.errors import DataError
@@ -19,7 +19,7 @@ from pipeline.recipe import Data
 
 def test_good_tables_pass(folder: Path) -> None:
     write_tables(folder, make_tables())
-    check_sources(folder, make_data(), make_schema())
+    check_sources(folder, make_data(), make_schema(), make_features())
 
 
 def test_gzip_and_several_files_pass(folder: Path) -> None:
@@ -29,7 +29,7 @@ def test_gzip_and_several_files_pass(folder: Path) -> None:
     for part in range(2):
         tables[f"interactions-{part}.csv.gz"] = gzip.compress(content.encode())
     write_tables(folder, tables)
-    check_sources(folder, make_data(), make_schema())
+    check_sources(folder, make_data(), make_schema(), make_features())
 
 
 def test_no_tensorflow() -> None:
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_named(folder: Path, table: str, content: str | bytes |
         tables[table] = content
     write_tables(folder, tables)
     with pytest.raises(DataError, match=message):
-        check_sources(folder, make_data(), make_schema())
+        check_sources(folder, make_data(), make_schema(), make_features())
 
 
 def test_a_feature_that_no_table_has(folder: Path) -> None:
@@ -73,14 +73,14 @@ def test_a_feature_that_no_table_has(folder: Path) -> None:
     with pytest.raises(
         DataError, match=r"there is no column 'titles'; the schema has this feature; did you mean 'title'\?"
     ):
-        check_sources(folder, make_data(), schema)
+        check_sources(folder, make_data(), schema, make_features())
 
 
 def test_the_error_is_one_line_that_ends_in_a_remedy(folder: Path) -> None:
     with pytest.raises(
         DataError, match=re.escape(f"in {folder}. Put the file there, or correct the pattern in the recipe.")
     ):
-        check_sources(folder, make_data(), make_schema())
+        check_sources(folder, make_data(), make_schema(), make_features())
 
 
 def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
         (path / "interactions.csv").write_text(content)
     data = make_data(sources={**make_data().sources.model_dump(),
                               "interactions": {"files": "span-{SPAN}/v{VERSION}/interactions.csv"}})  # fmt: skip
-    check_sources(folder, data, make_schema())
+    check_sources(folder, data, make_schema(), make_features())
 
 
 def lookup_data(**items: Any) -> Data:
@@ -113,10 +113,11 @@ def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
         ),
     ):
         with pytest.raises(DataError, match=message):
-            check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[lookup]), make_schema())
+            data = lookup_data(rename={"id": "item_id"}, lookups=[lookup])
+            check_sources(folder, data, make_schema(), make_features())
     write_tables(folder, {"kinds.json": '{"all": [null, {"kind": "k", "name": "Film"}]}'})
     renamed = {**kinds, "rename": {"name": "title"}}
-    check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[renamed]), make_schema())
+    check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[renamed]), make_schema(), make_features())
 
 
 @pytest.mark.parametrize(
@@ -132,4 +133,4 @@ def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
 def test_made_columns_are_new_and_named_columns_are_there(folder: Path, changes: dict[str, Any], message: str) -> None:
     write_tables(folder, make_tables())
     with pytest.raises(DataError, match=message):
-        check_sources(folder, make_data(**changes), make_schema())
+        check_sources(folder, make_data(**changes), make_schema(), make_features())
