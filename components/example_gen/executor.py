@@ -47,7 +47,7 @@ from components.example_gen.rows import ARROW_TYPES, read_rows, reason
 from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
 from components.example_gen.split import Mask, Timestamps, hash_values, leave_last_n, random_split, time_split
-from pipeline.recipe import IS_POSITIVE, ByUserSplit, Data, RandomSplit, TimeSplit
+from pipeline.recipe import IS_POSITIVE, ByUserSplit, Data, LeaveLastNSplit, RandomSplit, TimeSplit
 
 REJECTED = "rejected"
 """Folder beside the splits with the rejected rows as JSON lines: table, file, line, reason and row."""
@@ -691,6 +691,9 @@ def _check(reports: Sequence[Report], data: Data) -> None:
             if isinstance(data.split, TimeSplit):
                 raise DataError(f"data.split: all {good} have the same timestamp, so a split by time leaves "
                                 f"{split} empty. Split at random instead, or give more rows.")  # fmt: skip
+            if isinstance(data.split, LeaveLastNSplit):
+                raise DataError(f"data.split: none of the {good} is in {split}: no user has more than n = "
+                                f"{data.split.n} different ones. Choose a smaller n or another split.")  # fmt: skip
             raise DataError(f"data.split: none of the {good} is in {split}; at least one was wanted. "
                             "Give more rows, another eval_fraction or another seed.")  # fmt: skip
 

@@ -243,6 +243,11 @@ def test_a_time_split_of_one_moment(ingest: Ingest) -> None:
         ingest(tables, make_data(split={"kind": "time"}))
 
 
+def test_leave_last_n_of_users_with_few_rows(ingest: Ingest) -> None:
+    with pytest.raises(DataError, match=r"in eval: no user has more than n = 5 different ones\. Choose a smaller n"):
+        ingest(None, make_data(split={"kind": "leave_last_n", "n": 5}))
+
+
 def test_rejected_rows_keep_bytes_that_are_not_utf8(ingest: Ingest) -> None:
     tables = {
         **make_tables(),
