@@ -287,20 +287,14 @@ def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
     Features of the time itself are the latest in train for everyone: a request without a time means "now". Sampled
     negatives never happened, so they are nobody's latest.
     """
-    columns = recipe.columns
     happened = np.flatnonzero(data.positive)
-    times = [feature for feature in recipe.features.query if feature.column == columns.timestamp]
-    order = happened
-    if times:
-        # The finest feature of the time orders best.
-        finest = max(times, key=lambda feature: len(np.unique(data.query[feature.name])))
-        order = happened[np.argsort(data.query[finest.name][happened], kind="stable")]
+    order = happened[np.argsort(data.times[happened], kind="stable")]
     latest: Arrays = {}
     for feature in recipe.features.query:
         if feature.name == data.user_feature:
             continue
         values = data.query[feature.name]
-        if feature in times:
+        if feature.column == recipe.columns.timestamp:
             latest[feature.name] = np.full(data.user_count + 1, values[happened].max(), values.dtype)
         else:
             latest[feature.name] = np.zeros((data.user_count + 1, *values.shape[1:]), values.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.transform.preprocessing import LABEL, display_name
+from components.transform.preprocessing import LABEL, TIME, display_name
 from pipeline.recipe import IS_POSITIVE, AnyFeature, Columns, Features, Identifier
 
 Arrays = dict[str, np.ndarray]
@@ -30,6 +30,8 @@ class TrainingData:
     """int64 [R]: the vocabulary index of each interaction's item, 1 to N."""
     labels: np.ndarray
     """float32 [R]"""
+    times: np.ndarray
+    """int64 [R]: seconds; all 0 where the recipe has no timestamp."""
     positive: np.ndarray
     """bool [R]: False for sampled negatives, which teach the rating head only: nobody ever touched them."""
     catalogue: Arrays
@@ -84,7 +86,7 @@ def read_training_data(
     """
     item_feature = id_feature(features.candidate, columns.item_id)
     user_feature = id_feature(features.query, columns.user_id)
-    parts = [item_feature.name, LABEL, *([IS_POSITIVE] if negatives else [])]
+    parts = [item_feature.name, LABEL, *([TIME] if columns.timestamp else []), *([IS_POSITIVE] if negatives else [])]
     train = _read(train_files, transform_output, [*(feature.name for feature in features.query), *parts])
     shown = {feature.column: display_name(feature.column) for feature in features.candidate if feature.display}
     names = [feature.name for feature in features.candidate]
@@ -101,6 +103,7 @@ def read_training_data(
         query={feature.name: train[feature.name] for feature in features.query},
         items=train[item_feature.name],
         labels=train[LABEL],
+        times=train[TIME] if columns.timestamp else np.zeros(len(train[LABEL]), np.int64),
         positive=train[IS_POSITIVE] > 0 if negatives else np.ones(len(train[LABEL]), bool),
         catalogue={name: by_index[name] for name in names},
         display={column: by_index[name] for column, name in shown.items()},

@@ -26,6 +26,7 @@ from pipeline.recipe import (
 )
 
 LABEL = "label"
+TIME = "time"
 
 
 def display_name(column: str) -> str:
@@ -43,7 +44,7 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
     Returns:
         By `Feature.name`: ids, categories and buckets int64 [batch]; text and multi-value features SparseTensor int64
         [batch, values]; normalised numbers float32 [batch]. `label` is float32 [batch], and so is `is_positive` where
-        there are negatives.
+        there are negatives. `time` is int64 [batch], seconds, where there is a timestamp.
     """
     features = Features.model_validate_json(custom_config["features"])
     columns = Columns.model_validate_json(custom_config["columns"])
@@ -54,6 +55,8 @@ def preprocessing_fn(inputs: Mapping[str, tf.SparseTensor], custom_config: Mappi
         if feature.display:
             outputs[display_name(feature.column)] = _dense(inputs[feature.column], "")
     outputs[LABEL] = tf.cast(_dense(inputs[columns.label], 0), tf.float32)
+    if columns.timestamp is not None:
+        outputs[TIME] = _dense(inputs[columns.timestamp], 0)
     if custom_config.get("negatives"):
         outputs[IS_POSITIVE] = _dense(inputs[IS_POSITIVE], 1.0)
     return outputs

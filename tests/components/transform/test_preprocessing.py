@@ -194,7 +194,16 @@ def test_missing_values_are_index_0_and_the_mean(serve: Serve) -> None:
     found = serve([{}])
     indices = [name for name, column in found.items() if column.dtype == tf.int64 and isinstance(column, tf.Tensor)]
     assert sorted(indices) == sorted(
-        ["user_id", "item_id", "at_buckets", "age_buckets", "height_buckets", "floor_buckets", "plan_categorical"]
+        [
+            "user_id",
+            "item_id",
+            "time",
+            "at_buckets",
+            "age_buckets",
+            "height_buckets",
+            "floor_buckets",
+            "plan_categorical",
+        ]
     )
     assert [values(found[name]) for name in indices] == [[0]] * len(indices)
     assert values(found["at_normalized"]) == values(found["age_normalized"]) == [0.0]
