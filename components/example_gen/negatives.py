@@ -105,7 +105,8 @@ def _draw(
         chosen = np.flatnonzero(fresh)
         chosen = chosen[np.sort(np.unique(pairs[chosen], return_index=True)[1])]
         items[open_slots[chosen]] = drawn[chosen]
-        touched = np.union1d(touched, pairs[chosen])
+        # Disjoint, so a sort does what a union would, several times faster.
+        touched = np.sort(np.concatenate([touched, pairs[chosen]]))
         open_slots = np.delete(open_slots, chosen)
     return items
 
