@@ -95,6 +95,28 @@ def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
     )
 
 
+@app.command()
+def init(
+    schema_dir: Annotated[Path, typer.Argument(help="Folder to write recipe.yaml and schema.pbtxt to.")],
+    data: Annotated[Path, typer.Option(help="CSV of the interactions, or a folder of CSVs with it.")],
+    user: Annotated[str, typer.Option(help="Column of the user ids.")],
+    item: Annotated[str, typer.Option(help="Column of the item ids.")],
+    rating: Annotated[str | None, typer.Option(help="Column of the ratings; without one the data is implicit.")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of the times; without one the split is random.")] = None,
+) -> None:
+    """Look at your CSVs and write a recipe for them, with what was inferred and why as comments."""
+    from pipeline.init.data import Parts
+    from pipeline.init.recipe_files import init_recipe
+
+    written = init_recipe(schema_dir, data, Parts(user, item, rating, timestamp))
+    for line in written.summary:
+        print(line)
+    print(
+        f"\nWritten: {schema_dir / 'recipe.yaml'}, {schema_dir / 'schema.pbtxt'}. Read the comments, then type\n"
+        f"  tandem run {schema_dir} --data {written.data}"
+    )
+
+
 @data_app.command()
 def movielens(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/movielens"),
