@@ -263,9 +263,10 @@ def _print_result(result: RunResult) -> None:
 
     console = Console(highlight=False)
     rows = result.rows
+    parts = [f"{rows[name]:,} {name}" for name in ("train", "eval", "rejected")]
+    parts += [f"{rows[name]:,} {name}" for name in ("merged", "negatives") if rows[name]]
     console.print(
-        f"\n{rows['read']:,} rows: {rows['train']:,} train, {rows['eval']:,} eval, {rows['rejected']:,} rejected; "
-        f"{rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
+        f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -43,7 +43,7 @@ class RunResult(pydantic.BaseModel):
     seconds: float
     components: tuple[ComponentTime, ...]
     rows: dict[str, int]
-    """Rows read, rejected and in each split."""
+    """Rows read, rejected and merged with another, sampled negatives, and the rows of each split."""
     metrics: dict[str, float]
     verdict: Verdict
     not_servable: str | None
@@ -167,7 +167,7 @@ def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any]
     verdict = Verdict.model_validate_json(Path(evaluation.uri, VERDICT_FILE).read_text())
     servable = infra.get_int_custom_property("blessed") == 1
     is_pushed = pushed.get_int_custom_property("pushed") == 1
-    counts = ("read", "rejected", "train", "eval", "catalogue")
+    counts = ("read", "rejected", "merged", "negatives", "train", "eval", "catalogue")
     return RunResult(
         run_id=run_id,
         recipe=recipe.name,

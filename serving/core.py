@@ -9,7 +9,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2
 
 from serving.servable import DEFAULT_SIGNATURE, Servable
-from serving.status import invalid_argument, not_found
+from serving.status import invalid_argument, not_found, unavailable
 from serving.versions import ServableVersions
 
 _SIGNATURE_DEF = "signature_def"
@@ -23,6 +23,11 @@ class ServerCore:
         models: the versions of each model, by the model's name.
         """
         self._models = dict(models)
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on new requests get UNAVAILABLE, which clients retry elsewhere; those under way go on."""
+        self._draining = True
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """PredictionService.Predict.
@@ -98,6 +103,8 @@ class ServerCore:
 
     @contextmanager
     def _servable(self, spec: model_pb2.ModelSpec) -> Iterator[Servable]:
+        if self._draining:
+            raise unavailable("The server is shutting down.")
         if not spec.name:
             raise invalid_argument(f"ModelSpec has no name specified. {self._served()}")
         number = _version(spec)

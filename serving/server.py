@@ -29,12 +29,15 @@ from serving.rest import RestServer
 
 # TensorFlow is imported in ModelServer.start: a wrong option, a missing folder or a port in use is told before it.
 if TYPE_CHECKING:
+    from serving.core import ServerCore
     from serving.versions import ServableVersions
 
 DEFAULT_MODEL = "recommender"
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _DRAIN_S = 30.0
+# How long a stopping server answers UNAVAILABLE before it closes its ports.
+_REFUSING_S = 0.2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _logger = logging.getLogger("serving.server")  # not __name__, which is __main__ under `python -m`
 
@@ -84,6 +87,7 @@ class ModelServer:
         self._rest: RestServer | None = None
         self._port = 0
         self._versions: ServableVersions | None = None
+        self._core: ServerCore | None = None
         self._opening: threading.Thread | None = None
         self._opening_lock = threading.Lock()
         self._stopped = False
@@ -122,11 +126,11 @@ class ModelServer:
         from serving.versions import ServableVersions
 
         self._versions = ServableVersions(self.model_name, self._model_dir, poll_interval_s=self._poll_interval_s)
-        core = ServerCore({self.model_name: self._versions})
+        self._core = ServerCore({self.model_name: self._versions})
         assert self._grpc is not None
-        add_services(self._grpc, core)
+        add_services(self._grpc, self._core)
         self._versions.start()
-        self._opening = threading.Thread(target=self._open, args=(core,), name="open-ports", daemon=True)
+        self._opening = threading.Thread(target=self._open, args=(self._core,), name="open-ports", daemon=True)
         self._opening.start()
 
     def wait_until_available(self, timeout: float | None = None, *, fail_fast: bool = False) -> int:
@@ -167,6 +171,10 @@ class ModelServer:
         with self._opening_lock:
             self._stopped = True
         deadline = time.monotonic() + grace
+        if self._core is not None:
+            self._core.drain()
+            # A call that arrives while gRPC stops ends as CANCELLED, which nobody retries: turn clients away before.
+            time.sleep(min(_REFUSING_S, grace))
         drained = self._grpc.stop(grace) if self._grpc is not None else None
         if self._rest is not None:
             self._rest.stop(grace)

@@ -65,6 +65,11 @@ def not_found(message: str) -> ServingError:
     return ServingError(grpc.StatusCode.NOT_FOUND, message)
 
 
+def unavailable(message: str) -> ServingError:
+    """Nothing is wrong with the request; another try may be answered."""
+    return ServingError(grpc.StatusCode.UNAVAILABLE, message)
+
+
 def code_from_number(number: int) -> grpc.StatusCode:
     """`tensorflow.error.Code` (as on a TensorFlow OpError) to gRPC's enum; UNKNOWN for a number outside it."""
     return _CODES_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)

@@ -64,7 +64,7 @@ def init_recipe(schema_dir: Path, data: Path, parts: Parts) -> Initialized:
         (folder / SCHEMA_FILE).write_text(schema_text(found), encoding="utf-8")
         # What is written must pass what a run checks first.
         recipe = load_recipe(folder)
-        check_sources(found.folder, recipe.data, load_schema(folder, recipe))
+        check_sources(found.folder, recipe.data, load_schema(folder, recipe), recipe.features)
         _publish(folder, schema_dir)
     return Initialized(found.folder, tuple(_summary(found)))
 

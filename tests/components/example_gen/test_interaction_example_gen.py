@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -71,25 +70,6 @@ def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"span-2/interactions\.csv:32: rating: found '6'"):
         run(data)
     assert len(read_examples(f"{first[0][0]}/Split-catalogue")) == 12
-
-
-def test_compiles_for_kubeflow(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("kfp")
-    from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
-    from tfx.orchestration.pipeline import Pipeline
-
-    from components.example_gen.component import InteractionExampleGen
-
-    component = InteractionExampleGen("/bucket/data", make_data(), make_schema(), "1")
-    runner = kubeflow_v2_dag_runner.KubeflowV2DagRunner(
-        config=kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image="image"),
-        output_dir=str(tmp_path),
-        output_filename="pipeline.json",
-    )
-    runner.run(Pipeline("ingestion", "/bucket/root", components=[component]))
-    compiled = json.dumps(json.loads((tmp_path / "pipeline.json").read_text()))
-    assert "components.example_gen.executor.Executor" in compiled
-    assert "file_based_example_gen.driver" in compiled
 
 
 def test_the_input_base_may_be_given_at_run_time() -> None:
