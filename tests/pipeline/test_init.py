@@ -65,7 +65,7 @@ def loaded(schema_dir: Path, data: Path) -> tuple[Recipe, schema_pb2.Schema]:
     """What was written, checked as a run checks it."""
     recipe = load_recipe(schema_dir)
     schema = load_schema(schema_dir, recipe)
-    check_sources(data, recipe.data, schema)
+    check_sources(data, recipe.data, schema, recipe.features)
     return recipe, schema
 
 
