@@ -667,12 +667,12 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _names_fit_the_signatures(self) -> Recipe:
         for feature in self.features.query:
-            taken = feature.column in SIGNATURE_INPUTS and feature.column != self.data.columns.user_id
-            if taken or not re.fullmatch(r"[A-Za-z]\w*", feature.column, re.ASCII) or keyword.iskeyword(feature.column):
+            # The user's id is always called user_id there, whatever its column is called.
+            if feature.column != self.data.columns.user_id and not can_name_an_input(feature.column):
                 raise ValueError(
                     f"the query column {feature.column!r} cannot name an input of the served model: a letter and then "
                     "letters, digits and underscores were wanted, and neither a word of Python's nor "
-                    f"{' or '.join(SIGNATURE_INPUTS)}; rename the column"
+                    f"{' or '.join(SIGNATURE_INPUTS)}; give it another name under rename"
                 )
         for feature in self.features.candidate:
             if feature.display and feature.column in SIGNATURE_OUTPUTS:
@@ -1038,6 +1038,12 @@ def _descend_choice(choice: Any, part: str | int) -> Any:
         if found is not None:
             return found
     return None
+
+
+def can_name_an_input(column: str) -> bool:
+    """Whether a query column can be an input of the served model's signatures under its own name."""
+    is_word = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) is not None and not keyword.iskeyword(column)
+    return is_word and column not in SIGNATURE_INPUTS
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

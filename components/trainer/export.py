@@ -29,7 +29,7 @@ import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from components.trainer.model import TwoTaskRecommender
+from components.trainer.model import TwoTaskRecommender, scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import TrainerRecipe, column_types
 
@@ -99,7 +99,7 @@ class ServedRecommender(tf.Module):
         self._item_ids = tf.constant([b"", *vocabulary])
         self._display = {name: tf.constant(values) for name, values in data.display.items()}
         self._remembered = {
-            name: tf.Variable(values, trainable=False, name=f"remembered_{name}")
+            name: tf.Variable(values, trainable=False, name=f"remembered_{scope_name(name)}")
             for name, values in _latest_query_features(data, recipe).items()
         }
         values, starts = _seen_items(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,8 +25,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     """
 
     def __init__(self, feature: AnyFeature, count: int, dimension: int, id_dropout: float) -> None:
-        super().__init__(name=feature.name)
-        self._feature = feature
+        super().__init__(name=scope_name(feature.name))
+        self.feature = feature
         self._id_dropout = id_dropout if isinstance(feature, Identifier) else 0.0
         self._table = None
         if not isinstance(feature, Normalized):
@@ -40,7 +41,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             hidden = tf.random.uniform(tf.shape(values)) < self._id_dropout
             values = tf.where(hidden, tf.zeros_like(values), values)
         vectors = self._table(values)
-        if isinstance(self._feature, Text | MultiValue):
+        if isinstance(self.feature, Text | MultiValue):
             known = tf.expand_dims(tf.cast(values > 0, vectors.dtype), axis=-1)
             vectors = tf.reduce_sum(vectors * known, axis=1) / tf.maximum(tf.reduce_sum(known, axis=1), 1.0)
         return vectors
@@ -62,7 +63,7 @@ class FeatureTower(tf.keras.layers.Layer):
         self._output = tf.keras.layers.Dense(model.embedding_dim)
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        vectors = [embedding(features[embedding.name], training=training) for embedding in self._embeddings]
+        vectors = [embedding(features[embedding.feature.name], training=training) for embedding in self._embeddings]
         hidden = self._dropout(tf.concat(vectors, axis=1), training=training)
         for layer in self._layers:
             hidden = self._dropout(layer(hidden), training=training)
@@ -218,6 +219,11 @@ def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
     user_sum = np.bincount(data.users, weights=residual, minlength=data.user_count + 1)
     user_bias = user_sum / (np.bincount(data.users, minlength=data.user_count + 1) + BIAS_DAMPING)
     return mean, user_bias, item_bias
+
+
+def scope_name(name: str) -> str:
+    """`name` as TensorFlow takes it for a layer or a variable: column names may hold spaces and signs."""
+    return "f_" + re.sub(r"[^A-Za-z0-9_.]", "_", name)
 
 
 def _bias_table(name: str, values: np.ndarray) -> tf.keras.layers.Embedding:

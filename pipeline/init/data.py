@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from components.example_gen.sources import Column
 from components.example_gen.split import hash_values, mix
 from components.example_gen.times import parse_times
 from pipeline.init.columns import Inferred, infer
-from pipeline.recipe import IS_POSITIVE, BadInput, did_you_mean
+from pipeline.recipe import IS_POSITIVE, SIGNATURE_OUTPUTS, BadInput, can_name_an_input, did_you_mean
 
 MOST_BAD_ROWS = 0.01
 """More rows than this that cannot be used stop `init`: then something is wrong with the file, not with a few rows."""
@@ -365,7 +366,7 @@ def _read_whole(header: Header) -> pa.Table:
 
 
 def _with_names_of_their_own(found: Found) -> Found:
-    """Renames columns that two tables have, because one table may give a feature."""
+    """Renames columns that two tables have, because one may give a feature, and what the served model cannot name."""
     taken = {*found.interactions.header.names, IS_POSITIVE}
     items, users = (_with_names_besides(table, taken) for table in (found.items, found.users))
     return dataclasses.replace(found, items=items, users=users)
@@ -378,7 +379,10 @@ def _with_names_besides(table: Entities | None, taken: set[str]) -> Entities | N
     rename = {}
     for feature in table.features:
         name = feature.column
-        while name in taken:
+        if table.table == "users" and not can_name_an_input(name):
+            word = re.sub(r"\W", "_", name, flags=re.ASCII)
+            name = word if can_name_an_input(word) else f"{table.table}_{word}"
+        while name in taken or name in SIGNATURE_OUTPUTS:
             name = f"{table.table}_{name}"
         if name != feature.column:
             rename[feature.column] = name

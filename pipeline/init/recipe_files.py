@@ -107,7 +107,9 @@ def _sources(found: Found) -> Iterator[str]:
         )
         rename = ", ".join(f"{_scalar(old)}: {_scalar(new)}" for old, new in table.rename.items())
         if rename:
-            yield from _note("Another table has columns of the same name, so these get one of their own.", 4)
+            yield from _note(
+                "Names that another table has too, or that the served model could not use, are changed.", 4
+            )
             rename = f", rename: {{{rename}}}"
         yield f"    {table.table}: {{files: {_pattern(table.file)}, key: {_scalar(table.key)}{rename}}}"
     if found.items is None:
