@@ -223,7 +223,7 @@ def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
 
 def scope_name(name: str) -> str:
     """`name` as TensorFlow takes it for a layer or a variable: column names may hold spaces and signs."""
-    return "f_" + re.sub(r"[^A-Za-z0-9_.]", "_", name)
+    return re.sub(r"^_", "column_", re.sub(r"[^A-Za-z0-9_.]", "_", name))
 
 
 def _bias_table(name: str, values: np.ndarray) -> tf.keras.layers.Embedding:
