@@ -44,8 +44,8 @@ def data(tmp_path: Path) -> Path:
         tmp_path / "data" / "things.csv",
         ("what", "title", "tags", "price", "year", "code", "url"),
         [
-            (1000 + n, f"The {['red', 'blue', 'old'][n % 3]} thing {n}", ["a|b", "b", "c|a"][n % 3], f"{n + 0.5}",
-             1990 + n, f"{n % 4:02d}", f"https://example.com/{n}")
+            (1000 + n, f"The {['red', 'blue', 'old'][n % 3]} thing {n}", ["a|b", "b", "c|a", "c", "a|b|c"][n % 5],
+             f"{n + 0.5}", 1990 + n, f"{n % 4:02d}", f"https://example.com/{n}")
             for n in range(40)
         ],
     )  # fmt: skip
@@ -227,7 +227,7 @@ VALUES = 200
         ("summary", lambda n: f"A story, told by {n}, of people who left home, and why", "text", "BYTES"),
         ("link", lambda n: f"https://example.com/{n}", None, "BYTES"),
         ("released", lambda n: f"2020-01-{n % 28 + 1:02d}", None, "BYTES"),
-        ("hash", lambda n: f"{hash(str(n)):x}", None, "BYTES"),
+        ("hash", lambda n: f"{n * 2654435761 % 2**32:x}", None, "BYTES"),
         ("row", lambda n: n, None, "INT"),
         ("currency", lambda n: "EUR", None, "BYTES"),
         ("nothing", lambda n: None, None, "BYTES"),
