@@ -228,7 +228,8 @@ def demo(
         "  .venv/bin/tandem recommend --user 42\n\n"
         "  [dim]# change a line of the recipe, and see whether the new model may replace the old one[/dim]\n"
         f"  .venv/bin/tandem run {schema_dir} --set model.embedding_dim=32\n\n"
-        "  [dim]# your own CSVs: README.md says how[/dim]",
+        "  [dim]# your own CSVs: init writes a recipe for them[/dim]\n"
+        "  .venv/bin/tandem init --help",
         soft_wrap=True,
     )
 
