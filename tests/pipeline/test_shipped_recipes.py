@@ -5,32 +5,40 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from components.example_gen.check import check_sources
-from pipeline.recipe import Recipe, load_recipe, load_schema
+from pipeline.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
 NAMES = ("books", "hm", "olist")
 
+Checked = Callable[[Path, Path], Recipe]
 
-def checked(schema_dir: Path, data: Path) -> Recipe:
-    """As `tandem check`."""
-    recipe = load_recipe(schema_dir)
-    check_sources(data, recipe.data, load_schema(schema_dir, recipe))
-    return recipe
+
+@pytest.fixture(scope="module")
+def checked(tandem: Callable[..., Any]) -> Checked:
+    """The recipe of a folder, once `tandem check` has found that it fits the data."""
+
+    def check(schema_dir: Path, data: Path) -> Recipe:
+        done = tandem("check", schema_dir, "--data", data)
+        assert done.code == 0, done.stderr
+        return load_recipe(schema_dir)
+
+    return check
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_fits_its_sample(name: str) -> None:
+def test_a_recipe_fits_its_sample(checked: Checked, name: str) -> None:
     assert checked(ROOT / "schemas" / name, SAMPLES / name).name == name
 
 
-def test_what_the_recipes_do() -> None:
+def test_what_the_recipes_do(checked: Checked) -> None:
     recipes = {name: checked(ROOT / "schemas" / name, SAMPLES / name) for name in NAMES}
     hm = recipes["hm"].data
     assert hm.aggregate is not None and hm.aggregate.count and hm.aggregate.sum == {"price": "spent"}
@@ -78,7 +86,7 @@ def edited(source: Path, target: Path, changes: dict[str, list[tuple[str, str]]]
     return target
 
 
-def test_olist_can_predict_review_scores(tmp_path: Path) -> None:
+def test_olist_can_predict_review_scores(checked: Checked, tmp_path: Path) -> None:
     schema_dir = edited(
         ROOT / "schemas" / "olist",
         tmp_path / "olist",
@@ -98,7 +106,7 @@ def test_olist_can_predict_review_scores(tmp_path: Path) -> None:
     assert recipe.data.columns.label == "review_score" and recipe.data.negatives is None
 
 
-def test_olist_can_follow_customers_over_several_orders(tmp_path: Path) -> None:
+def test_olist_can_follow_customers_over_several_orders(checked: Checked, tmp_path: Path) -> None:
     lookup = "- {files: olist_orders_dataset.csv, key: order_id}"
     schema_dir = edited(
         ROOT / "schemas" / "olist",
