@@ -105,6 +105,8 @@ def init(
     timestamp: Annotated[str | None, typer.Option(help="Column of the times; without one the split is random.")] = None,
 ) -> None:
     """Look at your CSVs and write a recipe for them, with what was inferred and why as comments."""
+    import shlex
+
     from pipeline.init.data import Parts
     from pipeline.init.recipe_files import init_recipe
 
@@ -113,7 +115,7 @@ def init(
         print(line)
     print(
         f"\nWritten: {schema_dir / 'recipe.yaml'}, {schema_dir / 'schema.pbtxt'}. Read the comments, then type\n"
-        f"  tandem run {schema_dir} --data {written.data}"
+        f"  tandem run {shlex.quote(str(schema_dir))} --data {shlex.quote(str(written.data))}"
     )
 
 

@@ -329,15 +329,14 @@ def _find_entities(
         if header.names.count(key) != 1:
             continue
         try:
+            if not _one_row_each(header, key):
+                notes.append(f"{file} has a column {key!r}, but not one row for each; it was left out.")
+                continue
             content = _read_whole(header)
         except DataError as error:
             notes.append(f"{file} has a column {key!r}, but cannot be joined: {_one_line(str(error))}")
             continue
-        keys = content.column(key)
-        if keys.null_count or len(keys.unique()) < len(keys):
-            notes.append(f"{file} has a column {key!r}, but not one row for each; it was left out.")
-            continue
-        covered = len(known & set(keys.to_pylist())) / max(len(known), 1)
+        covered = len(known & set(content.column(key).to_pylist())) / len(known)
         fitting.append((covered, len(header.names), header, content))
     if not fitting:
         return None, notes
@@ -352,6 +351,19 @@ def _find_entities(
     features = tuple(infer(name, content.column(name).combine_chunks()) for name in content.column_names if name != key)
     keys = frozenset(content.column(key).to_pylist())
     return Entities(table, file, key, len(content), keys, features, {}), notes
+
+
+def _one_row_each(header: Header, key: str) -> bool:
+    """Whether no value of `key` is missing or stands twice; a large table of something else is soon put away."""
+    seen: set[str] = set()
+    with open(header.file, "rb") as stream:
+        for batch in read_batches(stream, header.file, [key]):
+            keys = batch.columns.column(key)
+            before = len(seen)
+            seen.update(keys.drop_null().to_pylist())
+            if len(seen) < before + len(keys):
+                return False
+    return True
 
 
 def _read_whole(header: Header) -> pa.Table:
