@@ -220,7 +220,7 @@ def installer_environment() -> dict[str, str]:
 def install_packages() -> None:
     """Makes `.venv` from nothing, with everything but Tandem itself."""
     shutil.rmtree(VENV, ignore_errors=True)
-    say("making .venv (first time: about 1 GB to download, 3 GB on disk)")
+    say("making .venv (first time only; 3.5 GB on disk)")
     run(sys.executable, "-m", "venv", "--copies", VENV)
     python, env = VENV / "bin" / "python", installer_environment()
     run(python, "-m", "pip", "install", "-q", "--require-hashes", "--only-binary", ":all:", "-r", TOOLS_LOCK)

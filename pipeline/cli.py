@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from pipeline.run import RunResult
     from tandem_client import Recommendations
 
-# Exit codes of every command.
-PUSHED = 0
+# Exit codes of every command, besides 0.
 FAILED = 1
 BAD_INPUT = 2
 NOT_BLESSED = 3
@@ -339,12 +338,14 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[int | None, str]:
     """Exit code and text of an error that a user can do something about; None for a bug of ours."""
+    from components.infra_validator.server_process import ServerFailed
     from pipeline.recipe import BadInput
+    from pipeline.run import ComponentFailure
     from tandem_client import InvalidRequest, TandemClientError
 
     if isinstance(error, BadInput | InvalidRequest):
         return BAD_INPUT, str(error)
-    if isinstance(error, TandemClientError) or type(error).__name__ == "ComponentFailure":
+    if isinstance(error, TandemClientError | ComponentFailure | ServerFailed):
         return FAILED, str(error)
     return None, ""
 
