@@ -76,7 +76,7 @@ def create_pipeline(
         # The item vocabulary holds every known item; nothing is learnt from the eval split.
         splits_config=tfx.proto.SplitsConfig(analyze=["train", CATALOGUE], transform=["train", CATALOGUE]),
         custom_config={
-            "features": recipe.features.model_dump_json(),
+            "features": recipe.features.for_transform().model_dump_json(),
             "columns": columns.model_dump_json(),
             "negatives": recipe.data.negatives is not None,
             "code": code_version(components.transform),

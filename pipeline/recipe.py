@@ -32,6 +32,7 @@ STRINGS: tuple[ColumnType, ...] = ("BYTES",)
 
 # What the served model's `recommend` and `rate` are asked and answer, besides columns.
 SIGNATURE_INPUTS = ("user_id", "item_id")
+HISTORY_INPUT = "history"
 SIGNATURE_OUTPUTS = ("item_ids", "scores", "ratings")
 
 
@@ -460,8 +461,32 @@ class Normalized(Feature):
     types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
 
 
+class History(Feature):
+    """The items that the user has interactions with in train (query features only); `column` is the item's id.
+
+    While training, a row's own item is left out. The served model remembers every known user's history, and a request
+    may bring another one, so that a stranger's first clicks count at once. Sampled negatives are nobody's history.
+    """
+
+    kind: Literal["history"]
+    pooling: Literal["sum_sqrt", "mean", "attention", "gru"] = "sum_sqrt"
+    """How the items' embeddings become one vector: their sum over the square root of their number, their mean, a
+    softmax-weighted mean with a learned query, or the last state of a recurrent network over them in order of time."""
+    max_length: PositiveInt = 1000
+    """The latest items that count. `attention` and `gru` cost memory for each of them: 50 is much there."""
+    labels: bool = False
+    """Items count for what the user thought of them too: a second embedding of each item, weighted with how far its
+    label lies from what user and item means let expect (Koren 2010, doi:10.1145/1644873.1644874)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of a history's items that training leaves out at random."""
+    order: Literal["any", "earlier"] | None = None
+    """Which other interactions of the user a training row sees: `any`, or only those that are `earlier` than it. Left
+    out, it is `earlier` where the split is by time or by each user's last rows, because no request sees the future."""
+    types: ClassVar[tuple[ColumnType, ...]] = STRINGS
+
+
 AnyFeature = Annotated[
-    Identifier | Categorical | Text | MultiValue | Buckets | Normalized,
+    Identifier | Categorical | Text | MultiValue | Buckets | Normalized | History,
     Field(discriminator="kind"),
 ]
 
@@ -474,8 +499,19 @@ class Features(Section):
     candidate: Annotated[tuple[AnyFeature, ...], Field(min_length=1)]
     """What is recommended: columns of the items."""
 
+    @property
+    def history(self) -> History | None:
+        """The history feature, if there is one."""
+        return next((feature for feature in self.query if isinstance(feature, History)), None)
+
+    def for_transform(self) -> Features:
+        """Without the history, which is no column but made of other interactions by the Trainer."""
+        return self.model_copy(update={"query": tuple(f for f in self.query if not isinstance(f, History))})
+
     @pydantic.model_validator(mode="after")
     def _names_are_unique(self) -> Features:
+        if any(isinstance(feature, History) for feature in self.candidate):
+            raise ValueError("a history is the user's; list it under features.query")
         names = [feature.name for feature in (*self.query, *self.candidate)]
         for name in names:
             if names.count(name) > 1:
@@ -489,56 +525,115 @@ class Features(Section):
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-class Tower(Section):
-    """Layers between a tower's concatenated features and its output vector."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "elu", "selu", "gelu", "swish", "tanh", "sigmoid", "linear"]
+
+
+class Layers(Section):
+    """Layers one on another: DCN cross layers first, then dense ones."""
 
     layers: tuple[PositiveInt, ...] = ()
-    """Units of the hidden layers; none is a linear projection."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Part of the inputs of each layer that training leaves out at random."""
+    """Units of the hidden dense layers."""
+    activation: Activation = "relu"
+    """Of the hidden dense layers."""
+    cross_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers that multiply their input with the features once more: degree n + 1 interactions after n of them
+    (DCN v2, Wang et al. 2021, doi:10.1145/3442381.3450078)."""
+    cross_rank: PositiveInt | None = None
+    """Width of the low-rank factors of each cross layer's matrix; left out, the matrix is full."""
+    dropout: Share = 0.0
+    """Part of the inputs of each layer, and of the first one's, that training leaves out at random."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared layer weights in the loss."""
 
 
-class RatingHead(Section):
+class Tower(Layers):
+    """From features to one vector: their embeddings, combined, through layers."""
+
+    features: tuple[str, ...] | None = None
+    """Names of the features it looks at, each `COLUMN_KIND` of the tower's side; left out, all of them."""
+    combine: Literal["concat", "sum"] = "concat"
+    """How the features' embeddings meet: side by side, or added up."""
+    projection: bool = True
+    """A last linear layer to the output's width. Without it, what comes before it must have that width."""
+    embedding_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared embeddings of a batch, per row, in the loss."""
+
+
+class RatingHead(Layers):
     """Predicts the label: global mean + user bias + item bias + what `kind` adds."""
 
     kind: Literal["dot", "mlp"] = "dot"
-    """`dot`: product of projected towers; `mlp`: dense layers over both towers' outputs."""
+    """`dot`: product of a user's and an item's factors; `mlp`: `layers` over both sides' vectors side by side."""
     layers: tuple[PositiveInt, ...] = (256, 128)
-    """Units of the hidden layers of `mlp`."""
+    """Units of the hidden layers of `mlp`; none is a single linear layer."""
     dimension: PositiveInt = 32
-    """Width of the projections of `dot`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Part of the projections or hidden units that training leaves out at random."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared user and item biases in the loss."""
+    """Number of factors of `dot`, and width of the head's own towers."""
+    inputs: Literal["shared", "own", "both"] = "shared"
+    """What the head looks at: the retrieval towers' vectors, towers of its own, or both (factors are added up)."""
+    query_tower: Tower = Tower(combine="sum", projection=False)
+    """The head's own query tower, where `inputs` is `own` or `both`."""
+    candidate_tower: Tower = Tower(combine="sum", projection=False)
+    """The head's own candidate tower, where `inputs` is `own` or `both`."""
+    biases: bool = True
+    """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
+    without them it is `kind`'s alone."""
+    bias_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared changes of the user and item biases of a batch, per row, in the loss."""
 
 
 class RetrievalLoss(Section):
-    """In-batch softmax over the true item and the other items of the batch."""
+    """Softmax over the true item and other items."""
 
+    candidates: Literal["batch", "catalogue"] = "batch"
+    """The other items: those of the batch (`tfrs.tasks.Retrieval`), or the whole catalogue, which is exact, and
+    cheaper as well where the catalogue is not much larger than a batch."""
     log_q_correction: bool = True
     """Subtracts the log of how often an item comes up as a negative (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
     remove_accidental_hits: bool = True
-    """A copy of the true item elsewhere in the batch does not count as a negative."""
+    """A copy of the true item elsewhere among the candidates does not count as a negative."""
+    uniform_negatives: Annotated[int, Field(ge=0)] = 0
+    """Items drawn uniformly from the catalogue for each batch, besides those of the batch: mixed negative sampling
+    (Yang et al. 2020, doi:10.1145/3366424.3386195)."""
+    hard_negatives: PositiveInt | None = None
+    """Only this many negatives of each row count, those with the highest scores; left out, all of them."""
+    item_bias: bool = True
+    """A bias of each item that starts at the log of its share of train."""
+    normalize: bool = False
+    """Both towers' vectors get length 1 before they meet."""
+    temperature: PositiveFloat = 1.0
+    """Divides the products of the vectors; normalised ones want about 0.05."""
 
 
 class Model(Section):
     """The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head."""
 
     embedding_dim: PositiveInt = 64
-    """Width of every embedding and of both towers' output vectors."""
+    """Width of every embedding."""
+    output_dim: PositiveInt | None = None
+    """Width of the retrieval towers' output vectors; left out, that of the embeddings."""
     query_tower: Tower = Tower()
     candidate_tower: Tower = Tower()
     rating_head: RatingHead = RatingHead()
     retrieval: RetrievalLoss = RetrievalLoss()
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """Whether the tasks' weights stay as they are, or start there and are learned with the noise of each task
+    (Kendall et al. 2018, arXiv:1705.07115)."""
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the retrieval task's loss; 0 leaves the task out."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the rating task's loss; 0 leaves the task out."""
-    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    id_dropout: Share = 0.1
     """How often training hides an id, so that unknown users and items get an average answer."""
+    stranger_dropout: Share = 0.0
+    """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared tower outputs in the loss."""
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the retrieval towers' output vectors."""
+        return self.output_dim or self.embedding_dim
 
     @pydantic.model_validator(mode="after")
     def _has_a_task(self) -> Model:
@@ -547,25 +642,89 @@ class Model(Section):
         return self
 
 
+class Lookahead(Section):
+    """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610)."""
+
+    steps: PositiveInt = 6
+    """Steps of the fast weights between two of the slow ones."""
+    slow_step: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How far the slow weights go towards the fast ones."""
+
+
 class Optimizer(Section):
     """How gradients change the weights."""
 
-    kind: Literal["adagrad", "adam", "adamw"] = "adam"
-    """Keras' optimizer of that name."""
+    kind: Literal["adagrad", "adam", "adamw", "radam"] = "adam"
+    """Adagrad, Adam, Adam with decoupled weight decay, or rectified Adam (Liu et al. 2020, arXiv:1908.03265); radam
+    with `lookahead` is known as Ranger."""
     learning_rate: PositiveFloat = 1e-3
-    """Size of a step."""
+    """Size of a step, after the warm-up and before the decay."""
+    rating_learning_rate: PositiveFloat | None = None
+    """Another one for the weights that only the rating head has."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Part of every weight that a step takes off, times the learning rate (`adamw` and `radam`)."""
+    warm_up: Share = 0.0
+    """Part of the steps in which the learning rate climbs from 0, linearly."""
+    decay: Literal["none", "cosine"] = "none"
+    """What becomes of the learning rate after the warm-up: it stays, or falls to 0 along a cosine."""
+    clip_norm: PositiveFloat | None = None
+    """The largest norm of all gradients together; larger ones are scaled down."""
+    ema: Share | None = None
+    """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
+    average. Left out, the weights are the last ones."""
+    lookahead: Lookahead | None = None
+
+
+class Validation(Section):
+    """A slice of train that is kept from training, to see when to stop. The eval split is never looked at."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The part of train."""
+    kind: Literal["random", "latest"] | None = None
+    """Which rows: any, or the latest ones. Left out, `latest` where the split is by time or each user's last rows."""
+    seed: int = 0
+    """Another seed keeps other rows."""
+
+
+class EarlyStopping(Section):
+    """Training ends when the validation slice says so, and goes back to the best epoch's weights."""
+
+    metric: Literal["top_100_accuracy", "rmse"]
+    """What is best, measured on the validation slice after every epoch."""
+    patience: PositiveInt = 3
+    """Epochs without a better value after which training ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Less than this does not count as better."""
 
 
 class Training(Section):
     """How long and in which steps the model is fitted."""
 
     epochs: PositiveInt = 10
-    """How often training goes through all interactions."""
+    """How often training goes through all interactions, at most."""
+    steps: PositiveInt | None = None
+    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be."""
     batch_size: PositiveInt = 4096
     """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
+    recency_half_life_days: PositiveFloat | None = None
+    """Interactions weigh half as much in the retrieval task when they are this much older than the latest of train."""
+    validation: Validation | None = None
+    """Left out, all of train is trained on, and the curves have no accuracy and no RMSE."""
+    early_stopping: EarlyStopping | None = None
+    """Needs `validation`."""
+    mixed_precision: bool = False
+    """Computes in 16 bits where that is safe: float16 on GPUs, bfloat16 elsewhere."""
+    xla: bool = False
+    """Compiles a step with XLA; worth its start-up time in long runs."""
     seed: int = 0
     """Of the initial weights, the order of the interactions and dropout."""
+
+    @pydantic.model_validator(mode="after")
+    def _stops_by_what_it_measures(self) -> Training:
+        if self.early_stopping is not None and self.validation is None:
+            raise ValueError("early_stopping is given without validation; give validation: {fraction: 0.05}")
+        return self
 
 
 # --- gates and serving ------------------------------------------------------------------------------------------------
@@ -657,7 +816,12 @@ class Recipe(Section):
         }  # fmt: skip
         for tower, features in towers.items():
             for index, feature in enumerate(features):
-                if feature.column in forbidden[tower]:
+                if isinstance(feature, History) and feature.column != parts.item_id:
+                    raise ValueError(
+                        f"features.{tower}.{index} is a history of {feature.column!r}; a history is one of items, so "
+                        f"its column is data.columns.item_id, {parts.item_id!r}"
+                    )
+                if feature.column in forbidden[tower] and not isinstance(feature, History):
                     raise ValueError(
                         f"features.{tower}.{index} looks at {feature.column!r}, {forbidden[tower][feature.column]}, "
                         f"which the {tower} tower cannot know when it is asked; drop the feature"
@@ -665,10 +829,30 @@ class Recipe(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _what_needs_times_has_them(self) -> Recipe:
+        validation, history = self.training.validation, self.features.history
+        needs = {
+            "training.recency_half_life_days": self.training.recency_half_life_days is not None,
+            "training.validation.kind: latest": validation is not None and validation.kind == "latest",
+            "a history with order: earlier": history is not None and history.order == "earlier",
+            "a history with pooling: gru": history is not None and history.pooling == "gru",
+        }
+        for key, asked in needs.items():
+            if asked and self.data.columns.timestamp is None:
+                raise ValueError(f"{key} needs times, but data.columns.timestamp is not given; name the column")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _names_fit_the_signatures(self) -> Recipe:
         for feature in self.features.query:
-            # The user's id is always called user_id there, whatever its column is called.
-            if feature.column != self.data.columns.user_id and not can_name_an_input(feature.column):
+            # The user's id is always called user_id there, whatever its column is called, and the history history.
+            own_name = feature.column == self.data.columns.user_id or isinstance(feature, History)
+            if not own_name and feature.column == HISTORY_INPUT and self.features.history is not None:
+                raise ValueError(
+                    f"the query column {feature.column!r} has the name of the served model's input for histories; "
+                    "give it another name under rename"
+                )
+            if not own_name and not can_name_an_input(feature.column):
                 raise ValueError(
                     f"the query column {feature.column!r} cannot name an input of the served model: a letter and then "
                     "letters, digits and underscores were wanted, and neither a word of Python's nor "
@@ -686,7 +870,7 @@ class Recipe(Section):
     def _features_have_a_source(self) -> Recipe:
         if self.data.negatives is not None and self.data.sources.users is None:
             asked = (self.data.columns.user_id, self.data.columns.timestamp, *self.data.negatives.context)
-            for feature in self.features.query:
+            for feature in self.features.for_transform().query:
                 if feature.column not in asked:
                     raise ValueError(
                         f"the query feature {feature.name!r} would be missing on every negative, which gives the "
@@ -711,13 +895,56 @@ class Recipe(Section):
                 )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _towers_look_at_features(self) -> Recipe:
+        model, head = self.model, self.model.rating_head
+        towers = [
+            ("model.query_tower", model.query_tower, "query", model.embedding_dim, model.vector_dim),
+            ("model.candidate_tower", model.candidate_tower, "candidate", model.embedding_dim, model.vector_dim),
+        ]
+        if head.inputs != "shared":
+            for side in ("query", "candidate"):
+                tower = getattr(head, f"{side}_tower")
+                towers.append((f"model.rating_head.{side}_tower", tower, side, head.dimension, head.dimension))
+        for key, tower, side, embedding_dim, wanted in towers:
+            known = {feature.name: feature for feature in getattr(self.features, side)}
+            for name in tower.features or ():
+                if name not in known:
+                    raise ValueError(
+                        f"{key}.features: no feature {name!r} under features.{side}{did_you_mean(name, known) or '.'} "
+                        f"Features there: {', '.join(sorted(known))}"
+                    )
+            chosen = [known[name] for name in tower.features] if tower.features is not None else [*known.values()]
+            if not chosen:
+                raise ValueError(f"{key}.features is empty; name at least one feature, or leave the key out")
+            widths = [1 if isinstance(feature, Normalized) else embedding_dim for feature in chosen]
+            width = tower.layers[-1] if tower.layers else embedding_dim if tower.combine == "sum" else sum(widths)
+            if not tower.projection and width != wanted:
+                raise ValueError(
+                    f"{key}: its vectors have {width} numbers and {wanted} are wanted; write projection: true, or "
+                    "change the layers or features"
+                )
+        return self
+
     def for_trainer(self) -> TrainerRecipe:
         """The part that decides what is trained and exported; changing anything else does not train again."""
+        in_time = isinstance(self.data.split, TimeSplit | LeaveLastNSplit)
+        features, training = self.features, self.training
+        query = tuple(
+            feature.model_copy(update={"order": feature.order or ("earlier" if in_time else "any")})
+            if isinstance(feature, History)
+            else feature
+            for feature in features.query
+        )
+        if training.validation is not None:
+            kind = training.validation.kind or ("latest" if in_time else "random")
+            validation = training.validation.model_copy(update={"kind": kind})
+            training = training.model_copy(update={"validation": validation})
         return TrainerRecipe(
             columns=self.data.columns,
-            features=self.features,
+            features=features.model_copy(update={"query": query}),
             model=self.model,
-            training=self.training,
+            training=training,
             serving=self.serving,
             negatives=self.data.negatives,
         )

@@ -19,6 +19,7 @@ from pipeline.recipe import (
     Categorical,
     Columns,
     Features,
+    History,
     Identifier,
     MultiValue,
     Normalized,
@@ -79,6 +80,8 @@ def _transform(column: tf.SparseTensor, feature: AnyFeature) -> tf.Tensor | tf.S
         case Normalized():
             # float64, because float32 cannot tell apart timestamps that are less than a minute from each other.
             return tf.cast(_dense(tft.scale_to_z_score(_cast(column, tf.float64)), 0.0), tf.float32)
+        case History():
+            raise TypeError(f"{feature.name} is made by the Trainer; Features.for_transform leaves it out")
 
 
 def _dense(column: tf.SparseTensor, missing: Any) -> tf.Tensor:
