@@ -91,7 +91,9 @@ def _unpack() -> None:
             missing = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
             run(*apt, "download", *{*missing, BROWSER, FONTS, DRIVER}, cwd=work / "debs")
         except SetupError as error:
-            raise SetupError(f"the browser for the tests of the report could not be fetched: {error}\n{INSTEAD}") from None
+            raise SetupError(
+                f"the browser for the tests of the report could not be fetched: {error}\n{INSTEAD}"
+            ) from None
         for package in sorted((work / "debs").glob("*.deb")):
             run("dpkg-deb", "-x", package, FOLDER)
     fonts = FOLDER / "usr/share/fonts"

@@ -21,6 +21,13 @@ from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
 
+# What a workdir and a run's folder in it hold.
+RUNS_FOLDER = "runs"
+RECIPE_FILE = "recipe.json"
+RESULT_FILE = "result.json"
+ERROR_FILE = "error.txt"
+LOCK_FILE = ".lock"
+
 
 class ComponentFailure(Exception):
     """A component failed for a reason that is not the user's input; names the component, the error and the log."""
@@ -85,18 +92,18 @@ def run_recipe(
     with _only_run_in(workdir):
         run_id = _new_run(workdir)
         folder = run_folder(workdir, run_id)
-        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
+        (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         schema_file = _content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
-        with output_to_file(folder / "log.txt") as terminal:
+        with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
-        (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
-        os.replace(folder / "result.json.new", folder / "result.json")
+        (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
+        os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
     return result
 
 
 def run_folder(workdir: Path, run_id: str) -> Path:
     """Where a run keeps its recipe, log and result."""
-    return workdir / "runs" / run_id
+    return workdir / RUNS_FOLDER / run_id
 
 
 def _run(
@@ -194,10 +201,23 @@ def _check_folder(flag: str, place: Path) -> None:
 
 
 @contextlib.contextmanager
+def _error_kept(path: Path) -> Iterator[None]:
+    """Leaves the reason why a run failed for its report."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        path.write_text("The run was stopped by hand (Ctrl-C).")
+        raise
+    except Exception as error:
+        path.write_text(str(error) or type(error).__name__)
+        raise
+
+
+@contextlib.contextmanager
 def _only_run_in(workdir: Path) -> Iterator[None]:
     """Two runs at once would take each other's models for the last blessed one."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as lock:
+    with open(workdir / LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
