@@ -21,12 +21,7 @@ from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
 
-# What a workdir and a run's folder in it hold.
-RUNS_FOLDER = "runs"
-RECIPE_FILE = "recipe.json"
-RESULT_FILE = "result.json"
 ERROR_FILE = "error.txt"
-LOCK_FILE = ".lock"
 
 
 class ComponentFailure(Exception):
@@ -92,18 +87,18 @@ def run_recipe(
     with _only_run_in(workdir):
         run_id = _new_run(workdir)
         folder = run_folder(workdir, run_id)
-        (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
+        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
         schema_file = _content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
-        (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
-        os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
+        (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
+        os.replace(folder / "result.json.new", folder / "result.json")
     return result
 
 
 def run_folder(workdir: Path, run_id: str) -> Path:
     """Where a run keeps its recipe, log and result."""
-    return workdir / RUNS_FOLDER / run_id
+    return workdir / "runs" / run_id
 
 
 def _run(
@@ -217,7 +212,7 @@ def _error_kept(path: Path) -> Iterator[None]:
 def _only_run_in(workdir: Path) -> Iterator[None]:
     """Two runs at once would take each other's models for the last blessed one."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / LOCK_FILE, "w") as lock:
+    with open(workdir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -16,7 +16,14 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from pipeline.lineage import Lineage
 from pipeline.recipe import SCHEMA_FILE, BadInput, did_you_mean
-from pipeline.run import ERROR_FILE, LOCK_FILE, RECIPE_FILE, RESULT_FILE, RUNS_FOLDER, RunResult
+from pipeline.run import ERROR_FILE, RunResult
+
+# What a workdir and a run's folder in it hold; pipeline/run.py writes them.
+RUNS_FOLDER = "runs"
+RECIPE_FILE = "recipe.json"
+RESULT_FILE = "result.json"
+LOG_FILE = "log.txt"
+LOCK_FILE = ".lock"
 
 LATEST, PREVIOUS = "latest", "previous"
 
@@ -143,7 +150,7 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
     steps = lineage.steps(run_id)
     recipe = _json(folder / RECIPE_FILE)
     result = _result(folder / RESULT_FILE)
-    log = folder / "log.txt"
+    log = folder / LOG_FILE
     examples = lineage.output(run_id, "InteractionExampleGen", "examples")
     rows = _rows(examples.properties) if examples is not None else {}
     known: dict[str, Any]
