@@ -29,7 +29,7 @@ import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from components.trainer.model import TwoTaskRecommender, scope_name
+from components.trainer.model import Encoded, TwoTaskRecommender, scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import TrainerRecipe, column_types
 
@@ -85,16 +85,16 @@ class ServedRecommender(tf.Module):
         self._exclude_seen = recipe.serving.exclude_seen
 
         self._transform = transform_output.transform_features_layer()
-        self._query_tower = model.query_tower
-        self._rating_head = model.rating_head
-        self._retrieval_query = model.retrieval_query
+        self._encode_query = model.encode_query
+        self._predict_ratings = model.predict_ratings
+        # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
+        self._weights = [*model.query_tower.variables, *model.rating_head.variables]
 
-        every = tf.range(data.item_count + 1, dtype=tf.int64)
-        candidates = model.embed_items(every)
-        # [dimension + 1, N]: this way round the product with the queries needs no transposition. Unknown is left out.
-        factors = tf.transpose(model.retrieval_candidates(every, candidates)[1:])
-        self._candidates = tf.Variable(candidates, trainable=False, name="candidates")
-        self._factors = tf.Variable(factors, trainable=False, name="factors")
+        items = model.encode_items(tf.range(data.item_count + 1, dtype=tf.int64))
+        # [D, N]: this way round the product with the queries needs no transposition. Unknown is left out.
+        self._candidates = tf.Variable(tf.transpose(items.retrieval[1:]), trainable=False, name="factors")
+        self._item_rating = tf.Variable(items.rating, trainable=False, name="item_rating")
+        self._item_bias = tf.Variable(items.bias, trainable=False, name="item_bias")
         vocabulary = transform_output.vocabulary_by_name(self._item_feature)
         self._item_ids = tf.constant([b"", *vocabulary])
         self._display = {name: tf.constant(values) for name, values in data.display.items()}
@@ -138,16 +138,14 @@ class ServedRecommender(tf.Module):
         return tf.function(signature, input_signature=specs)
 
     def _recommend(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        user, query = self._embed(self._raw(user_id, context))
+        user, query = self._encode(self._raw(user_id, context))
         scores = self._scores(query)
         if self._exclude_seen:
             scores = self._without_seen(scores, user)
         best, positions = tf.math.top_k(scores, k=self._k)
         found = best > scores.dtype.min
         items = tf.where(found, tf.cast(positions, tf.int64) + 1, 0)
-        ratings = self._rating(
-            tf.repeat(user[:, None], self._k, axis=1), items, tf.repeat(query[:, None, :], self._k, axis=1)
-        )
+        ratings = self._rating(Encoded(*(tf.expand_dims(part, axis=1) for part in query)), items)
         zero = tf.zeros_like(best)
         return {
             "item_ids": tf.gather(self._item_ids, items),
@@ -157,15 +155,15 @@ class ServedRecommender(tf.Module):
         }
 
     def _rate(self, user_id: tf.Tensor, item_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        user, query = self._embed(self._raw(user_id, context))
-        return {"rating": self._rating(user, self._item_indices(_sparse(item_id, "")), query)}
+        _, query = self._encode(self._raw(user_id, context))
+        return {"rating": self._rating(query, self._item_indices(_sparse(item_id, "")))}
 
     def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         names = [*self._query_columns, self._columns.user_id, self._columns.item_id]
         spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
         raw = tf.io.parse_example(examples, spec)
         item = self._item_indices(raw.pop(self._columns.item_id))
-        user, query = self._embed(raw)
+        _, query = self._encode(raw)
         scores = self._scores(query)
         positions = tf.maximum(item - 1, 0)
         true = tf.gather(scores, positions, batch_dims=1)[:, None]
@@ -176,7 +174,7 @@ class ServedRecommender(tf.Module):
         # Not-a-number compares false with everything and would win every comparison.
         counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
         hits = {f"top_{k}_hit": tf.cast(tf.logical_and(counts, rank < k), tf.float32) for k in TOP_K}
-        return {"rating": self._rating(user, item, query), **hits}
+        return {"rating": self._rating(query, item), **hits}
 
     def _raw(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
         """Dense inputs [B] (or [1] for all rows) as sparse columns [B, 1]; what is not given is absent."""
@@ -186,8 +184,8 @@ class ServedRecommender(tf.Module):
             raw[column] = _sparse(values, _NOT_GIVEN[self._types[column]])
         return raw
 
-    def _embed(self, raw: Mapping[str, tf.SparseTensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """User index int64 [B] and query vector float32 [B, dimension] of raw query columns."""
+    def _encode(self, raw: Mapping[str, tf.SparseTensor]) -> tuple[tf.Tensor, Encoded]:
+        """User index int64 [B] and encoded query of raw query columns."""
         transformed = self._transform(dict(raw))
         user = transformed[self._user_feature]
         features = {}
@@ -199,14 +197,14 @@ class ServedRecommender(tf.Module):
                 given = _is_given(raw[feature.column])
                 values = _choose(given, values, tf.gather(self._remembered[feature.name].read_value(), user))
             features[feature.name] = values
-        return user, self._query_tower(features)
+        return user, self._encode_query(features)
 
     def _item_indices(self, raw: tf.SparseTensor) -> tf.Tensor:
         return self._transform({self._columns.item_id: raw})[self._item_feature]
 
-    def _scores(self, query: tf.Tensor) -> tf.Tensor:
+    def _scores(self, query: Encoded) -> tf.Tensor:
         """Retrieval scores of the whole catalogue, [B, N], in vocabulary order."""
-        return tf.matmul(self._retrieval_query(query), self._factors.read_value())
+        return tf.matmul(query.retrieval, self._candidates.read_value())
 
     def _without_seen(self, scores: tf.Tensor, user: tf.Tensor) -> tf.Tensor:
         history = tf.RaggedTensor.from_row_splits(
@@ -217,8 +215,13 @@ class ServedRecommender(tf.Module):
         lowest = tf.fill([tf.shape(places)[0]], scores.dtype.min)
         return tf.tensor_scatter_nd_min(scores, places, lowest)
 
-    def _rating(self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        rating = self._rating_head(user, item, query, tf.gather(self._candidates.read_value(), item))
+    def _rating(self, query: Encoded, item: tf.Tensor) -> tf.Tensor:
+        encoded = Encoded(
+            retrieval=None,
+            rating=tf.gather(self._item_rating.read_value(), item),
+            bias=tf.gather(self._item_bias.read_value(), item),
+        )
+        rating = self._predict_ratings(query, encoded)
         return tf.clip_by_value(rating, *self._bounds) if self._bounds else rating
 
 
