@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,17 @@ from pipeline.recipe import AnyFeature, Identifier, Model, MultiValue, Normalize
 
 # Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
 BIAS_DAMPING = 10.0
+
+
+class Encoded(NamedTuple):
+    """One side of the model, a user's request or an item, as both tasks take it."""
+
+    retrieval: tf.Tensor
+    """float32 [..., D]: the product of a query's and an item's is the retrieval score."""
+    rating: tf.Tensor
+    """float32 [..., r]: the rating head's side of it."""
+    bias: tf.Tensor
+    """float32 [...]: the user's rating bias, or the mean rating with the item's."""
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
@@ -91,18 +103,35 @@ class RatingPredictor(tf.keras.layers.Layer):
             self._layers = [tf.keras.layers.Dense(units, activation="relu") for units in head.layers]
             self._output = tf.keras.layers.Dense(1, kernel_initializer="zeros")
 
-    def call(
-        self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor, candidate: tf.Tensor, training: bool = False
-    ) -> tf.Tensor:
-        """User and item int64 [...], query and candidate float32 [..., dimension] to ratings float32 [...]."""
-        biases = self._mean + tf.squeeze(self._user_bias(user) + self._item_bias(item), axis=-1)
+    def user_bias(self, user: tf.Tensor) -> tf.Tensor:
+        """User indices int64 [...] to float32 [...]."""
+        return tf.squeeze(self._user_bias(user), axis=-1)
+
+    def item_bias(self, item: tf.Tensor) -> tf.Tensor:
+        """Item indices int64 [...] to float32 [...], the mean rating included."""
+        return self._mean + tf.squeeze(self._item_bias(item), axis=-1)
+
+    def query_side(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The query tower's vectors as the head takes them."""
+        return self._query(vectors) if self._head.kind == "dot" else vectors
+
+    def item_side(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The candidate tower's vectors as the head takes them."""
+        return self._candidate(vectors) if self._head.kind == "dot" else vectors
+
+    def call(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
+        """Both sides, with leading dimensions that broadcast, to ratings float32 [...]."""
+        biases = query.bias + item.bias
         if training and self._head.l2:
             self.add_loss(self._head.l2 * tf.reduce_mean(tf.square(biases - self._mean)))
+        left, right = query.rating, item.rating
         if self._head.kind == "dot":
-            left = self._dropout(self._query(query), training=training)
-            right = self._dropout(self._candidate(candidate), training=training)
+            left, right = (self._dropout(side, training=training) for side in (left, right))
             return biases + tf.reduce_sum(left * right, axis=-1)
-        hidden = tf.concat([query, candidate], axis=-1)
+        shape = tf.shape(biases)
+        hidden = tf.concat(
+            [tf.broadcast_to(side, tf.concat([shape, [side.shape[-1]]], axis=0)) for side in (left, right)], axis=-1
+        )
         for layer in self._layers:
             hidden = self._dropout(layer(hidden), training=training)
         return biases + tf.squeeze(self._output(hidden), axis=-1)
@@ -147,29 +176,36 @@ class TwoTaskRecommender(tfrs.Model):
             loss=tf.keras.losses.MeanSquaredError(), metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")]
         )
 
-    def embed_query(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Query features [batch, …] to float32 [batch, dimension]."""
-        return self.query_tower(features, training=training)
+    def encode_query(self, features: Mapping[str, tf.Tensor], training: bool = False) -> Encoded:
+        """Query features by `Feature.name`, [batch, …], as both tasks take them."""
+        vectors = self.query_tower(features, training=training)
+        return Encoded(
+            retrieval=tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=1),
+            rating=self.rating_head.query_side(vectors),
+            bias=self.rating_head.user_bias(features[self._user_feature]),
+        )
 
-    def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Item indices int64 [batch] to float32 [batch, dimension], from the items' features in the catalogue."""
+    def encode_items(self, items: tf.Tensor, training: bool = False) -> Encoded:
+        """Item indices int64 [batch], 0 for unknown, as both tasks take them."""
         features = {name: tf.gather(values, items) for name, values in self._catalogue.items()}
-        return self._candidate_tower(features, training=training)
+        vectors = self._candidate_tower(features, training=training)
+        return Encoded(
+            # The learned popularity of each item is one more factor, which queries have a 1 for.
+            retrieval=tf.concat([vectors, self._log_popularity(items)], axis=1),
+            rating=self.rating_head.item_side(vectors),
+            bias=self.rating_head.item_bias(items),
+        )
 
-    def retrieval_query(self, query: tf.Tensor) -> tf.Tensor:
-        """[batch, dimension] to [batch, dimension + 1], to be multiplied with `retrieval_candidates`."""
-        return tf.concat([query, tf.ones_like(query[:, :1])], axis=1)
-
-    def retrieval_candidates(self, items: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-        """[batch, dimension] to [batch, dimension + 1]: the learned popularity of each item becomes one more factor."""
-        return tf.concat([candidates, self._log_popularity(items)], axis=1)
+    def predict_ratings(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
+        """Ratings float32 [...] of both sides, whose leading dimensions broadcast."""
+        return self.rating_head(query, item, training=training)
 
     def _retrieval_loss(self, query: tf.Tensor, candidate: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
         """Mean in-batch softmax loss of the true items, one a row."""
         correction = tf.gather(self._sampling_probability, items)
         summed = self._retrieval(
-            self.retrieval_query(query),
-            self.retrieval_candidates(items, candidate),
+            query,
+            candidate,
             candidate_sampling_probability=correction if self._config.retrieval.log_q_correction else None,
             candidate_ids=items,
             compute_metrics=False,
@@ -186,11 +222,11 @@ class TwoTaskRecommender(tfrs.Model):
             training: Whether dropout is on.
         """
         items, labels = inputs["item"], inputs["label"]
-        query = self.embed_query(inputs, training=training)
-        candidate = self.embed_items(items, training=training)
+        query = self.encode_query(inputs, training=training)
+        candidate = self.encode_items(items, training=training)
         loss = tf.constant(0.0)
         if self._config.retrieval_weight:
-            rows = (query, candidate, items)
+            rows = (query.retrieval, candidate.retrieval, items)
             if "positive" not in inputs:
                 retrieval = self._retrieval_loss(*rows)
             else:
@@ -202,10 +238,12 @@ class TwoTaskRecommender(tfrs.Model):
                 )
             loss += self._config.retrieval_weight * retrieval
         if self._config.rating_weight:
-            predictions = self.rating_head(inputs[self._user_feature], items, query, candidate, training=training)
+            predictions = self.predict_ratings(query, candidate, training=training)
             loss += self._config.rating_weight * self._ranking(labels=labels, predictions=predictions)
         if self._config.l2:
-            loss += self._config.l2 * (tf.reduce_mean(tf.square(query)) + tf.reduce_mean(tf.square(candidate)))
+            loss += self._config.l2 * sum(
+                tf.reduce_mean(tf.square(side.retrieval[:, :-1])) for side in (query, candidate)
+            )
         return loss
 
 
