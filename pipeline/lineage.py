@@ -6,7 +6,7 @@ For the report and the commands about runs. Only `ml_metadata` is imported, so t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -87,14 +87,19 @@ class Lineage:
         found = (self.outputs(step).get(key) for step in self.steps(run_id) if step.component == component)
         return next((artifact for artifact in found if artifact is not None), None)
 
-    def producers(self, steps: Iterable[Step]) -> dict[int, str]:
-        """Which of the steps gave an artifact: component by artifact id."""
-        return {id_: step.component for step in steps for _, id_ in step.outputs}
+    @property
+    def types(self) -> dict[int, str]:
+        """The type of every artifact, by id."""
+        return {id_: artifact.type for id_, artifact in self._artifacts.items()}
 
-    def origin(self, artifact_id: int) -> Sequence[tuple[Step, StoredArtifact]]:
+    def origin(self, artifact_id: int, without: Sequence[str] = ()) -> Sequence[tuple[Step, StoredArtifact]]:
         """How an artifact came about: each artifact that it was made from, with the step that really made it.
 
         The chain leads through other runs where something was taken from their cache.
+
+        Args:
+            artifact_id: The artifact.
+            without: Inputs that are not followed, by name.
 
         Returns:
             In the order they were made; the artifact itself is last. Empty for an unknown artifact.
@@ -111,7 +116,7 @@ class Lineage:
             step = makers.get(id_)
             if step is not None and id_ not in found and id_ in self._artifacts:
                 found[id_] = (step, self._artifacts[id_])
-                wanted.extend(source for _, source in step.inputs)
+                wanted.extend(source for name, source in step.inputs if name not in without)
         return [found[id_] for id_ in sorted(found, key=lambda id_: (found[id_][0].id, id_))]
 
     @cached_property
