@@ -113,10 +113,10 @@ class Lineage:
         wanted = [artifact_id]
         while wanted:
             id_ = wanted.pop()
-            step = makers.get(id_)
-            if step is not None and id_ not in found and id_ in self._artifacts:
-                found[id_] = (step, self._artifacts[id_])
-                wanted.extend(source for name, source in step.inputs if name not in without)
+            maker = makers.get(id_)
+            if maker is not None and id_ not in found and id_ in self._artifacts:
+                found[id_] = (maker, self._artifacts[id_])
+                wanted.extend(source for name, source in maker.inputs if name not in without)
         return [found[id_] for id_ in sorted(found, key=lambda id_: (found[id_][0].id, id_))]
 
     @cached_property
@@ -146,7 +146,8 @@ class Lineage:
             executions = self._store.get_executions_by_context(context_id)
             events = self._store.get_events_by_execution_ids([execution.id for execution in executions])
             for execution in executions:
-                taken, given = [], []
+                taken: list[tuple[str, int]] = []
+                given: list[tuple[str, int]] = []
                 for event in events:
                     if event.execution_id == execution.id:
                         name = next((part.key for part in event.path.steps if part.key), "")

@@ -27,9 +27,6 @@ LOCK_FILE = ".lock"
 
 LATEST, PREVIOUS = "latest", "previous"
 
-# What a table of runs shows, where it was measured.
-MAIN_METRICS = ("top_100_accuracy", "top_100_accuracy_unseen", "rmse")
-
 Status = Literal["pushed", "not blessed", "not servable", "failed", "stopped", "running"]
 
 STATISTICS_FILE = "FeatureStats.pb"
@@ -100,6 +97,8 @@ class RunDiff(pydantic.BaseModel):
     """By `SPLIT.FEATURE.FIGURE`."""
     metrics: tuple[Change, ...]
     """All metrics that both or one of them measured, changed or not."""
+    not_comparable: dict[str, str]
+    """Why a part of the data is not compared, by field: a run did not get to it, or its artifacts are gone."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -307,16 +306,24 @@ def diff_runs(workdir: Path, before: Run, after: Run, lineage: Lineage | None = 
     """What changed from `before` to `after` in recipe, data and metrics."""
     lineage = lineage or Lineage(workdir)
     metrics = list(dict.fromkeys((*before.metrics, *after.metrics)))
+    data: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        "rows": (before.rows, after.rows),
+        "data_schema": (_schema(lineage, before.run_id), _schema(lineage, after.run_id)),
+        "statistics": (_figures(lineage, before.run_id), _figures(lineage, after.run_id)),
+    }
+    missing = {
+        part: " and ".join(run.run_id for run, found in zip((before, after), both, strict=True) if not found)
+        for part, both in data.items()
+    }
     return RunDiff(
         before=before.run_id,
         after=after.run_id,
         recipe=diff_recipes(before.recipe, after.recipe),
-        rows=_changes(before.rows, after.rows),
-        data_schema=_changes(_schema(lineage, before.run_id), _schema(lineage, after.run_id)),
-        statistics=_changes(_figures(lineage, before.run_id), _figures(lineage, after.run_id)),
+        **{part: () if missing[part] else _changes(*both) for part, both in data.items()},
         metrics=tuple(
             Change(key=name, before=before.metrics.get(name), after=after.metrics.get(name)) for name in metrics
         ),
+        not_comparable={part: f"run {runs} has none" for part, runs in missing.items() if runs},
     )
 
 
@@ -326,11 +333,11 @@ def diff_recipes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[C
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings and lists by dotted key; empty ones are values themselves."""
+    """The values of nested mappings and lists by dotted key; a list of plain values is a value itself."""
     if isinstance(value, Mapping) and value:
         for name, child in value.items():
             yield from flat(child, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple) and value:
+    elif isinstance(value, list | tuple) and any(isinstance(child, Mapping | list | tuple) for child in value):
         for index, child in enumerate(value):
             yield from flat(child, f"{key}.{index}")
     else:

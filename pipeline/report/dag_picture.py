@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pipeline.lineage import Step
-from pipeline.report.words import duration
+from pipeline.report.words import brief_duration
 from pipeline.runs import Run
 
 NodeState = Literal["done", "cached", "failed", "unfinished", "not reached"]
@@ -33,7 +33,7 @@ class Node:
     @property
     def note(self) -> str:
         if self.state in ("done", "cached"):
-            return "cached" if self.state == "cached" else duration(self.seconds)
+            return "cached" if self.state == "cached" else brief_duration(self.seconds)
         return {"failed": "failed", "unfinished": "not finished"}.get(self.state, "not run")
 
 

@@ -15,8 +15,6 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 
 from components.example_validator.anomalies import in_words
 
-Statistics = statistics_pb2.DatasetFeatureStatistics
-
 # A distance above this is marked where the schema has no drift_comparator of its own: Linf and the Jensen-Shannon
 # divergence lie between 0 and 1, and day-to-day noise stays well below.
 NOTABLE_DRIFT = 0.1
@@ -57,7 +55,7 @@ class Drift:
     """How far a feature's distribution is from another's."""
 
     feature: str
-    measure: Literal["Linf", "Jensen-Shannon"]
+    measure: Literal["L∞", "JS"]
     distances: dict[str, float]
     """By what was compared."""
     threshold: float
@@ -153,7 +151,11 @@ def _rejected(uri: str) -> Iterator[Mapping[str, Any]]:
 # --- drift ------------------------------------------------------------------------------------------------------------
 
 
-def drift(schema: schema_pb2.Schema, now: Statistics, others: Mapping[str, Statistics]) -> list[Drift]:
+def drift(
+    schema: schema_pb2.Schema,
+    now: statistics_pb2.DatasetFeatureStatistics,
+    others: Mapping[str, statistics_pb2.DatasetFeatureStatistics],
+) -> list[Drift]:
     """Distances of every feature from other statistics, as TFDV computes them for `drift_comparator`.
 
     Numbers are compared with the Jensen-Shannon divergence of their histograms, text with the largest difference of a
@@ -161,7 +163,7 @@ def drift(schema: schema_pb2.Schema, now: Statistics, others: Mapping[str, Stati
 
     Args:
         schema: The curated schema; its own thresholds count where it has some.
-        now: Statistics of the run.
+        now: statistics_pb2.DatasetFeatureStatistics of the run.
         others: What they are compared with, by name.
 
     Returns:
@@ -187,17 +189,17 @@ def drift(schema: schema_pb2.Schema, now: Statistics, others: Mapping[str, Stati
             if info.drift_measurements:
                 distances.setdefault(".".join(info.path.step), {})[name] = info.drift_measurements[0].value
     found = [
-        Drift(feature, "Linf" if feature in text else "Jensen-Shannon", values, thresholds[feature])
+        Drift(feature, "L∞" if feature in text else "JS", values, thresholds[feature])
         for feature, values in distances.items()
     ]
     return sorted(found, key=lambda one: (-max(one.distances.values()), one.feature))
 
 
-def _listed(statistics: Statistics) -> statistics_pb2.DatasetFeatureStatisticsList:
+def _listed(statistics: statistics_pb2.DatasetFeatureStatistics) -> statistics_pb2.DatasetFeatureStatisticsList:
     return statistics_pb2.DatasetFeatureStatisticsList(datasets=[statistics])
 
 
-def feature_figures(statistics: Mapping[str, Statistics]) -> list[dict[str, Any]]:
+def feature_figures(statistics: Mapping[str, statistics_pb2.DatasetFeatureStatistics]) -> list[dict[str, Any]]:
     """One row a feature for the table of the data: kind, missing share by split, and what its values look like."""
     rows: dict[str, dict[str, Any]] = {}
     for split, dataset in statistics.items():

@@ -87,7 +87,9 @@ def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: 
         schema: The curated schema.
     """
     types = column_types(schema)
-    names = [name for name in (*(columns[part] for part in ("user_id", "item_id", "label")), columns["timestamp"]) if name]
+    names = [
+        name for name in (*(columns[part] for part in ("user_id", "item_id", "label")), columns["timestamp"]) if name
+    ]
     spec = {name: tf.io.FixedLenFeature([], _DTYPES[types[name]], _default(types[name])) for name in names}
     if IS_POSITIVE in types:
         spec[IS_POSITIVE] = tf.io.FixedLenFeature([], tf.float32, 1.0)
@@ -111,7 +113,9 @@ def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: 
     )
 
 
-def read_display(uri: str, columns: Mapping[str, Any], display: Sequence[str], schema: schema_pb2.Schema) -> dict[bytes, tuple[str, ...]]:
+def read_display(
+    uri: str, columns: Mapping[str, Any], display: Sequence[str], schema: schema_pb2.Schema
+) -> dict[bytes, tuple[str, ...]]:
     """The display columns of every item of the catalogue, by item id."""
     types = column_types(schema)
     names = [columns["item_id"], *display]
@@ -168,7 +172,9 @@ class ExportedModel:
     def __enter__(self) -> ExportedModel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._session.close()
 
     def ratings(self, examples: Sequence[bytes]) -> np.ndarray:
@@ -190,7 +196,9 @@ class ExportedModel:
         """
         return self._ask("recommend", {"user_id": users})
 
-    def _ask(self, name: str, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def _ask(
+        self, name: str, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Runs the part of a signature that `outputs` need; all of it where none are named."""
         if name not in self._signatures:
             raise CannotAsk(f"it has no signature {name!r}; it has {', '.join(sorted(self._signatures))}")
@@ -261,7 +269,9 @@ def sample_users(
             kind=kind,
             interactions=int(np.sum(train.users == user)),
             liked=tuple(_liked(train, user, display)),
-            recommended=tuple(_recommended(answer, place, set(evaluation.items[evaluation.users == user]), display_columns)),
+            recommended=tuple(
+                _recommended(answer, place, set(evaluation.items[evaluation.users == user]), display_columns)
+            ),
         )
         for place, (kind, user) in enumerate(chosen.items())
     ]

@@ -25,8 +25,9 @@ LIGHT_TO_DARK = {
     "#5f6875": "#a3adba",
     "#1b2330": "#e7ebf1",
     "#dfe4ec": "#323b49",
+    "#fefefe": "#181f2a",
 }
-MODEL, BASELINE, LAST, FOURTH, MUTED, TEXT, GRID = LIGHT_TO_DARK
+MODEL, BASELINE, LAST, FOURTH, MUTED, TEXT, GRID, PAPER = LIGHT_TO_DARK
 SERIES = (MODEL, BASELINE, LAST, FOURTH, MUTED)
 
 _SPLIT_COLOURS = {"train": MODEL, "eval": BASELINE}
@@ -100,7 +101,7 @@ def times_chart(histogram: Histogram) -> Chart:
     for split, counts in histogram.counts.items():
         figure.add_bar(x=middles, y=counts, name=split, marker_color=_SPLIT_COLOURS[split],
                        hovertemplate="%{x|%d %b %Y}: %{y:,}<extra>" + split + "</extra>")  # fmt: skip
-    figure.update_layout(bargap=0.05)
+    figure.update_layout(bargap=0.05, legend_traceorder="normal")
     return _chart(
         figure,
         "times",
@@ -121,9 +122,14 @@ def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
         f"{int(low):,}" if high - low == 1 else f"{int(low):,}–{int(high) - 1:,}"
         for low, high in zip(histogram.edges[:-1], histogram.edges[1:], strict=True)
     ]
-    figure = _figure(xaxis_title="interactions in train", yaxis_title="users")
-    figure.add_bar(x=names, y=counts, marker_color=MODEL, hovertemplate="%{x}: %{y:,} users<extra></extra>")
-    figure.update_xaxes(type="category")
+    first = int(np.flatnonzero(counts)[0])
+    names, counts = names[first:], counts[first:]
+    figure = _figure(xaxis_title="users", yaxis_title="interactions in train")
+    # Lying bars: their names would not fit beside each other on a phone.
+    figure.add_bar(
+        x=counts, y=names, orientation="h", marker_color=MODEL, hovertemplate="%{y}: %{x:,} users<extra></extra>"
+    )
+    figure.update_yaxes(type="category", showgrid=False)
     return _chart(
         figure,
         "activity",
@@ -137,9 +143,9 @@ def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
 def popularity_chart(share_of_items: np.ndarray, share_of_interactions: np.ndarray) -> Chart:
     """The Lorenz curve of item popularity."""
     tenth = float(np.interp(0.1, share_of_items, share_of_interactions))
-    figure = _figure(xaxis_title="share of the catalogue, most popular first", yaxis_title="share of interactions")
+    figure = _figure(xaxis_title="share of the catalogue", yaxis_title="share of interactions")
     figure.add_scatter(x=share_of_items, y=share_of_interactions, mode="lines", line={"color": MODEL, "width": 2.5},
-                       name="items", fill="tozeroy", hovertemplate="top %{x:.0%}: %{y:.1%}<extra></extra>")  # fmt: skip
+                       name="most popular first", hovertemplate="top %{x:.0%}: %{y:.1%}<extra></extra>")  # fmt: skip
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED, "width": 1, "dash": "dot"},
                        name="all equally popular", hoverinfo="skip")  # fmt: skip
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
@@ -195,7 +201,9 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
     rows, header = [], []
     for place, (run, curves) in enumerate(runs.items()):
         for line, name in enumerate(name for name in names if name in curves):
-            label = f"{run}: {_curve_name(name)}" if several and len(names) > 1 else run if several else _curve_name(name)
+            label = (
+                f"{run}: {_curve_name(name)}" if several and len(names) > 1 else run if several else _curve_name(name)
+            )
             colour = SERIES[(place if several else line) % len(SERIES)]
             dash = ("solid", "dash", "dot", "dashdot")[(line if several else 0) % 4]
             epochs = list(range(1, len(curves[name]) + 1))
@@ -219,7 +227,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
         figure,
         f"curve-{kind.replace(' ', '-')}",
         titles[kind],
-        f"{header[0]} went from {first:.4g} to {last:.4g} in {len(rows[0])} epochs.",
+        f"{header[0][:1].upper()}{header[0][1:]} went from {first:.4g} to {last:.4g} in {len(rows[0])} epochs.",
         ("epoch", *header),
         [
             (str(epoch + 1), *(f"{row[epoch]:.4g}" if epoch < len(row) else "" for row in rows))
@@ -242,7 +250,9 @@ def accuracy_chart(series: Mapping[str, Mapping[int, float]], unseen: bool) -> C
         return None
     figure = _figure(xaxis_title="k, length of the list", yaxis_title="top-k accuracy")
     # All lines have their own mark too, because colour alone is not for everyone.
-    for (name, points), colour, mark in zip(series.items(), SERIES, ("circle", "diamond", "square", "x", "cross"), strict=False):
+    for (name, points), colour, mark in zip(
+        series.items(), SERIES, ("circle", "diamond", "square", "x", "cross"), strict=False
+    ):
         figure.add_scatter(x=list(points), y=list(points.values()), name=name, mode="lines+markers",
                            line={"color": colour, "width": 2.5 if colour == MODEL else 1.5},
                            marker={"size": 8, "symbol": mark},
@@ -277,8 +287,10 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 
 
 def error_interval(rmse: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Approximate confidence interval of a root mean squared error: its standard error is rmse / sqrt(2 n) where errors
-    are normally distributed (Ahn & Fessler 2003, "Standard errors of mean, variance, and standard deviation estimators").
+    """Approximate confidence interval of a root mean squared error.
+
+    Where errors are normally distributed, its standard error is rmse / sqrt(2 n): Ahn and Fessler 2003, "Standard
+    errors of mean, variance, and standard deviation estimators".
     """
     half = z * rmse / math.sqrt(2 * count) if count > 0 else math.inf
     return max(0.0, rmse - half), rmse + half
@@ -303,7 +315,9 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
             "type": "data",
             "symmetric": False,
             "array": [(score.high or 0) - score.measured if ok else 0 for score, ok in zip(drawn, known, strict=True)],
-            "arrayminus": [score.measured - (score.low or 0) if ok else 0 for score, ok in zip(drawn, known, strict=True)],
+            "arrayminus": [
+                score.measured - (score.low or 0) if ok else 0 for score, ok in zip(drawn, known, strict=True)
+            ],
             "color": TEXT,
             "thickness": 1.5,
             "width": 4,
@@ -314,15 +328,29 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
     )
     compared = [score for score in drawn if score.baseline is not None]
     if compared:
-        figure.add_scatter(x=[score.baseline for score in compared], y=[score.name for score in compared], mode="markers",
-                           marker={"symbol": "diamond", "size": 10, "color": BASELINE}, name="baseline",
-                           hovertemplate="baseline: %{x:.4g}<extra></extra>")  # fmt: skip
+        figure.add_scatter(
+            x=[score.baseline for score in compared],
+            y=[score.name for score in compared],
+            mode="markers",
+            marker={"symbol": "diamond", "size": 10, "color": BASELINE},
+            name="baseline",
+            hovertemplate="baseline: %{x:.4g}<extra></extra>",
+        )
     if whole is not None:
-        figure.add_vline(x=whole, line={"color": MUTED, "width": 1.5, "dash": "dot"})
+        figure.add_vline(x=whole, line={"color": MUTED, "width": 1.5, "dash": "dot"}, layer="below")
     # Names stand above their bars: beside them they would take half of a phone's width.
     for score in drawn:
-        figure.add_annotation(x=0, y=score.name, xref="x", yref="y", text=f"{score.name} · {score.examples:,} · {value(metric, score.measured)}",
-                              showarrow=False, xanchor="left", yshift=18, font={"size": 12})  # fmt: skip
+        figure.add_annotation(
+            x=0,
+            y=score.name,
+            text=f"{score.name} · {score.examples:,} examples · {value(metric, score.measured)}",
+            showarrow=False,
+            xanchor="left",
+            yshift=18,
+            font={"size": 12},
+            bgcolor=PAPER,
+            borderpad=0,
+        )
     figure.update_yaxes(showticklabels=False, showgrid=False)
     figure.update_layout(showlegend=bool(compared), margin={"l": 8, "t": 46 if compared else 24})
     if words.is_share:
@@ -335,7 +363,8 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
         figure,
         f"slices-{metric}",
         f"{words.label} by slice",
-        f"Worst first: {worst.name} with {value(metric, worst.measured)}. Whiskers are 95 % confidence.{overall}{better}",
+        f"Worst first: {worst.name} with {value(metric, worst.measured)}. Whiskers are 95 % confidence."
+        f"{overall}{better}",
         ("slice", "examples", words.label, "95 % confidence", "baseline"),
         [
             (
@@ -361,7 +390,7 @@ def calibration_chart(calibration: Calibration, label: str) -> Chart:
                        line={"color": MUTED, "width": 1.5, "dash": "dot"}, hoverinfo="skip")  # fmt: skip
     figure.add_scatter(x=calibration.predicted, y=calibration.actual, mode="lines+markers", name="model",
                        line={"color": MODEL, "width": 2}, marker={"size": 7},
-                       error_y={"type": "data", "array": calibration.error, "color": MODEL, "thickness": 1.5, "width": 3},
+                       error_y={"type": "data", "array": calibration.error, "thickness": 1.5, "width": 3},
                        hovertemplate="predicted %{x:.2f}, actual %{y:.2f}<extra></extra>")  # fmt: skip
     return _chart(
         figure,
@@ -382,7 +411,7 @@ def residuals_chart(calibration: Calibration) -> Chart:
     """Distribution of actual minus predicted."""
     counts, edges = np.histogram(calibration.residuals, 24)
     shares, middles = counts / counts.sum(), (edges[:-1] + edges[1:]) / 2
-    near = float(np.mean(np.abs(calibration.residuals) <= 0.5))
+    near, off = float(np.mean(np.abs(calibration.residuals) <= 0.5)), float(np.mean(calibration.residuals))
     figure = _figure(xaxis_title="actual minus predicted", yaxis_title="share of the examples")
     figure.add_bar(x=middles, y=shares, marker_color=MODEL, hovertemplate="%{x:.2f}: %{y:.1%}<extra></extra>")
     figure.update_layout(bargap=0.05)
@@ -391,7 +420,8 @@ def residuals_chart(calibration: Calibration) -> Chart:
         figure,
         "residuals",
         "How far predictions are off",
-        f"{near:.0%} of the predictions are within half a point; {np.mean(calibration.residuals):+.3f} on average.",
+        f"{near:.0%} of the predictions are within half a point. On average they are {abs(off):.3f} too "
+        f"{'high' if off < 0 else 'low'}.",
         ("from", "to", "share"),
         [
             (f"{low:.2f}", f"{high:.2f}", f"{share:.1%}")
@@ -404,7 +434,7 @@ def residuals_chart(calibration: Calibration) -> Chart:
 
 
 def _figure(barmode: str = "group", xaxis_title: str = "", yaxis_title: str = "") -> go.Figure:
-    axis = {
+    axis: dict[str, Any] = {
         "gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True,
         # Dragging a finger scrolls the page and does not zoom the chart.
         "fixedrange": True,

@@ -162,7 +162,9 @@ def _add_curves(facts: Facts) -> None:
         facts.note("training", f"Beside this run: {', '.join(compared)}, as `tandem compare` trained them last.")
     kept = curves.get("kept", [])
     if 1 in kept and kept.index(1) + 1 < len(kept):
-        facts.note("training", f"The model has the weights of epoch {kept.index(1) + 1}, the best on the validation slice.")
+        facts.note(
+            "training", f"The model has the weights of epoch {kept.index(1) + 1}, the best on the validation slice."
+        )
     if not any(name.startswith("validation_") for name in curves):
         facts.note("training", "The curves are of the rows that were trained on. With `training.validation` in the "
                    "recipe, a slice of train is kept aside and measured after every epoch.")  # fmt: skip
@@ -205,7 +207,11 @@ def _add_metrics(facts: Facts) -> None:
     }
     for suffix in ("", "_unseen"):
         series = {
-            name: {k: values[f"top_{k}_accuracy{suffix}"] for k in (1, 5, 10, 50, 100) if f"top_{k}_accuracy{suffix}" in values}
+            name: {
+                k: values[f"top_{k}_accuracy{suffix}"]
+                for k in (1, 5, 10, 50, 100)
+                if f"top_{k}_accuracy{suffix}" in values
+            }
             for name, values in compared.items()
         }
         chart = figures.accuracy_chart(series, unseen=bool(suffix))
@@ -351,7 +357,11 @@ def best_and_worst(facts: Facts) -> tuple[str, str] | None:
     if verdict is None:
         return None
     metric = "top_100_accuracy_unseen" if "top_100_accuracy_unseen" in verdict.metrics else "top_100_accuracy"
-    measured = [(found.metrics[metric], slice_name(found.name, found.value)) for found in verdict.slices if metric in found.metrics]
+    measured = [
+        (found.metrics[metric], slice_name(found.name, found.value))
+        for found in verdict.slices
+        if metric in found.metrics
+    ]
     if len(measured) < 2:
         return None
     high, low = max(measured), min(measured)

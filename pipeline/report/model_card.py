@@ -46,9 +46,13 @@ def _lines(facts: Facts) -> Iterator[str]:
     columns = _mapping(recipe, "data", "columns")
     asked = [one for one in ("query", "candidate") if _mapping(recipe, "features").get(one)]
     yield (
-        f"To recommend items to people by what they and others did before, and to predict `{columns.get('label', 'the label')}`. "
-        f"Called with a user id, it returns the items with the best scores and their predicted ratings"
-        + (", without those that the user has in train." if _mapping(recipe, "serving").get("exclude_seen", True) else ".")
+        "To recommend items to people by what they and others did before, and to predict "
+        f"`{columns.get('label', 'the label')}`. Called with a user id, it returns the items with the best scores and their predicted ratings"
+        + (
+            ", without those that the user has in train."
+            if _mapping(recipe, "serving").get("exclude_seen", True)
+            else "."
+        )
     )
     yield ""
     for side in asked:
@@ -60,9 +64,16 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield ""
     rows = run.rows
     if rows:
-        shown = [("read", "rows read"), ("train", "train examples"), ("eval", "eval examples"), ("catalogue", "items in the catalogue"),
-                 ("rejected", "rows rejected"), ("merged", "rows merged with another"), ("negatives", "sampled negatives")]  # fmt: skip
-        yield from _table(("rows", "count"), [(name, f"{rows[key]:,}") for key, name in shown if key in rows])
+        shown = {
+            "read": "rows read",
+            "train": "train examples",
+            "eval": "eval examples",
+            "catalogue": "items in the catalogue",
+            "rejected": "rows rejected",
+            "merged": "rows merged with another",
+            "negatives": "sampled negatives",
+        }
+        yield from _table(("rows", "count"), [(name, f"{rows[key]:,}") for key, name in shown.items() if key in rows])
     if facts.period is not None:
         first, last = (datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in facts.period)
         yield f"Train is from {first:%d %B %Y} to {last:%d %B %Y}."
@@ -77,18 +88,26 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield f"Of the exported model, on {facts.verdict.examples if facts.verdict else 0:,} eval examples."
         yield ""
         yield from _table(
-            ("metric", "model", "baseline", "last blessed", "what it says"),
+            ("metric", "model", "baseline", "last blessed"),
             [
                 (
                     metric_words(row.name).label,
                     value(row.name, row.model),
                     value(row.name, row.baseline),
                     value(row.name, row.last_blessed),
-                    metric_words(row.name).meaning,
                 )
                 for row in facts.metrics
             ],
         )
+        yield (
+            "Top-k accuracy is how often the item that a user chose is among the first k recommended; for unseen, what "
+            "the user knows from train is left out."
+        )
+        yield ""
+        for row in facts.metrics:
+            if metric_words(row.name).meaning and not row.name.startswith("top_"):
+                yield f"- {metric_words(row.name).label}: {metric_words(row.name).meaning}."
+        yield ""
         if any(row.baseline is not None for row in facts.metrics):
             yield (
                 f"The baselines are {baseline_words('rmse')} for ratings, and {baseline_words('top_100_accuracy')} for "
@@ -116,8 +135,8 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield ""
     yield (
         f"The recipe as it was used, every default included, is `runs/{run.run_id}/recipe.json` in the work folder. "
-        f"The split and the training are seeded ({_seeds(recipe)}); on another machine floating-point sums may differ in "
-        "the last digits."
+        f"The split and the training are seeded ({_seeds(recipe)}); on another machine floating-point sums may differ "
+        "in the last digits."
     )
 
 
@@ -170,7 +189,10 @@ def _limits(facts: Facts) -> Iterator[str]:
 
 
 def _seeds(recipe: Mapping[str, Any]) -> str:
-    seeds = {"split": _mapping(recipe, "data", "split").get("seed"), "training": _mapping(recipe, "training").get("seed")}
+    seeds = {
+        "split": _mapping(recipe, "data", "split").get("seed"),
+        "training": _mapping(recipe, "training").get("seed"),
+    }
     return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None) or "see there"
 
 

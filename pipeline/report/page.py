@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import html
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def page(facts: Facts, out: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"duration": words.duration, "plain": _plain}
+    environment.filters |= {"duration": words.duration, "plain": _plain, "marked": _marked}
     return environment.get_template("report.html").render(
         facts=facts,
         run=facts.run,
@@ -82,6 +84,11 @@ def _html(markdown: str) -> str:
 def _compressed_plotly() -> str:
     """Plotly, gzipped, as base64: a third of its size. The browser unpacks it (`DecompressionStream`)."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _marked(text: str) -> str:
+    """Text with `code` as HTML."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _asset(name: str) -> str:

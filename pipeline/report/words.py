@@ -1,4 +1,4 @@
-"""What metrics, gates and outcomes are called on the page and in the model card: words for people who do not know TFX."""
+"""What metrics, gates and outcomes are called on the page and in the model card, for people who do not know TFX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pipeline.recipe import ITEM_POPULARITY, METRICS, RATING_METRICS, USER_ACTIV
 from pipeline.runs import Run, Status
 
 ABSENT = "–"
+# No line breaks between a number and its unit.
+NARROW = "\u00a0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,14 @@ def metric_words(name: str) -> MetricWords:
     higher = METRICS.get(name, "higher") == "higher"
     found = _TOP_K.fullmatch(name)
     if found:
-        what = "the one item" if found[1] == "1" else f"the first {found[1]} items"
-        among = "that are new to the user" if found[2] else "of the whole catalogue"
-        label = f"Top-{found[1]} accuracy" + (", unseen" if found[2] else "")
-        return MetricWords(label, f"how often the item that a user chose is {'' if found[1] == '1' else 'among '}{what} "
-                           f"{among} recommended", True, higher)  # fmt: skip
+        place = "the first one" if found[1] == "1" else f"among the first {found[1]}"
+        left_out = ", with what the user knows from train left out" if found[2] else ""
+        return MetricWords(
+            f"Top-{found[1]} {'unseen' if found[2] else 'accuracy'}",
+            f"how often the item that a user chose is {place} recommended{left_out}",
+            True,
+            higher,
+        )
     if name in _NAMED:
         return MetricWords(*_NAMED[name], higher)
     return MetricWords(name.replace("_", " "), "", False, higher)
@@ -70,15 +75,23 @@ def value(name: str, number: float | None) -> str:
     """A metric's value as it is read: shares in percent, the others with three digits behind the point."""
     if number is None:
         return ABSENT
-    return f"{100 * number:.1f} %" if metric_words(name).is_share else f"{number:.3f}"
+    return f"{100 * number:.1f}{NARROW}%" if metric_words(name).is_share else f"{number:.3f}"
 
 
 def change(name: str, number: float | None) -> str:
     """A difference between two values of a metric, with its sign."""
     if number is None:
         return ABSENT
-    signed = f"{100 * number:+.1f} points" if metric_words(name).is_share else f"{number:+.3f}"
+    signed = f"{100 * number:+.1f}{NARROW}points" if metric_words(name).is_share else f"{number:+.3f}"
     return signed.replace("-", "−")
+
+
+def better_or_worse(name: str, number: float, other: float) -> str:
+    """How much better or worse a value is than another."""
+    if number == other:
+        return "the same"
+    far = change(name, abs(number - other)).lstrip("+")
+    return f"{far} {'better' if (number > other) == metric_words(name).higher_is_better else 'worse'}"
 
 
 def gate_words(bound: Bound) -> str:
@@ -116,8 +129,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def brief_duration(seconds: float) -> str:
+    """Seconds in a few letters."""
+    if seconds < 600:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def summary(run: Run) -> list[str]:
@@ -127,23 +149,23 @@ def summary(run: Run) -> list[str]:
     catalogue = run.rows.get("catalogue")
     hits = next((name for name in ("top_100_accuracy_unseen", "top_100_accuracy") if name in metrics), None)
     if hits is not None:
-        unseen = " that they had not met before" if hits.endswith("unseen") else ""
         of = f" of {catalogue:,}" if catalogue else ""
+        known = "; what they knew already is left out" if hits.endswith("unseen") else ""
         sentences.append(
-            f"In {value(hits, metrics[hits])} of the choices that were kept from training, the item was among the "
-            f"first 100{of}{unseen} that the model recommends."
+            f"Of the choices that people made outside of training, {value(hits, metrics[hits])} are among the first 100"
+            f"{of} items that the model recommends to them{known}."
         )
     if "rmse" in metrics:
         sentences.append(f"Predicted ratings are off by {metrics['rmse']:.2f} (root mean square).")
     if verdict is not None:
         for other, values in (("the baseline", verdict.baselines), ("the last blessed model", verdict.last_blessed)):
             compared = [
-                f"{metric_words(name).label} {change(name, metrics[name] - values[name])}"
+                f"{metric_words(name).label} is {better_or_worse(name, metrics[name], values[name])}"
                 for name in (hits, "rmse")
                 if name in metrics and name in values
             ]
             if compared:
-                sentences.append(f"Against {other}: {', '.join(compared)}.")
+                sentences.append(f"Against {other}, {' and '.join(compared)}.")
     return sentences
 
 
@@ -169,4 +191,5 @@ def _outcome(run: Run) -> str:
         return "The run is still going on; this page shows what there is so far."
     last = next((one.name for one in reversed(run.components) if one.state in ("failed", "unfinished")), None)
     where = f" in {last}" if last else ""
-    return f"The run {'failed' if run.status == 'failed' else 'ended'}{where} before there was a verdict. Nothing was pushed."
+    ended = "failed" if run.status == "failed" else "ended"
+    return f"The run {ended}{where} before there was a verdict. Nothing was pushed."
