@@ -87,7 +87,7 @@ def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Se
                 state=outcome.state if outcome is not None else "not reached",
                 seconds=seconds,
                 y=_ROW * place + _ROW / 2,
-                bar=max(_BAR_WIDTH * seconds / longest, 1.5) if outcome is not None else 0.0,
+                bar=max(_BAR_WIDTH * seconds / longest, 1.5) if outcome and outcome.state != "cached" else 0.0,
             )
         )
     place_of = {name: place for place, name in enumerate(names)}

@@ -129,7 +129,7 @@ def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
     figure.add_bar(
         x=counts, y=names, orientation="h", marker_color=MODEL, hovertemplate="%{y}: %{x:,} users<extra></extra>"
     )
-    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
     return _chart(
         figure,
         "activity",

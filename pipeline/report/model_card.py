@@ -41,18 +41,18 @@ def _lines(facts: Facts) -> Iterator[str]:
         ("Kind of model", _kind(recipe)),
         ("Made with", _versions(facts)),
     ])  # fmt: skip
+    if "model" not in facts.outputs.get("Trainer", {}):
+        yield "**The run made no model**; what follows is what it was meant to be."
+        yield ""
     yield "## Intended use"
     yield ""
     columns = _mapping(recipe, "data", "columns")
     asked = [one for one in ("query", "candidate") if _mapping(recipe, "features").get(one)]
+    seen = ", without those that the user has in train" if _mapping(recipe, "serving").get("exclude_seen", True) else ""
     yield (
         "To recommend items to people by what they and others did before, and to predict "
-        f"`{columns.get('label', 'the label')}`. Called with a user id, it returns the items with the best scores and their predicted ratings"
-        + (
-            ", without those that the user has in train."
-            if _mapping(recipe, "serving").get("exclude_seen", True)
-            else "."
-        )
+        f"`{columns.get('label', 'the label')}`. Called with a user id, it returns the items with the best scores and "
+        f"their predicted ratings{seen}."
     )
     yield ""
     for side in asked:
