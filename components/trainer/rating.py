@@ -1,0 +1,147 @@
+"""The rating head: damped means, and what the two sides have to say to each other beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from components.trainer.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
+from components.trainer.training_data import TrainingData
+from pipeline.recipe import RatingHead, Tower
+
+# Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
+BIAS_DAMPING = 10.0
+
+MakeTower = Callable[[str, Tower, int], FeatureTower]
+
+
+class BiasTable(tf.keras.layers.Layer):
+    """A number for each index: where it starts, plus what training adds to that.
+
+    The two are apart so that weight decay and L2 pull towards the start and not towards 0.
+    """
+
+    def __init__(self, name: str, start: np.ndarray) -> None:
+        super().__init__(name=name, dtype="float32")
+        initial = tf.constant_initializer(start)
+        self._start = self.add_weight(name="start", shape=start.shape, initializer=initial, trainable=False)
+        self._change = self.add_weight(name="change", shape=start.shape, initializer="zeros")
+
+    def call(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Indices int64 [...] to the numbers, float32 [...], and the part of them that training added."""
+        change = tf.gather(self._change, indices)
+        return tf.gather(self._start, indices) + change, change
+
+
+class RatingSide(NamedTuple):
+    """What the head knows of a query or of an item before they meet."""
+
+    factors: tf.Tensor
+    """float32 [batch, r]"""
+    bias: tf.Tensor
+    """float32 [batch]: the user's, or the mean rating with the item's; 0 where the recipe has no biases."""
+    penalty: tf.Tensor
+    """float32 [batch]: what the row adds to the loss for the sake of regularisation."""
+
+
+class RatingPredictor(tf.keras.layers.Layer):
+    """Global mean + user bias + item bias + what `kind` makes of both sides.
+
+    The biases start at the damped means of train (Koren 2010), and what is added to them at nothing or nearly so:
+    training only has to improve on that baseline. All of it is float32 but towers and dense layers.
+    """
+
+    def __init__(
+        self, head: RatingHead, data: TrainingData, query_tower: MakeTower, candidate_tower: MakeTower
+    ) -> None:
+        """
+        Args:
+            head: The recipe's section.
+            data: What the biases start from.
+            query_tower: Makes a tower over query features of a name, a section and a width.
+            candidate_tower: The same over candidate features.
+        """
+        super().__init__(name="rating_head", autocast=False)
+        self._head = head
+        self._user_bias = self._item_bias = None
+        if head.biases:
+            mean, user_bias, item_bias = damped_means(data)
+            self._user_bias = BiasTable("user_bias", user_bias)
+            self._item_bias = BiasTable("item_bias", mean + item_bias)
+        self._query_tower = self._candidate_tower = None
+        if head.inputs != "shared":
+            self._query_tower = query_tower("rating_query_tower", head.query_tower, head.dimension)
+            self._candidate_tower = candidate_tower("rating_candidate_tower", head.candidate_tower, head.dimension)
+        self._dropout = tf.keras.layers.Dropout(head.dropout, dtype="float32")
+        self._project_query = self._project_item = None
+        if head.kind == "dot" and head.inputs != "own":
+            self._project_query = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
+            self._project_item = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
+        if head.kind == "mlp":
+            output = tf.keras.layers.Dense(
+                1,
+                kernel_initializer="zeros" if head.biases else "glorot_uniform",
+                kernel_regularizer=weight_penalty(head.l2),
+                dtype="float32",
+            )
+            self._layers = LayerStack(head, head.layers, output, name="mlp")
+
+    def query(
+        self, user: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool = False
+    ) -> RatingSide:
+        """Users int64 [batch], the retrieval tower's vectors [batch, width] and the query features."""
+        own = self._query_tower(features, training=training) if self._query_tower is not None else None
+        return self._side(user, self._user_bias, vectors, self._project_query, own)
+
+    def item(
+        self, item: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool = False
+    ) -> RatingSide:
+        """Items int64 [batch], the retrieval tower's vectors [batch, width] and the candidate features."""
+        own = self._candidate_tower(features, training=training) if self._candidate_tower is not None else None
+        return self._side(item, self._item_bias, vectors, self._project_item, own)
+
+    def _side(
+        self,
+        indices: tf.Tensor,
+        biases: BiasTable | None,
+        shared: tf.Tensor,
+        projection: tf.keras.layers.Dense | None,
+        own: TowerOutput | None,
+    ) -> RatingSide:
+        bias = penalty = tf.zeros(tf.shape(indices))
+        if biases is not None:
+            bias, change = biases(indices)
+            penalty += self._head.bias_l2 * tf.square(change)
+        parts = []
+        if self._head.inputs != "own":
+            parts.append(tf.cast(projection(shared), tf.float32) if projection is not None else shared)
+        if own is not None:
+            parts.append(own.vectors)
+            penalty += own.penalty
+        return RatingSide(tf.add_n(parts) if self._head.kind == "dot" else tf.concat(parts, axis=-1), bias, penalty)
+
+    def call(self, query: tf.Tensor, item: tf.Tensor, bias: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Factors of both sides float32 [..., r] and the sum of their biases [...] to ratings float32 [...].
+
+        The leading dimensions must be equal or broadcast.
+        """
+        if self._head.kind == "dot":
+            left, right = self._dropout(query, training=training), self._dropout(item, training=training)
+            return bias + tf.reduce_sum(left * right, axis=-1)
+        sides = [tf.broadcast_to(side, tf.concat([tf.shape(bias), side.shape[-1:]], axis=0)) for side in (query, item)]
+        return bias + tf.squeeze(self._layers(tf.concat(sides, axis=-1), training=training), axis=-1)
+
+
+def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
+    """The user and item means baseline of Koren 2010: global mean, user biases [U + 1] and item biases [N + 1]."""
+    mean = float(data.labels.mean())
+    residual = data.labels - mean
+    item_sum = np.bincount(data.items, weights=residual, minlength=data.item_count + 1)
+    item_bias = item_sum / (np.bincount(data.items, minlength=data.item_count + 1) + BIAS_DAMPING)
+    residual = residual - item_bias[data.items]
+    user_sum = np.bincount(data.users, weights=residual, minlength=data.user_count + 1)
+    user_bias = user_sum / (np.bincount(data.users, minlength=data.user_count + 1) + BIAS_DAMPING)
+    return mean, user_bias, item_bias
