@@ -4,7 +4,8 @@ Plain TensorFlow ops only, so that a stock TensorFlow Serving loads it. The sign
 pipeline and serving:
 
     serving_default, evaluate   examples string [B] (serialized tf.Example)
-                                -> rating float [B], top_{1,5,10,50,100}_hit float [B]
+                                -> rating float [B], top_{1,5,10,50,100}_hit and top_{1,5,10,50,100}_unseen_hit
+                                   float [B], and what else the Evaluator needs; see `_evaluate`
     recommend                   user_id string [B], other query columns optional
                                 -> item_ids string [B, k], scores float [B, k], ratings float [B, k],
                                    and each display column string [B, k]
@@ -29,6 +30,7 @@ import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from components.trainer.baselines import Baselines
 from components.trainer.model import TwoTaskRecommender, scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import TrainerRecipe, column_types
@@ -39,6 +41,7 @@ RECOMMEND = "recommend"
 RATE = "rate"
 
 TOP_K = (1, 5, 10, 50, 100)
+LIST_LENGTH = 10
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -105,6 +108,7 @@ class ServedRecommender(tf.Module):
         values, starts = _seen_items(data)
         self._seen_items = tf.Variable(values, trainable=False, name="seen_items")
         self._seen_starts = tf.Variable(starts, trainable=False, name="seen_starts")
+        self._baselines = Baselines(data)
 
     def signatures(self) -> dict[str, Any]:
         """The concrete functions to save, by signature name."""
@@ -139,20 +143,14 @@ class ServedRecommender(tf.Module):
 
     def _recommend(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         user, query = self._embed(self._raw(user_id, context))
-        scores = self._scores(query)
-        if self._exclude_seen:
-            scores = self._without_seen(scores, user)
-        best, positions = tf.math.top_k(scores, k=self._k)
-        found = best > scores.dtype.min
-        items = tf.where(found, tf.cast(positions, tf.int64) + 1, 0)
+        items, best = self._best(self._scores(query), user, self._k)
         ratings = self._rating(
             tf.repeat(user[:, None], self._k, axis=1), items, tf.repeat(query[:, None, :], self._k, axis=1)
         )
-        zero = tf.zeros_like(best)
         return {
             "item_ids": tf.gather(self._item_ids, items),
-            "scores": tf.where(found, best, zero),
-            "ratings": tf.where(found, ratings, zero),
+            "scores": best,
+            "ratings": tf.where(items > 0, ratings, tf.zeros_like(best)),
             **{name: tf.gather(values, items) for name, values in self._display.items()},
         }
 
@@ -161,22 +159,61 @@ class ServedRecommender(tf.Module):
         return {"rating": self._rating(user, self._item_indices(_sparse(item_id, "")), query)}
 
     def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the Evaluator needs to know of each example, for the model and for the baselines beside it.
+
+        Ranks are places among the whole catalogue, the first one 0; -1 where there is none, because the item is unknown
+        or the scores are no numbers. Those that end in `_unseen` are among the items without those that the user has
+        interactions with in train; the example's own item is always a candidate.
+
+        Args:
+            examples: string [B], serialized raw tf.Examples.
+
+        Returns:
+            rating                           float32 [B]
+            rank, rank_unseen                int64 [B]
+            top_{k}_hit, top_{k}_unseen_hit  float32 [B]: 1 where the rank is below k
+            top_10_items                     int64 [B, 10]: the first ten items that `recommend` answers, as vocabulary
+                                             indices, padded with 0
+            top_10_popularity                float32 [B]: their mean of log(1 + interactions in train)
+            mean_rating                      float32 [B]: the rating of the damped user and item means
+            popularity_rank, popularity_rank_unseen, popularity_top_10_items, popularity_top_10_popularity
+                                             the same of the most popular items
+            user_id                          string [B]
+            user_interactions, user_activity, item_interactions, item_popularity
+                                             see `Baselines.familiarity`
+            catalogue_size                   int64 [B]: the number of items
+        """
         names = [*self._query_columns, self._columns.user_id, self._columns.item_id]
         spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
         raw = tf.io.parse_example(examples, spec)
         item = self._item_indices(raw.pop(self._columns.item_id))
         user, query = self._embed(raw)
         scores = self._scores(query)
-        positions = tf.maximum(item - 1, 0)
-        true = tf.gather(scores, positions, batch_dims=1)[:, None]
-        # The place of the true item in what `recommend` returns: top_k puts equal scores in the order of the catalogue.
-        earlier = tf.range(tf.shape(scores, tf.int64)[1])[None, :] < positions[:, None]
-        ahead = tf.logical_or(scores > true, tf.logical_and(tf.equal(scores, true), earlier))
-        rank = tf.reduce_sum(tf.cast(ahead, tf.int32), axis=1)
         # Not-a-number compares false with everything and would win every comparison.
         counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
-        hits = {f"top_{k}_hit": tf.cast(tf.logical_and(counts, rank < k), tf.float32) for k in TOP_K}
-        return {"rating": self._rating(user, item, query), **hits}
+        true = tf.gather(scores, tf.maximum(item - 1, 0), batch_dims=1)
+        answer = {"rating": self._rating(user, item, query)}
+        for suffix, candidates in (("", scores), ("_unseen", self._without_seen(scores, user))):
+            rank = tf.where(counts, _rank(candidates, true, item), -1)
+            answer[f"rank{suffix}"] = rank
+            for k in TOP_K:
+                answer[f"top_{k}{suffix}_hit"] = tf.cast(tf.logical_and(rank >= 0, rank < k), tf.float32)
+        popular = tf.repeat(self._baselines.scores()[None, :], tf.size(user), axis=0)
+        for prefix, candidates in (("", scores), ("popularity_", popular)):
+            items, _ = self._best(candidates, user, LIST_LENGTH)
+            answer[f"{prefix}top_{LIST_LENGTH}_items"] = items
+            answer[f"{prefix}top_{LIST_LENGTH}_popularity"] = self._baselines.log_popularity(items)
+        popularity_rank, popularity_rank_unseen = self._baselines.rank(item, self._seen(user))
+        ids = tf.RaggedTensor.from_sparse(raw[self._columns.user_id]).to_tensor("", shape=[None, 1])
+        return {
+            **answer,
+            "mean_rating": self._within_bounds(self._baselines.rating(user, item)),
+            "popularity_rank": popularity_rank,
+            "popularity_rank_unseen": popularity_rank_unseen,
+            "user_id": tf.squeeze(ids, axis=1),
+            **self._baselines.familiarity(user, item),
+            "catalogue_size": tf.fill(tf.shape(item), tf.shape(scores, tf.int64)[1]),
+        }
 
     def _raw(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
         """Dense inputs [B] (or [1] for all rows) as sparse columns [B, 1]; what is not given is absent."""
@@ -208,17 +245,38 @@ class ServedRecommender(tf.Module):
         """Retrieval scores of the whole catalogue, [B, N], in vocabulary order."""
         return tf.matmul(self._retrieval_query(query), self._factors.read_value())
 
-    def _without_seen(self, scores: tf.Tensor, user: tf.Tensor) -> tf.Tensor:
+    def _best(self, scores: tf.Tensor, user: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The items with the highest scores, seen ones left out where the recipe says so.
+
+        Returns:
+            Item indices int64 [B, k], best first, padded with 0; and their scores float32 [B, k].
+        """
+        if self._exclude_seen:
+            scores = self._without_seen(scores, user)
+        count = min(k, int(self._item_ids.shape[0]) - 1)
+        best, positions = tf.math.top_k(scores, k=count)
+        found = best > scores.dtype.min
+        items = tf.where(found, tf.cast(positions, tf.int64) + 1, 0)
+        padding = [[0, 0], [0, k - count]]
+        return tf.pad(items, padding), tf.pad(tf.where(found, best, tf.zeros_like(best)), padding)
+
+    def _seen(self, user: tf.Tensor) -> tf.RaggedTensor:
+        """Item indices int64 [B, items] of each user's training interactions."""
         history = tf.RaggedTensor.from_row_splits(
             self._seen_items.read_value(), self._seen_starts.read_value(), validate=False
         )
-        seen = tf.gather(history, user)
+        return tf.gather(history, user)
+
+    def _without_seen(self, scores: tf.Tensor, user: tf.Tensor) -> tf.Tensor:
+        seen = self._seen(user)
         places = tf.stack([seen.value_rowids(), seen.flat_values - 1], axis=1)
         lowest = tf.fill([tf.shape(places)[0]], scores.dtype.min)
         return tf.tensor_scatter_nd_min(scores, places, lowest)
 
     def _rating(self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        rating = self._rating_head(user, item, query, tf.gather(self._candidates.read_value(), item))
+        return self._within_bounds(self._rating_head(user, item, query, tf.gather(self._candidates.read_value(), item)))
+
+    def _within_bounds(self, rating: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(rating, *self._bounds) if self._bounds else rating
 
 
@@ -256,6 +314,14 @@ def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] |
     domain = getattr(feature, kind)
     given = {field.name for field, _ in domain.ListFields()}
     return (float(domain.min), float(domain.max)) if {"min", "max"} <= given and domain.max > domain.min else None
+
+
+def _rank(scores: tf.Tensor, true: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
+    """Places int64 [B] of the items [B], whose scores are `true` [B], among the candidates' scores [B, N]."""
+    # `tf.math.top_k` puts equal scores in the order of the catalogue.
+    earlier = tf.range(tf.shape(scores, tf.int64)[1])[None, :] < item[:, None] - 1
+    ahead = tf.logical_or(scores > true[:, None], tf.logical_and(tf.equal(scores, true[:, None]), earlier))
+    return tf.reduce_sum(tf.cast(ahead, tf.int64), axis=1)
 
 
 def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:

@@ -12,6 +12,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.utils import io_utils
 
+from components.trainer.batches import batches
 from components.trainer.export import ServedRecommender, save
 from components.trainer.model import TwoTaskRecommender
 from components.trainer.training_data import TrainingData, id_feature, read_training_data
@@ -65,32 +66,16 @@ def train(
     model = TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, data, transform_output)
     model.compile(optimizer=optimizer(recipe.training.optimizer))
     history = model.fit(
-        batches(data, recipe.training.batch_size, recipe.training.seed), epochs=recipe.training.epochs, verbose=2
+        batches(
+            data,
+            recipe.training.batch_size,
+            recipe.training.seed,
+            recency_half_life_days=recipe.training.recency_half_life_days,
+        ),
+        epochs=recipe.training.epochs,
+        verbose=2,
     )
     return model, {name: [float(value) for value in values] for name, values in history.history.items()}
-
-
-def batches(data: TrainingData, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Shuffled batches in a new order every epoch.
-
-    Returns:
-        Query features, `item` int64 [batch], `label` float32 [batch] and, where the data has sampled negatives,
-        `positive` bool [batch].
-    """
-    columns = {name: tf.constant(values) for name, values in data.query.items()}
-    columns["item"] = tf.constant(data.items)
-    columns["label"] = tf.constant(data.labels)
-    if data.has_negatives:
-        columns["positive"] = tf.constant(data.positive)
-    rows = len(data.labels)
-    # Row numbers are shuffled and rows gathered a batch at a time: much cheaper than shuffling rows one by one.
-    return (
-        tf.data.Dataset.range(rows)
-        .shuffle(rows, seed=seed, reshuffle_each_iteration=True)
-        .batch(batch_size)
-        .map(lambda chosen: {name: tf.gather(values, chosen) for name, values in columns.items()})
-        .prefetch(tf.data.AUTOTUNE)
-    )
 
 
 def optimizer(config: Optimizer) -> tf.keras.optimizers.Optimizer:
