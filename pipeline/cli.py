@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
 
@@ -40,6 +41,9 @@ WorkDir = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
 ]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
@@ -50,6 +54,7 @@ def run(
     schema_dir: SchemaDir,
     data: DataDir = None,
     workdir: WorkDir = None,
+    preset: Preset = None,
     overrides: Overrides = None,
     serving_dir: Annotated[
         Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
@@ -68,6 +73,7 @@ def run(
         data or Path("data") / name,
         workdir or Path("work") / name,
         overrides=overrides or [],
+        preset=preset,
         serving_dir=serving_dir,
     )
     if as_json:
@@ -79,19 +85,75 @@ def run(
 
 
 @app.command()
-def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
-    """Check a recipe, its schema and the headers of the CSVs, without running anything."""
-    from components.example_gen.check import check_sources
-    from pipeline.recipe import load_recipe, load_schema
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
+        "schemas/movielens"
+    ),
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    curves: Annotated[
+        bool,
+        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+    ] = True,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several presets on the same data: one table, one plot, and nothing is pushed.
 
-    recipe = load_recipe(schema_dir)
-    schema = load_schema(schema_dir, recipe)
-    folder = data or Path("data") / schema_dir.resolve().name
-    check_sources(folder, recipe.data, schema, recipe.features)
-    features = len(recipe.features.query) + len(recipe.features.candidate)
-    print(
-        f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its files"
+    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    """
+    from rich.console import Console
+
+    from pipeline.compare import compare_presets, print_comparison
+
+    name = schema_dir.resolve().name
+    comparison = compare_presets(
+        schema_dir,
+        list(dict.fromkeys(presets)),
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        seeds=seeds,
+        curves=curves,
     )
+    if as_json:
+        print(comparison.model_dump_json(indent=1))
+    else:
+        print_comparison(Console(highlight=False), comparison)
+    if any(row.error is not None for row in comparison.rows):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
+    """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
+    from components.example_gen.check import check_sources
+    from pipeline.recipe import BadInput, load_recipe, load_schema, preset_names
+
+    folder = data or Path("data") / schema_dir.resolve().name
+
+    def checked(name: str | None) -> Recipe:
+        recipe = load_recipe(schema_dir, preset=name)
+        check_sources(folder, recipe.data, load_schema(schema_dir, recipe), recipe.features)
+        return recipe
+
+    recipe = checked(preset)
+    names = preset_names(schema_dir) if preset is None else []
+    problems = []
+    for name in names:
+        try:
+            checked(name)
+        except BadInput as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
+    features = len(recipe.features.query) + len(recipe.features.candidate)
+    told = [f"{features} features", f"{len(recipe.gates)} gates"]
+    told += [f"preset {preset}"] if preset else []
+    told += [f"presets {', '.join(names)}"] if names else []
+    print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
 
 
 @app.command()
@@ -271,6 +333,9 @@ def _print_result(result: RunResult) -> None:
         f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
+    if result.hyperparameters is not None:
+        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"The Tuner found {found}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column("gate")
@@ -303,10 +368,12 @@ def _as_json(result: RunResult) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "recipe": result.recipe,
+        "preset": result.preset,
         "total_seconds": result.seconds,
         "seconds": {component.name: component.seconds for component in result.components},
         "cached": [component.name for component in result.components if component.cached],
         "rows": result.rows,
+        "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         "last_blessed_metrics": result.verdict.baseline_metrics,
         "gates": [bound.model_dump() for bound in result.verdict.bounds],
