@@ -2,19 +2,20 @@
 
 The file is one JSON object of columns, equally long lists of finite numbers with one value an epoch:
 
-    epoch                          1, 2, …
-    steps                          batches so far
-    seconds                        that the epoch took, its validation included
-    learning_rate                  of its last step
-    loss                           mean of what training minimises, regularisation included
-    regularization_loss            mean of that part of it
-    …                              the model's own metrics of the training rows, such as each task's mean loss
-    validation_top_100_accuracy    of the validation slice, where the recipe has one: the share of its interactions whose
-    validation_unseen_top_100_accuracy    item is among the 100 best of all items, or of those new to the user
-    validation_rmse                of its ratings, clipped as the served model clips them
-    kept                           1 for the epoch whose weights the model has, else 0
+    epoch                                1, 2, …
+    steps                                batches so far
+    seconds                              that the epoch took, its validation included
+    learning_rate                        of its last step
+    loss                                 mean of what training minimises, regularisation included
+    regularization_loss                  mean of the part of it that is the size of layer weights
+    …                                    the model's own metrics of the training rows: each task's mean loss
+    validation_top_100_accuracy          share of the validation slice's interactions whose item is among the 100 best
+    validation_unseen_top_100_accuracy   the same among the items that the user has not in train
+    validation_rmse                      of the slice's ratings, clipped as the served model clips them
+    kept                                 1 for the epoch whose weights the model has, else 0
 
-Epochs that ran before a Trainer was killed and another one went on are there like the others.
+Without a validation slice its columns are not there. Epochs that ran before a Trainer was killed, and another one went
+on, are there like the others.
 """
 
 from __future__ import annotations

@@ -132,11 +132,7 @@ def train(
     tf.keras.utils.set_random_seed(config.seed + done)
 
     def new_model() -> TwoTaskRecommender:
-        model = TwoTaskRecommender(
-            recipe.model, recipe.features.query, recipe.features.candidate, fit, transform_output
-        )
-        _build(model, fit)
-        return model
+        return TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, fit, transform_output)
 
     plan = Plan.of(config, len(fit.labels), strategy.num_replicas_in_sync)
     with strategy.scope(), _precision(config.mixed_precision):
@@ -214,6 +210,7 @@ class Fitting(tf.keras.Model):
 
     def __init__(self, recommender: TwoTaskRecommender, plan: Plan, keeps_best: bool) -> None:
         super().__init__(name="fitting")
+        self.train_function: Callable[[Iterator[Any]], dict[str, tf.Tensor]] | None = None
         self.recommender = recommender
         self.built = True
         self._loss = tf.keras.metrics.Mean(name="loss")
@@ -447,13 +444,6 @@ def _digest(digest: Any, value: Any) -> None:
             _digest(digest, value[name])
     else:
         digest.update(repr(value).encode())
-
-
-def _build(model: TwoTaskRecommender, data: TrainingData) -> None:
-    """Makes all weights of a new model, which its layers do when they are first called."""
-    (batch,) = batches(data, 1, seed=0).take(1)
-    model.predict_ratings(model.encode_query(batch), model.encode_items(batch["item"]))
-    model.built = True
 
 
 @contextlib.contextmanager
