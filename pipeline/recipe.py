@@ -601,6 +601,11 @@ class RatingHead(Layers):
     """The head's own query tower, where `inputs` is `own` or `both`."""
     candidate_tower: Tower = Tower(combine="sum", projection=False)
     """The head's own candidate tower, where `inputs` is `own` or `both`."""
+    linear: bool = False
+    """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
+    a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
+    factor_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""

@@ -36,7 +36,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from components.trainer.baselines import Baselines
 from components.trainer.history import whole_histories
-from components.trainer.model import Encoded, TwoTaskRecommender, scope_name
+from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.towers import scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import HISTORY_INPUT, TrainerRecipe, column_types
 
