@@ -29,7 +29,8 @@ import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from components.trainer.model import Encoded, TwoTaskRecommender, scope_name
+from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.towers import scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
 from pipeline.recipe import TrainerRecipe, column_types
 
