@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
 
@@ -40,6 +41,9 @@ WorkDir = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
 ]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
@@ -50,6 +54,7 @@ def run(
     schema_dir: SchemaDir,
     data: DataDir = None,
     workdir: WorkDir = None,
+    preset: Preset = None,
     overrides: Overrides = None,
     serving_dir: Annotated[
         Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
@@ -68,6 +73,7 @@ def run(
         data or Path("data") / name,
         workdir or Path("work") / name,
         overrides=overrides or [],
+        preset=preset,
         serving_dir=serving_dir,
     )
     if as_json:
@@ -79,19 +85,33 @@ def run(
 
 
 @app.command()
-def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
-    """Check a recipe, its schema and the headers of the CSVs, without running anything."""
+def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
+    """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
     from components.example_gen.check import check_sources
-    from pipeline.recipe import load_recipe, load_schema
+    from pipeline.recipe import BadInput, load_recipe, load_schema, preset_names
 
-    recipe = load_recipe(schema_dir)
-    schema = load_schema(schema_dir, recipe)
     folder = data or Path("data") / schema_dir.resolve().name
-    check_sources(folder, recipe.data, schema, recipe.features)
+
+    def checked(name: str | None) -> Recipe:
+        recipe = load_recipe(schema_dir, preset=name)
+        check_sources(folder, recipe.data, load_schema(schema_dir, recipe), recipe.features)
+        return recipe
+
+    recipe = checked(preset)
+    names = preset_names(schema_dir) if preset is None else []
+    problems = []
+    for name in names:
+        try:
+            checked(name)
+        except BadInput as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
     features = len(recipe.features.query) + len(recipe.features.candidate)
-    print(
-        f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its files"
-    )
+    told = [f"{features} features", f"{len(recipe.gates)} gates"]
+    told += [f"preset {preset}"] if preset else []
+    told += [f"presets {', '.join(names)}"] if names else []
+    print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
 
 
 @app.command()
@@ -303,6 +323,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "recipe": result.recipe,
+        "preset": result.preset,
         "total_seconds": result.seconds,
         "seconds": {component.name: component.seconds for component in result.components},
         "cached": [component.name for component in result.components if component.cached],

@@ -34,12 +34,22 @@ class ComponentTime(pydantic.BaseModel):
     cached: bool
 
 
+class Asked(pydantic.BaseModel):
+    """What a run was asked for; its folder keeps it as `asked.json`, beside `recipe.json`, which is what came of it."""
+
+    schema_dir: str
+    preset: str | None
+    overrides: tuple[str, ...]
+
+
 class RunResult(pydantic.BaseModel):
     """What came of a run; `tandem run --json` prints it, and the run's folder keeps it."""
 
     run_id: str
     recipe: str
     """Name of the recipe."""
+    preset: str | None = None
+    """Name of the preset that stood in for sections of the recipe; None where there was none."""
     seconds: float
     components: tuple[ComponentTime, ...]
     rows: dict[str, int]
@@ -61,6 +71,7 @@ def run_recipe(
     workdir: Path,
     *,
     overrides: Sequence[str] = (),
+    preset: str | None = None,
     serving_dir: Path | None = None,
 ) -> RunResult:
     """Runs the whole DAG with progress on the terminal's standard error.
@@ -69,14 +80,15 @@ def run_recipe(
         schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
         data: Folder with the CSVs.
         workdir: Folder for artifacts, ML Metadata and logs; made if needed, shared by all runs on it.
-        overrides: `key=value` changes to the recipe.
+        overrides: `key=value` changes to the recipe and its preset.
+        preset: Name of a preset of `schema_dir`.
         serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
 
     Raises:
         BadInput: The recipe, the schema or the data cannot be used; nothing was pushed.
         ComponentFailure: A component failed; nothing was pushed.
     """
-    recipe = load_recipe(schema_dir, overrides)
+    recipe = load_recipe(schema_dir, overrides, preset)
     schema = load_schema(schema_dir, recipe)
     check_sources(data, recipe.data, schema, recipe.features)
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
@@ -85,10 +97,13 @@ def run_recipe(
     with _only_run_in(workdir):
         run_id = _new_run(workdir)
         folder = run_folder(workdir, run_id)
+        asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
+        (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
         schema_file = _content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
         with output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
+        result = result.model_copy(update={"preset": preset})
         (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
         os.replace(folder / "result.json.new", folder / "result.json")
     return result

@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import FeatureTower
+from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -99,7 +99,12 @@ class TwoTaskRecommender(tfrs.Model):
         }
 
         def tower(
-            features: Sequence[AnyFeature], name: str, config: Tower, embedding_dim: int, output_dim: int
+            features: Sequence[AnyFeature],
+            name: str,
+            config: Tower,
+            embedding_dim: int,
+            output_dim: int,
+            stddev: float = EMBEDDING_STDDEV,
         ) -> FeatureTower:
             return FeatureTower(
                 name,
@@ -110,6 +115,7 @@ class TwoTaskRecommender(tfrs.Model):
                 embedding_dim=embedding_dim,
                 output_dim=output_dim,
                 id_dropout=model.id_dropout,
+                stddev=stddev,
             )
 
         widths = (model.embedding_dim, model.vector_dim)
@@ -118,8 +124,9 @@ class TwoTaskRecommender(tfrs.Model):
         self.rating_head = RatingPredictor(
             model.rating_head,
             data,
-            lambda name, config, width: tower(query_features, name, config, width, width),
-            lambda name, config, width: tower(candidate_features, name, config, width, width),
+            query_features,
+            candidate_features,
+            lambda features, name, config, width, stddev: tower(features, name, config, width, width, stddev),
         )
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
@@ -177,7 +184,7 @@ class TwoTaskRecommender(tfrs.Model):
         return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
-        return self._config.l2 * tf.reduce_mean(tf.square(vectors), axis=1)
+        return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
         """The weighted sum of both tasks' mean losses and the penalties of the batch's rows, a float32 scalar.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
+from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower, LayerStack, TowerOutput, weight_penalty
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import RatingHead, Tower
+from pipeline.recipe import AnyFeature, Identifier, RatingHead, Tower
 
 # Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
 BIAS_DAMPING = 10.0
 
-MakeTower = Callable[[str, Tower, int], FeatureTower]
+MakeTower = Callable[[Sequence[AnyFeature], str, Tower, int, float], FeatureTower]
 
 
 class BiasTable(tf.keras.layers.Layer):
@@ -55,14 +55,21 @@ class RatingPredictor(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, head: RatingHead, data: TrainingData, query_tower: MakeTower, candidate_tower: MakeTower
+        self,
+        head: RatingHead,
+        data: TrainingData,
+        query_features: Sequence[AnyFeature],
+        candidate_features: Sequence[AnyFeature],
+        make_tower: MakeTower,
     ) -> None:
         """
         Args:
             head: The recipe's section.
             data: What the biases start from.
-            query_tower: Makes a tower over query features of a name, a section and a width.
-            candidate_tower: The same over candidate features.
+            query_features: What is known of a request.
+            candidate_features: What is known of an item.
+            make_tower: Makes a tower over features, of a name, a section, a width, and a standard deviation of the
+                numbers that its embeddings start with.
         """
         super().__init__(name="rating_head", autocast=False)
         self._head = head
@@ -71,10 +78,20 @@ class RatingPredictor(tf.keras.layers.Layer):
             mean, user_bias, item_bias = damped_means(data)
             self._user_bias = BiasTable("user_bias", user_bias)
             self._item_bias = BiasTable("item_bias", mean + item_bias)
-        self._query_tower = self._candidate_tower = None
+        self._query_tower = self._candidate_tower = self._query_terms = self._candidate_terms = None
         if head.inputs != "shared":
-            self._query_tower = query_tower("rating_query_tower", head.query_tower, head.dimension)
-            self._candidate_tower = candidate_tower("rating_candidate_tower", head.candidate_tower, head.dimension)
+            sides = (query_features, "rating_query", head.query_tower), (
+                candidate_features, "rating_candidate", head.candidate_tower
+            )  # fmt: skip
+            self._query_tower, self._candidate_tower = (
+                make_tower(features, f"{name}_tower", tower, head.dimension, EMBEDDING_STDDEV)
+                for features, name, tower in sides
+            )
+            if head.linear:
+                self._query_terms, self._candidate_terms = (
+                    self._first_order_terms(features, f"{name}_terms", tower, make_tower)
+                    for features, name, tower in sides
+                )
         self._dropout = tf.keras.layers.Dropout(head.dropout, dtype="float32")
         self._project_query = self._project_item = None
         if head.kind == "dot" and head.inputs != "own":
@@ -94,14 +111,16 @@ class RatingPredictor(tf.keras.layers.Layer):
     ) -> RatingSide:
         """Users int64 [batch], the retrieval tower's vectors [batch, width] and the query features."""
         own = self._query_tower(features, training=training) if self._query_tower is not None else None
-        return self._side(user, self._user_bias, vectors, self._project_query, own)
+        terms = self._query_terms(features, training=training) if self._query_terms is not None else None
+        return self._side(user, self._user_bias, vectors, self._project_query, own, terms)
 
     def item(
         self, item: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool = False
     ) -> RatingSide:
         """Items int64 [batch], the retrieval tower's vectors [batch, width] and the candidate features."""
         own = self._candidate_tower(features, training=training) if self._candidate_tower is not None else None
-        return self._side(item, self._item_bias, vectors, self._project_item, own)
+        terms = self._candidate_terms(features, training=training) if self._candidate_terms is not None else None
+        return self._side(item, self._item_bias, vectors, self._project_item, own, terms)
 
     def _side(
         self,
@@ -110,6 +129,7 @@ class RatingPredictor(tf.keras.layers.Layer):
         shared: tf.Tensor,
         projection: tf.keras.layers.Dense | None,
         own: TowerOutput | None,
+        terms: TowerOutput | None,
     ) -> RatingSide:
         bias = penalty = tf.zeros(tf.shape(indices))
         if biases is not None:
@@ -121,7 +141,25 @@ class RatingPredictor(tf.keras.layers.Layer):
         if own is not None:
             parts.append(own.vectors)
             penalty += own.penalty
-        return RatingSide(tf.add_n(parts) if self._head.kind == "dot" else tf.concat(parts, axis=-1), bias, penalty)
+        if terms is not None:
+            bias += tf.squeeze(terms.vectors, axis=-1)
+            penalty += terms.penalty
+        if self._head.kind == "mlp":
+            return RatingSide(tf.concat(parts, axis=-1), bias, penalty)
+        factors = tf.add_n(parts)
+        penalty += self._head.factor_l2 * tf.reduce_sum(tf.square(factors), axis=-1)
+        return RatingSide(factors, bias, penalty)
+
+    def _first_order_terms(
+        self, features: Sequence[AnyFeature], name: str, tower: Tower, make_tower: MakeTower
+    ) -> FeatureTower | None:
+        """A tower of width 1 over the features of `tower`, all 0 at first; None where there are none but ids."""
+        chosen = [f for f in features if tower.features is None or f.name in tower.features]
+        named = tuple(f.name for f in chosen if not (self._head.biases and isinstance(f, Identifier)))
+        if not named:
+            return None
+        sums = Tower(features=named, combine="sum", projection=False, embedding_l2=tower.embedding_l2)
+        return make_tower(features, name, sums, 1, 0.0)
 
     def call(self, query: tf.Tensor, item: tf.Tensor, bias: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Factors of both sides float32 [..., r] and the sum of their biases [...] to ratings float32 [...].
@@ -129,8 +167,8 @@ class RatingPredictor(tf.keras.layers.Layer):
         The leading dimensions must be equal or broadcast.
         """
         if self._head.kind == "dot":
-            left, right = self._dropout(query, training=training), self._dropout(item, training=training)
-            return bias + tf.reduce_sum(left * right, axis=-1)
+            # A factor is left out as a whole, which is the same as leaving out its product.
+            return bias + tf.reduce_sum(self._dropout(query * item, training=training), axis=-1)
         sides = [tf.broadcast_to(side, tf.concat([tf.shape(bias), side.shape[-1:]], axis=0)) for side in (query, item)]
         return bias + tf.squeeze(self._layers(tf.concat(sides, axis=-1), training=training), axis=-1)
 

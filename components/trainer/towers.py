@@ -61,7 +61,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     be added to other features.
     """
 
-    def __init__(self, feature: AnyFeature, count: int, dimension: int, id_dropout: float, summed: bool) -> None:
+    def __init__(
+        self, feature: AnyFeature, count: int, dimension: int, id_dropout: float, summed: bool, stddev: float
+    ) -> None:
         """
         Args:
             feature: Any feature but a history.
@@ -69,11 +71,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             dimension: Width of its vectors.
             id_dropout: How often training hides an id.
             summed: Whether its vectors will be added to other features'.
+            stddev: Of the numbers that they start with.
         """
         super().__init__(name=scope_name(feature.name))
         self._averaged = isinstance(feature, Text | MultiValue)
         self._id_dropout = id_dropout if isinstance(feature, Identifier) else 0.0
-        initial = tf.keras.initializers.RandomNormal(stddev=EMBEDDING_STDDEV)
+        initial = tf.keras.initializers.RandomNormal(stddev=stddev)
         self._table = self._direction = None
         if not isinstance(feature, Normalized):
             self._table = tf.keras.layers.Embedding(count, dimension, embeddings_initializer=initial)
@@ -117,6 +120,7 @@ class FeatureTower(tf.keras.layers.Layer):
         embedding_dim: int,
         output_dim: int,
         id_dropout: float,
+        stddev: float = EMBEDDING_STDDEV,
     ) -> None:
         """
         Args:
@@ -128,6 +132,7 @@ class FeatureTower(tf.keras.layers.Layer):
             embedding_dim: Width of each embedding.
             output_dim: Width of the vectors that come out.
             id_dropout: How often training hides an id.
+            stddev: Of the numbers that embeddings start with.
         """
         # Not cast to 16 bits here: each feature's own layer does that where it is safe.
         super().__init__(name=name, autocast=False)
@@ -135,9 +140,9 @@ class FeatureTower(tf.keras.layers.Layer):
         self._summed = tower.combine == "sum"
         self._embedding_l2 = tower.embedding_l2
         self._embeddings = [
-            HistoryEmbedding(feature, item_count, embedding_dim, name=scope_name(feature.name))
+            HistoryEmbedding(feature, item_count, embedding_dim, stddev, name=scope_name(feature.name))
             if isinstance(feature, History)
-            else FeatureEmbedding(feature, counts.get(feature.name, 0), embedding_dim, id_dropout, self._summed)
+            else FeatureEmbedding(feature, counts.get(feature.name, 0), embedding_dim, id_dropout, self._summed, stddev)
             for feature in self._features
         ]
         output = None
