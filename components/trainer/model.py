@@ -131,6 +131,11 @@ class TwoTaskRecommender(tfrs.Model):
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        self._task_losses = {
+            task: tf.keras.metrics.Mean(name=f"{task}_loss")
+            for task, weight in (("retrieval", model.retrieval_weight), ("rating", model.rating_weight))
+            if weight
+        }
         self._task_weights = None
         if model.weighting == "uncertainty":
             self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
@@ -227,6 +232,7 @@ class TwoTaskRecommender(tfrs.Model):
         return loss
 
     def _weighted(self, task: str, loss: tf.Tensor, weight: float) -> tf.Tensor:
+        self._task_losses[task].update_state(loss)
         return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
     def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
