@@ -51,6 +51,10 @@ RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+Touched = Annotated[
+    list[str] | None,
+    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
+]
 
 
 @app.command()
@@ -86,6 +90,48 @@ def run(
         _print_result(result)
     if not result.pushed_model:
         raise typer.Exit(NOT_BLESSED)
+
+
+@app.command()
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
+        "schemas/movielens"
+    ),
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    curves: Annotated[
+        bool,
+        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+    ] = True,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several presets on the same data: one table, one plot, and nothing is pushed.
+
+    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    """
+    from rich.console import Console
+
+    from pipeline.compare import compare_presets, print_comparison
+
+    name = schema_dir.resolve().name
+    comparison = compare_presets(
+        schema_dir,
+        list(dict.fromkeys(presets)),
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        seeds=seeds,
+        curves=curves,
+    )
+    if as_json:
+        print(comparison.model_dump_json(indent=1))
+    else:
+        print_comparison(Console(highlight=False), comparison)
+    if any(row.error is not None for row in comparison.rows):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -230,6 +276,7 @@ def serve(
 def recommend(
     user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -238,7 +285,7 @@ def recommend(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k)
+        answer = client.recommend(user, k=k, history=history)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
@@ -253,6 +300,7 @@ def recommend(
 def rate(
     user: Annotated[str, typer.Option(help="User id.")],
     item: Annotated[str, typer.Option(help="Item id.")],
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -261,7 +309,7 @@ def rate(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        rating = client.rate(user, item)
+        rating = client.rate(user, item, history=history)
     if as_json:
         print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
     else:
@@ -347,6 +395,9 @@ def _print_result(result: RunResult) -> None:
         f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
+    if result.hyperparameters is not None:
+        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"The Tuner found {found}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column("gate")
@@ -384,6 +435,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "seconds": {component.name: component.seconds for component in result.components},
         "cached": [component.name for component in result.components if component.cached],
         "rows": result.rows,
+        "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         "last_blessed_metrics": result.verdict.baseline_metrics,
         "gates": [bound.model_dump() for bound in result.verdict.bounds],

@@ -724,6 +724,16 @@ class Optimizer(Section):
     """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
     average. Left out, the weights are the last ones."""
     lookahead: Lookahead | None = None
+    """Left out, the optimizer's own steps are the weights."""
+
+    @pydantic.model_validator(mode="after")
+    def _decays_what_it_can(self) -> Optimizer:
+        if self.weight_decay and self.kind not in ("adamw", "radam"):
+            raise ValueError(
+                f"weight_decay is {self.weight_decay:g}, which {self.kind} knows nothing of; use adamw or radam, or "
+                "embedding_l2 and l2 of the towers"
+            )
+        return self
 
 
 class Validation(Section):

@@ -21,7 +21,7 @@ class Evaluator(tfx.components.Evaluator):
         self,
         examples: tfx.types.BaseChannel,
         model: tfx.types.BaseChannel,
-        baseline_model: tfx.types.BaseChannel,
+        baseline_model: tfx.types.BaseChannel | None,
         gates: Sequence[Gate],
         label: str,
         negatives: bool = False,
@@ -31,7 +31,7 @@ class Evaluator(tfx.components.Evaluator):
         Args:
             examples: Raw examples; the split `eval` is measured.
             model: The candidate.
-            baseline_model: The last blessed model, if there is one.
+            baseline_model: The last blessed model, if there is one; None where none is looked up.
             gates: The recipe's gates.
             label: The raw feature that holds the label.
             negatives: Whether the examples hold sampled negatives.
