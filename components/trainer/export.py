@@ -178,7 +178,7 @@ class ServedRecommender(tf.Module):
             mean_rating                      float32 [B]: the rating of the damped user and item means
             popularity_rank, popularity_rank_unseen, popularity_top_10_items, popularity_top_10_popularity
                                              the same of the most popular items
-            user_id                          string [B]
+            user_key                         int64 [B]: the same for the same user id, known or not
             user_interactions, user_activity, item_interactions, item_popularity
                                              see `Baselines.familiarity`
             catalogue_size                   int64 [B]: the number of items
@@ -210,7 +210,7 @@ class ServedRecommender(tf.Module):
             "mean_rating": self._within_bounds(self._baselines.rating(user, item)),
             "popularity_rank": popularity_rank,
             "popularity_rank_unseen": popularity_rank_unseen,
-            "user_id": tf.squeeze(ids, axis=1),
+            "user_key": tf.strings.to_hash_bucket_fast(tf.squeeze(ids, axis=1), np.iinfo(np.int64).max),
             **self._baselines.familiarity(user, item),
             "catalogue_size": tf.fill(tf.shape(item), tf.shape(scores, tf.int64)[1]),
         }
