@@ -73,9 +73,7 @@ class RecommenderMetrics(tfma.metrics.Metric):
         super().__init__(_computations, name=name, exclude_seen=exclude_seen)
 
 
-def _computations(
-    name: str, exclude_seen: bool, model_names: Sequence[str]
-) -> list[tfma.metrics.MetricComputation]:
+def _computations(name: str, exclude_seen: bool, model_names: Sequence[str]) -> list[tfma.metrics.MetricComputation]:
     names = [*METRICS, *(BASELINE + metric for metric in METRICS), EXAMPLE_COUNT]
     return [
         tfma.metrics.MetricComputation(

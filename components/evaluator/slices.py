@@ -12,7 +12,6 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.extractors import extractor, slice_key_extractor
 from tensorflow_model_analysis.slicer import slicer_lib
@@ -57,12 +56,26 @@ def item_popularity(outputs: dict[str, np.ndarray], torso: float, head: float) -
     return np.where(outputs["item_interactions"].ravel() == 0, cold, known).astype(object)
 
 
-def column_values(batch: pa.RecordBatch, column: str) -> Parts:
-    """The column's value in each example, as text."""
-    place = batch.schema.get_field_index(column)
-    rows = [None] * batch.num_rows if place < 0 else batch.column(place).to_pylist()
-    values = [row[0] if row else None for row in rows]
-    return np.array([value.decode() if isinstance(value, bytes) else value and str(value) for value in values], object)
+def column_values(feature: Any, rows: int) -> Parts:
+    """The first value of a raw feature in each example, as text.
+
+    Args:
+        feature: As TFMA extracts it: an array [B, values] where every example has as many, a sparse value where not,
+            None where no example has any.
+        rows: B.
+    """
+    found = np.full(rows, None, object)
+    if isinstance(feature, np.ndarray):
+        found[:] = [_text(row[0]) for row in feature.reshape(rows, -1)]
+    elif feature is not None:
+        # Backwards, so that the first value of an example is the one that stays.
+        for row, value in zip(feature.indices[::-1, 0].tolist(), feature.values[::-1], strict=True):
+            found[row] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _cut(extracts: Extracts, slices: Slices, columns: Sequence[str], candidate: str | None) -> Iterator[Extracts]:
@@ -76,7 +89,7 @@ def _cut(extracts: Extracts, slices: Slices, columns: Sequence[str], candidate: 
     if slices.item_popularity is not None:
         named[ITEM_POPULARITY] = item_popularity(outputs, slices.item_popularity.torso, slices.item_popularity.head)
     for column in columns:
-        named[column] = column_values(extracts[tfma.ARROW_RECORD_BATCH_KEY], column)
+        named[column] = column_values(extracts[tfma.FEATURES_KEY].get(column), len(outputs["rating"]))
     for name, parts in named.items():
         for value in sorted({part for part in parts if part is not None}):
             rows = np.flatnonzero(parts == value)
