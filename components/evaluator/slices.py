@@ -60,13 +60,13 @@ def column_values(feature: Any, rows: int) -> Parts:
     """The first value of a raw feature in each example, as text.
 
     Args:
-        feature: As TFMA extracts it: an array [B, values] where every example has as many, a sparse value where not,
+        feature: As TFMA extracts it: an array [B, values] where all examples have as many, a sparse value where not,
             None where no example has any.
         rows: B.
     """
     found = np.full(rows, None, object)
     if isinstance(feature, np.ndarray):
-        found[:] = [_text(row[0]) for row in feature.reshape(rows, -1)]
+        found[:] = [_text(row[0]) if len(row) else None for row in feature]
     elif feature is not None:
         # Backwards, so that the first value of an example is the one that stays.
         for row, value in zip(feature.indices[::-1, 0].tolist(), feature.values[::-1], strict=True):
