@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from components.evaluator.verdict import Verdict
+    from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
 
@@ -41,9 +42,16 @@ WorkDir = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
 ]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+Touched = Annotated[
+    list[str] | None,
+    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
+]
 
 
 @app.command()
@@ -51,6 +59,7 @@ def run(
     schema_dir: SchemaDir,
     data: DataDir = None,
     workdir: WorkDir = None,
+    preset: Preset = None,
     overrides: Overrides = None,
     serving_dir: Annotated[
         Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
@@ -69,6 +78,7 @@ def run(
         data or Path("data") / name,
         workdir or Path("work") / name,
         overrides=overrides or [],
+        preset=preset,
         serving_dir=serving_dir,
     )
     if as_json:
@@ -108,19 +118,75 @@ def gates(
 
 
 @app.command()
-def check(schema_dir: SchemaDir, data: DataDir = None) -> None:
-    """Check a recipe, its schema and the headers of the CSVs, without running anything."""
-    from components.example_gen.check import check_sources
-    from pipeline.recipe import load_recipe, load_schema
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
+        "schemas/movielens"
+    ),
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    curves: Annotated[
+        bool,
+        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+    ] = True,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several presets on the same data: one table, one plot, and nothing is pushed.
 
-    recipe = load_recipe(schema_dir)
-    schema = load_schema(schema_dir, recipe)
-    folder = data or Path("data") / schema_dir.resolve().name
-    check_sources(folder, recipe.data, schema, recipe.features)
-    features = len(recipe.features.query) + len(recipe.features.candidate)
-    print(
-        f"{schema_dir}: recipe {recipe.name!r}, {features} features, {len(recipe.gates)} gates; {folder} has its files"
+    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    """
+    from rich.console import Console
+
+    from pipeline.compare import compare_presets, print_comparison
+
+    name = schema_dir.resolve().name
+    comparison = compare_presets(
+        schema_dir,
+        list(dict.fromkeys(presets)),
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        seeds=seeds,
+        curves=curves,
     )
+    if as_json:
+        print(comparison.model_dump_json(indent=1))
+    else:
+        print_comparison(Console(highlight=False), comparison)
+    if any(row.error is not None for row in comparison.rows):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
+    """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
+    from components.example_gen.check import check_sources
+    from pipeline.recipe import BadInput, load_recipe, load_schema, preset_names
+
+    folder = data or Path("data") / schema_dir.resolve().name
+
+    def checked(name: str | None) -> Recipe:
+        recipe = load_recipe(schema_dir, preset=name)
+        check_sources(folder, recipe.data, load_schema(schema_dir, recipe), recipe.features)
+        return recipe
+
+    recipe = checked(preset)
+    names = preset_names(schema_dir) if preset is None else []
+    problems = []
+    for name in names:
+        try:
+            checked(name)
+        except BadInput as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
+    features = len(recipe.features.query) + len(recipe.features.candidate)
+    told = [f"{features} features", f"{len(recipe.gates)} gates"]
+    told += [f"preset {preset}"] if preset else []
+    told += [f"presets {', '.join(names)}"] if names else []
+    print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
 
 
 @app.command()
@@ -183,6 +249,7 @@ def serve(
 def recommend(
     user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -191,7 +258,7 @@ def recommend(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k)
+        answer = client.recommend(user, k=k, history=history)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
@@ -206,6 +273,7 @@ def recommend(
 def rate(
     user: Annotated[str, typer.Option(help="User id.")],
     item: Annotated[str, typer.Option(help="Item id.")],
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -214,7 +282,7 @@ def rate(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        rating = client.rate(user, item)
+        rating = client.rate(user, item, history=history)
     if as_json:
         print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
     else:
@@ -301,6 +369,9 @@ def _print_result(result: RunResult) -> None:
         f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
+    if result.hyperparameters is not None:
+        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"The Tuner found {found}", soft_wrap=True)
     print_gates(console, result.verdict)
     if result.pushed_model:
         console.print(
@@ -319,10 +390,12 @@ def _as_json(result: RunResult) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "recipe": result.recipe,
+        "preset": result.preset,
         "total_seconds": result.seconds,
         "seconds": {component.name: component.seconds for component in result.components},
         "cached": [component.name for component in result.components if component.cached],
         "rows": result.rows,
+        "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         **_verdict_as_json(result.verdict),
         "not_servable": result.not_servable,

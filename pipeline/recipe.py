@@ -1,16 +1,18 @@
 """The recipe: one validated description of a dataset, its features, the model, the gates and what is served.
 
-`load_recipe` reads `recipe.yaml` and the curated `schema.pbtxt` beside it; every component gets the part of the recipe
-that it needs as JSON. Nothing here imports TensorFlow's runtime.
+`load_recipe` reads `recipe.yaml`, with one of the presets beside it where one is asked for; `load_schema` reads the
+curated `schema.pbtxt`. Every component gets the part of the recipe that it needs as JSON. Nothing here imports
+TensorFlow's runtime.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 import difflib
 import keyword
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -23,6 +25,10 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 RECIPE_FILE = "recipe.yaml"
 SCHEMA_FILE = "schema.pbtxt"
+PRESETS_FOLDER = "presets"
+
+# What a preset may replace. The data stays the recipe's, so that presets of one folder can be compared.
+PRESET_SECTIONS = ("description", "features", "model", "training", "tuner", "gates")
 
 # The feature types of a schema, by the names that schema.pbtxt uses.
 ColumnType = Literal["BYTES", "INT", "FLOAT"]
@@ -42,6 +48,23 @@ class BadInput(ValueError):
 
 class RecipeError(BadInput):
     """The recipe, its schema or an override cannot be used; names the file, line and key."""
+
+
+Key = tuple[str | int, ...]
+
+
+class Contradiction(ValueError):
+    """Keys of several sections that do not fit together, told at the key that one would change."""
+
+    def __init__(self, key: str | Key, message: str) -> None:
+        """Takes the key whose line is named, and the whole message."""
+        super().__init__(message)
+        self.key = dotted_key(key) if isinstance(key, str) else key
+
+
+def dotted_key(text: str) -> Key:
+    """`gates.0.at_least` as `("gates", 0, "at_least")`."""
+    return tuple(int(part) if part.isdecimal() else part for part in text.split("."))
 
 
 class Section(pydantic.BaseModel):
@@ -542,9 +565,9 @@ class Layers(Section):
     cross_rank: PositiveInt | None = None
     """Width of the low-rank factors of each cross layer's matrix; left out, the matrix is full."""
     dropout: Share = 0.0
-    """Part of the inputs of each layer, and of the first one's, that training leaves out at random."""
+    """Part of what enters each layer that training leaves out at random; where there is no layer, of what comes out."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared layer weights in the loss."""
+    """Weight of the sum of the squared layer weights in the loss; embeddings and biases are not among them."""
 
 
 class Tower(Layers):
@@ -553,33 +576,50 @@ class Tower(Layers):
     features: tuple[str, ...] | None = None
     """Names of the features it looks at, each `COLUMN_KIND` of the tower's side; left out, all of them."""
     combine: Literal["concat", "sum"] = "concat"
-    """How the features' embeddings meet: side by side, or added up."""
+    """How the features' embeddings meet: side by side, or added up. A normalised number is one number side by side, and
+    in a sum it is multiplied with a learned vector."""
     projection: bool = True
     """A last linear layer to the output's width. Without it, what comes before it must have that width."""
     embedding_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared embeddings of a batch, per row, in the loss."""
+    """Weight of the squared embeddings in the loss: summed over a row's features, averaged over the batch's rows."""
 
 
 class RatingHead(Layers):
     """Predicts the label: global mean + user bias + item bias + what `kind` adds."""
 
     kind: Literal["dot", "mlp"] = "dot"
-    """`dot`: product of a user's and an item's factors; `mlp`: `layers` over both sides' vectors side by side."""
+    """`dot`: product of a user's and an item's factors; `mlp`: cross layers, `layers` and a linear one over both sides'
+    vectors side by side."""
     layers: tuple[PositiveInt, ...] = (256, 128)
     """Units of the hidden layers of `mlp`; none is a single linear layer."""
     dimension: PositiveInt = 32
-    """Number of factors of `dot`, and width of the head's own towers."""
+    """Number of factors of `dot`, and width of the embeddings and vectors of the head's own towers."""
     inputs: Literal["shared", "own", "both"] = "shared"
-    """What the head looks at: the retrieval towers' vectors, towers of its own, or both (factors are added up)."""
+    """What the head looks at: the retrieval towers' vectors (projected to `dimension` for `dot`), towers of its own, or
+    both, which `dot` adds up and `mlp` takes side by side."""
     query_tower: Tower = Tower(combine="sum", projection=False)
     """The head's own query tower, where `inputs` is `own` or `both`."""
     candidate_tower: Tower = Tower(combine="sum", projection=False)
     """The head's own candidate tower, where `inputs` is `own` or `both`."""
+    linear: bool = False
+    """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
+    a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
+    factor_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
     bias_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared changes of the user and item biases of a batch, per row, in the loss."""
+    """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
+
+    @pydantic.model_validator(mode="after")
+    def _crosses_what_lies_side_by_side(self) -> RatingHead:
+        if self.kind == "dot" and self.cross_layers:
+            raise ValueError(
+                f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
+                "layers to a tower"
+            )
+        return self
 
 
 class RetrievalLoss(Section):
@@ -587,9 +627,11 @@ class RetrievalLoss(Section):
 
     candidates: Literal["batch", "catalogue"] = "batch"
     """The other items: those of the batch (`tfrs.tasks.Retrieval`), or the whole catalogue, which is exact, and
-    cheaper as well where the catalogue is not much larger than a batch."""
+    cheaper as well where the catalogue is not much larger than a batch. Correction and accidental hits are matters of a
+    batch only."""
     log_q_correction: bool = True
-    """Subtracts the log of how often an item comes up as a negative (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
+    """Subtracts the log of how often an item comes up as a candidate (Yi et al. 2019, doi:10.1145/3298689.3346996),
+    from the batch's rows and the uniform draws together."""
     remove_accidental_hits: bool = True
     """A copy of the true item elsewhere among the candidates does not count as a negative."""
     uniform_negatives: Annotated[int, Field(ge=0)] = 0
@@ -598,11 +640,20 @@ class RetrievalLoss(Section):
     hard_negatives: PositiveInt | None = None
     """Only this many negatives of each row count, those with the highest scores; left out, all of them."""
     item_bias: bool = True
-    """A bias of each item that starts at the log of its share of train."""
+    """A bias of each item that starts at the log of its share of train. It is added after the temperature."""
     normalize: bool = False
-    """Both towers' vectors get length 1 before they meet."""
+    """Both towers' vectors get length 1 before they meet; the rating head looks at them as they were."""
     temperature: PositiveFloat = 1.0
     """Divides the products of the vectors; normalised ones want about 0.05."""
+
+    @pydantic.model_validator(mode="after")
+    def _draws_what_is_not_there(self) -> RetrievalLoss:
+        if self.candidates == "catalogue" and self.uniform_negatives:
+            raise ValueError(
+                f"uniform_negatives is {self.uniform_negatives}, but with candidates: catalogue every item is a "
+                "candidate already; drop uniform_negatives, or write candidates: batch"
+            )
+        return self
 
 
 class Model(Section):
@@ -618,17 +669,17 @@ class Model(Section):
     retrieval: RetrievalLoss = RetrievalLoss()
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """Whether the tasks' weights stay as they are, or start there and are learned with the noise of each task
-    (Kendall et al. 2018, arXiv:1705.07115)."""
+    (Kendall et al. 2018, arXiv:1705.07115). The penalties (`l2` and the like) are not weighted."""
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the retrieval task's loss; 0 leaves the task out."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the rating task's loss; 0 leaves the task out."""
     id_dropout: Share = 0.1
-    """How often training hides an id, so that unknown users and items get an average answer."""
+    """How often training hides an id from a tower, so that unknown users and items get an average answer."""
     stranger_dropout: Share = 0.0
     """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared tower outputs in the loss."""
+    """Weight of the squared outputs of the retrieval towers in the loss, averaged over numbers and rows."""
 
     @property
     def vector_dim(self) -> int:
@@ -673,6 +724,16 @@ class Optimizer(Section):
     """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
     average. Left out, the weights are the last ones."""
     lookahead: Lookahead | None = None
+    """Left out, the optimizer's own steps are the weights."""
+
+    @pydantic.model_validator(mode="after")
+    def _decays_what_it_can(self) -> Optimizer:
+        if self.weight_decay and self.kind not in ("adamw", "radam"):
+            raise ValueError(
+                f"weight_decay is {self.weight_decay:g}, which {self.kind} knows nothing of; use adamw or radam, or "
+                "embedding_l2 and l2 of the towers"
+            )
+        return self
 
 
 class Validation(Section):
@@ -724,6 +785,90 @@ class Training(Section):
     def _stops_by_what_it_measures(self) -> Training:
         if self.early_stopping is not None and self.validation is None:
             raise ValueError("early_stopping is given without validation; give validation: {fraction: 0.05}")
+        return self
+
+
+# --- tuner ------------------------------------------------------------------------------------------------------------
+
+
+class Search(Section):
+    """The values of one key that the Tuner tries: `choices`, or what lies between `low` and `high`."""
+
+    choices: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
+    """Values as the key takes them: numbers, words, lists, or whole sections."""
+    low: float | None = None
+    """The smallest number."""
+    high: float | None = None
+    """The largest number."""
+    step: PositiveFloat | None = None
+    """The distance from one number to the next, from `low` on; with `scale: log` the factor. Left out, any number."""
+    scale: Literal["linear", "log"] = "linear"
+    """`log` tries as many numbers from 0.001 to 0.01 as from 0.01 to 0.1."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_choices_or_a_range(self) -> Search:
+        bounds = (self.low, self.high)
+        if self.choices is not None:
+            if any(bound is not None for bound in (*bounds, self.step)) or self.scale != "linear":
+                raise ValueError("choices stands beside a range; keep one of them")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("either choices, or low and high were wanted")
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be less")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}, which has no logarithm; give a low above 0")
+        if self.scale == "log" and self.step is not None and self.step <= 1:
+            raise ValueError(f"step is {self.step:g}; with scale: log it is a factor, so more than 1 was wanted")
+        return self
+
+    def ends(self, fractions: bool) -> tuple[float, float]:
+        """Both ends of the range: whole numbers unless the key takes `fractions`."""
+        if self.low is None or self.high is None:
+            raise ValueError("choices have no ends")
+        return (self.low, self.high) if fractions else (int(self.low), int(self.high))
+
+
+class Objective(Section):
+    """What makes a trial good, measured on the validation slice: accuracy times its weight minus RMSE times its own."""
+
+    top_100_accuracy: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of top-100 accuracy."""
+    rmse: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of RMSE."""
+
+    @pydantic.model_validator(mode="after")
+    def _measures_something(self) -> Objective:
+        if not self.top_100_accuracy and not self.rmse:
+            raise ValueError("no metric has a weight; give top_100_accuracy or rmse one above 0")
+        return self
+
+
+class Tuner(Section):
+    """A search for better values of some keys, before the Trainer, which then trains with the best ones.
+
+    Trials train on train without the validation slice (`training.validation`, or its defaults) and are measured on
+    the slice. The eval split is never looked at.
+    """
+
+    search: Annotated[dict[str, Search], Field(min_length=1)]
+    """What is tried: dotted keys of `model` and `training`, such as `training.optimizer.learning_rate`."""
+    objective: Objective = Objective(top_100_accuracy=1, rmse=1)
+    """What makes a trial good; left out, both metrics have the weight 1."""
+    algorithm: Literal["random", "bayesian", "hyperband"] = "random"
+    """How KerasTuner chooses the next trial: at random, by a Gaussian process over the trials so far, or at random with
+    most trials stopped early (Li et al. 2018, jmlr.org/papers/v18/16-558.html)."""
+    trials: PositiveInt | None = None
+    """How many trials; left out, 10. How many `hyperband` runs follows from `epochs`."""
+    epochs: PositiveInt | None = None
+    """Epochs of a trial, at most; left out, those of `training`."""
+    seed: int = 0
+    """Another seed tries other values; the trials' own seed is that of `training`."""
+
+    @pydantic.model_validator(mode="after")
+    def _counts_trials_once(self) -> Tuner:
+        if self.algorithm == "hyperband" and self.trials is not None:
+            raise ValueError(f"trials is {self.trials}, but hyperband's number of trials follows from epochs; drop it")
         return self
 
 
@@ -894,6 +1039,8 @@ class Recipe(Section):
     features: Features
     model: Model = Model()
     training: Training = Training()
+    tuner: Tuner | None = None
+    """A search for better values of some keys before training; left out, nothing is searched."""
     slices: Slices = Slices()
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     serving: Serving = Serving()
@@ -904,7 +1051,7 @@ class Recipe(Section):
         for metric, key, condition in found:
             if found.count((metric, key, condition)) > 1:
                 where = f" where {key[0]} is {key[1]}" if key else ""
-                raise ValueError(f"{metric}{where} has two gates with {condition}; keep one of them")
+                raise Contradiction("gates", f"{metric}{where} has two gates with {condition}; keep one of them")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -913,18 +1060,20 @@ class Recipe(Section):
         ready = {USER_ACTIVITY: self.slices.user_activity, ITEM_POPULARITY: self.slices.item_popularity}
         for index, gate in enumerate(self.gates):
             if gate.slice_key is not None and ready.get(gate.slice_key[0], True) is None:
-                raise ValueError(
+                raise Contradiction(
+                    f"gates.{index}.slice",
                     f"gates.{index} is for a slice of {gate.slice_key[0]}, which slices switches off; "
-                    "take one of the two out"
+                    "take one of the two out",
                 )
         many = {parts.user_id: "user", parts.item_id: "item", parts.timestamp: "moment", parts.label: "label"}
         for name, key in self._slice_columns():
             if name in ready:
-                raise ValueError(f"{key}: {name!r} is a slice that every dataset has; drop it here")
+                raise Contradiction(key, f"{key}: {name!r} is a slice that every dataset has; drop it here")
             if name in many:
-                raise ValueError(
+                raise Contradiction(
+                    key,
                     f"{key}: a slice for each {many[name]} would be too many; slices are for columns with few values, "
-                    f"and {USER_ACTIVITY} and {ITEM_POPULARITY} sum up users and items"
+                    f"and {USER_ACTIVITY} and {ITEM_POPULARITY} sum up users and items",
                 )
         return self
 
@@ -967,15 +1116,20 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _what_needs_times_has_them(self) -> Recipe:
         validation, history = self.training.validation, self.features.history
-        needs = {
-            "training.recency_half_life_days": self.training.recency_half_life_days is not None,
-            "training.validation.kind: latest": validation is not None and validation.kind == "latest",
-            "a history with order: earlier": history is not None and history.order == "earlier",
-            "a history with pooling: gru": history is not None and history.pooling == "gru",
-        }
-        for key, asked in needs.items():
+        recency = self.training.recency_half_life_days is not None
+        latest = validation is not None and validation.kind == "latest"
+        earlier = history is not None and history.order == "earlier"
+        gru = history is not None and history.pooling == "gru"
+        for asked, key, what in (
+            (recency, "training.recency_half_life_days", "training.recency_half_life_days"),
+            (latest, "training.validation.kind", "training.validation.kind: latest"),
+            (earlier, "features.query", "a history with order: earlier"),
+            (gru, "features.query", "a history with pooling: gru"),
+        ):
             if asked and self.data.columns.timestamp is None:
-                raise ValueError(f"{key} needs times, but data.columns.timestamp is not given; name the column")
+                raise Contradiction(
+                    key, f"{what} needs times, but data.columns.timestamp is not given; name the column"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -1033,33 +1187,13 @@ class Recipe(Section):
 
     @pydantic.model_validator(mode="after")
     def _towers_look_at_features(self) -> Recipe:
-        model, head = self.model, self.model.rating_head
-        towers = [
-            ("model.query_tower", model.query_tower, "query", model.embedding_dim, model.vector_dim),
-            ("model.candidate_tower", model.candidate_tower, "candidate", model.embedding_dim, model.vector_dim),
-        ]
-        if head.inputs != "shared":
-            for side in ("query", "candidate"):
-                tower = getattr(head, f"{side}_tower")
-                towers.append((f"model.rating_head.{side}_tower", tower, side, head.dimension, head.dimension))
-        for key, tower, side, embedding_dim, wanted in towers:
-            known = {feature.name: feature for feature in getattr(self.features, side)}
-            for name in tower.features or ():
-                if name not in known:
-                    raise ValueError(
-                        f"{key}.features: no feature {name!r} under features.{side}{did_you_mean(name, known) or '.'} "
-                        f"Features there: {', '.join(sorted(known))}"
-                    )
-            chosen = [known[name] for name in tower.features] if tower.features is not None else [*known.values()]
-            if not chosen:
-                raise ValueError(f"{key}.features is empty; name at least one feature, or leave the key out")
-            widths = [1 if isinstance(feature, Normalized) else embedding_dim for feature in chosen]
-            width = tower.layers[-1] if tower.layers else embedding_dim if tower.combine == "sum" else sum(widths)
-            if not tower.projection and width != wanted:
-                raise ValueError(
-                    f"{key}: its vectors have {width} numbers and {wanted} are wanted; write projection: true, or "
-                    "change the layers or features"
-                )
+        _check_towers(self.features, self.model)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _tuner_searches_what_there_is(self) -> Recipe:
+        if self.tuner is not None:
+            _check_search(self, self.tuner)
         return self
 
     def for_trainer(self) -> TrainerRecipe:
@@ -1084,6 +1218,14 @@ class Recipe(Section):
             serving=self.serving,
             negatives=self.data.negatives,
         )
+
+    def for_tuner(self) -> TunerRecipe:
+        """The part that decides what is tried and which trial is best; there must be a `tuner`."""
+        if self.tuner is None:
+            raise ValueError("the recipe has no section `tuner`, so there is nothing to search")
+        validated = self.training.model_copy(update={"validation": self.training.validation or Validation()})
+        parts = self.model_copy(update={"training": validated}).for_trainer()
+        return TunerRecipe(**{name: getattr(parts, name) for name in TrainerRecipe.model_fields}, tuner=self.tuner)
 
     def columns(self) -> list[tuple[str, str, tuple[ColumnType, ...]]]:
         """Every use of a column: its name, the key that names it, and the types it may have there."""
@@ -1121,21 +1263,140 @@ class TrainerRecipe(Section):
     negatives: Negatives | None = None
     """Given where the examples hold sampled negatives, which the feature `IS_POSITIVE` tells from interactions."""
 
+    @pydantic.model_validator(mode="after")
+    def _towers_look_at_features(self) -> TrainerRecipe:
+        _check_towers(self.features, self.model)
+        return self
+
+    def with_values(self, found: Mapping[str, Any]) -> TrainerRecipe:
+        """This recipe with other values.
+
+        Args:
+            found: Values by dotted key of `model` or `training`, such as `model.embedding_dim`.
+
+        Raises:
+            RecipeError: The values contradict each other or the rest.
+        """
+        values = self.model_dump(mode="json", exclude_none=True)
+        for key, value in found.items():
+            _assign(values, dotted_key(key), value)
+        try:
+            return type(self).model_validate(values)
+        except pydantic.ValidationError as error:
+            told = [": ".join(part for part in _wording(entry, values)[1:] if part) for entry in error.errors()]
+            raise RecipeError(f"{dict(found)}: {'; '.join(told)}") from None
+
+
+class TunerRecipe(TrainerRecipe):
+    """What the Tuner gets; see `Recipe.for_tuner`."""
+
+    tuner: Tuner
+
+
+def _check_towers(features: Features, model: Model) -> None:
+    """Raises where a tower looks at what is not there, or its vectors have another width than what they meet."""
+    head = model.rating_head
+    towers = [
+        ("model.query_tower", model.query_tower, "query", model.embedding_dim, model.vector_dim),
+        ("model.candidate_tower", model.candidate_tower, "candidate", model.embedding_dim, model.vector_dim),
+    ]
+    if head.inputs != "shared":
+        for side in ("query", "candidate"):
+            tower = getattr(head, f"{side}_tower")
+            towers.append((f"model.rating_head.{side}_tower", tower, side, head.dimension, head.dimension))
+    for key, tower, side, embedding_dim, wanted in towers:
+        known = {feature.name: feature for feature in getattr(features, side)}
+        for name in tower.features or ():
+            if name not in known:
+                raise Contradiction(
+                    f"{key}.features",
+                    f"{key}.features: no feature {name!r} under features.{side}{did_you_mean(name, known) or '.'} "
+                    f"Features there: {', '.join(sorted(known))}",
+                )
+        chosen = [known[name] for name in tower.features] if tower.features is not None else [*known.values()]
+        if not chosen:
+            raise Contradiction(
+                f"{key}.features", f"{key}.features is empty; name at least one feature, or leave the key out"
+            )
+        widths = [1 if isinstance(feature, Normalized) else embedding_dim for feature in chosen]
+        width = tower.layers[-1] if tower.layers else embedding_dim if tower.combine == "sum" else sum(widths)
+        if not tower.projection and width != wanted:
+            raise Contradiction(
+                key,
+                f"{key}: its vectors have {width} numbers and {wanted} are wanted; write projection: true, or "
+                "change the layers or features",
+            )
+
+
+def _check_search(recipe: Recipe, tuner: Tuner) -> None:
+    """Raises where the Tuner would try a key that does not exist, or a value that the key cannot have.
+
+    Each value is tried with the recipe's own values of the other keys; combinations are the Tuner's affair.
+    """
+    weights = {"top_100_accuracy": recipe.model.retrieval_weight, "rmse": recipe.model.rating_weight}
+    for metric, weight in weights.items():
+        if getattr(tuner.objective, metric) and not weight:
+            task = "retrieval" if metric == "top_100_accuracy" else "rating"
+            raise Contradiction(
+                f"tuner.objective.{metric}",
+                f"tuner.objective.{metric}: model.{task}_weight is 0, so nothing is trained that it would measure; "
+                "drop the key, or give the task a weight",
+            )
+    base = recipe.model_dump(mode="json", exclude_none=True, exclude={"tuner"})
+    for key, search in tuner.search.items():
+        problem = _search_problem(base, key, search)
+        if problem:
+            # The search's keys have dots themselves.
+            raise Contradiction(("tuner", "search", key), f"tuner.search.{key}: {problem}")
+
+
+def _search_problem(base: Mapping[str, Any], key: str, search: Search) -> str:
+    """Why `key` cannot be searched in a recipe with the values `base`; empty where it can."""
+    parts = dotted_key(key)
+    if parts[0] not in ("model", "training") or len(parts) < 2:
+        close = did_you_mean(str(parts[0]), ("model", "training"))
+        return f"a key of model or training was wanted, such as model.embedding_dim{close}"
+    if parts[:2] in (("training", "epochs"), ("training", "steps"), ("training", "validation")):
+        return "how long a trial lasts and what measures it is the same for all trials; see tuner.epochs"
+    fractions = takes_fractions(key)
+    for name in () if fractions or search.choices is not None else ("low", "high", "step"):
+        bound = getattr(search, name)
+        if bound is not None and bound != int(bound):
+            return f"{name}: a whole number was wanted (found {bound!r})"
+    for value in search.choices if search.choices is not None else search.ends(fractions):
+        values: dict[str, Any] = copy.deepcopy(dict(base))
+        try:
+            _assign(values, parts, value)
+            Recipe.model_validate(values)
+        except KeyError as error:
+            return str(error.args[0])
+        except pydantic.ValidationError as error:
+            return f"{value!r}: {': '.join(part for part in _wording(error.errors()[0], values)[1:] if part)}"
+    return ""
+
+
+def takes_fractions(key: str) -> bool:
+    """Whether the recipe's dotted `key` may hold a number with a fraction."""
+    return _takes_fractions(_annotation(dotted_key(key)))
+
+
+def _takes_fractions(annotation: Any) -> bool:
+    return annotation is float or any(_takes_fractions(inner) for inner in get_args(annotation))
+
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-Key = tuple[str | int, ...]
 
-
-def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(schema_dir: Path, overrides: Sequence[str] = (), preset: str | None = None) -> Recipe:
     """Reads and checks `recipe.yaml` of `schema_dir`.
 
     Args:
         schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
         overrides: `key=value` pairs such as `model.embedding_dim=64` or `gates.0.at_least=0.3`; values are YAML.
+        preset: Name of a file in `presets`, without `.yaml`: its sections stand in place of the recipe's.
 
     Raises:
-        RecipeError: The file is missing or not YAML, a key is unknown or missing, or a value is wrong.
+        RecipeError: A file is missing or not YAML, a key is unknown or missing, or a value is wrong.
     """
     path = schema_dir / RECIPE_FILE
     if not path.is_file():
@@ -1143,6 +1404,59 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{path}: there is no recipe. A schema folder holds {RECIPE_FILE} and {SCHEMA_FILE}; "
             "see schemas/movielens for one."
         )
+    values, places = _read_yaml(path)
+    if preset is not None:
+        replaced, replaced_places = _read_preset(schema_dir, preset)
+        values |= replaced
+        places = {key: place for key, place in places.items() if not key or key[0] not in replaced}
+        places |= {key: place for key, place in replaced_places.items() if key}
+        places[()] += f" with {_preset_path(schema_dir, preset)}"
+    overridden = {}
+    for override in overrides:
+        key = _override(values, override)
+        overridden[key] = override
+    try:
+        return Recipe.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = [_problem(places, overridden, values, entry) for entry in error.errors()]
+        raise RecipeError("\n".join(problems)) from None
+
+
+def preset_names(schema_dir: Path) -> Sequence[str]:
+    """The presets of a schema folder, in alphabetical order; there may be none."""
+    return sorted(path.stem for path in (schema_dir / PRESETS_FOLDER).glob("*.yaml"))
+
+
+def _preset_path(schema_dir: Path, name: str) -> Path:
+    return schema_dir / PRESETS_FOLDER / f"{name}.yaml"
+
+
+def _read_preset(schema_dir: Path, name: str) -> tuple[dict[str, Any], dict[Key, str]]:
+    """The sections of a preset, and where each key stands."""
+    known = preset_names(schema_dir)
+    if name not in known:
+        there = f"Presets there: {', '.join(known)}" if known else "There is no preset there"
+        raise RecipeError(
+            f"--preset {name}: {schema_dir / PRESETS_FOLDER} holds no {name}.yaml{did_you_mean(name, known) or '.'} "
+            f"{there}."
+        )
+    values, places = _read_yaml(_preset_path(schema_dir, name))
+    problems = []
+    for key in values:
+        if key in PRESET_SECTIONS:
+            continue
+        if key in Recipe.model_fields:
+            told = f"a preset replaces {', '.join(PRESET_SECTIONS)}; write this section into {RECIPE_FILE}"
+        else:
+            told = f"unknown key{did_you_mean(key, PRESET_SECTIONS)}"
+        problems.append(f"{places[(key,)]}: {key}: {told}")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return values, places
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+    """A mapping of keys, and where in the file each of them stands."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text)
@@ -1156,15 +1470,7 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or node is None:
         raise RecipeError(f"{path}: holds {type(values).__name__}, a mapping of keys was wanted")
-    overridden = {}
-    for override in overrides:
-        key = _override(values, override)
-        overridden[key] = override
-    try:
-        return Recipe.model_validate(values)
-    except pydantic.ValidationError as error:
-        problems = [_problem(path, lines, overridden, values, entry) for entry in error.errors()]
-        raise RecipeError("\n".join(problems)) from None
+    return values, {key: f"{path}:{line}" for key, line in lines.items()}
 
 
 def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
@@ -1265,29 +1571,44 @@ def _override(values: dict[str, Any], override: str) -> Key:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
-    parts: list[Any] = [int(part) if part.isdecimal() else part for part in dotted.split(".")]
+    key = dotted_key(dotted)
+    try:
+        _assign(values, key, value)
+    except KeyError as error:
+        raise RecipeError(f"--set {override}: {error.args[0]}") from None
+    return key
+
+
+def _assign(values: dict[str, Any], key: Key, value: Any) -> None:
+    """Sets a key in place, with the sections above it where they are missing; KeyError says what is in the way."""
     place: Any = values
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
+    for depth, part in enumerate(key):
+        above = ".".join(map(str, key[:depth]))
         if isinstance(place, list) and (not isinstance(part, int) or part >= len(place)):
-            raise RecipeError(
-                f"--set {override}: {'.'.join(map(str, parts[:depth]))} is a list of {len(place)}; "
-                f"an index from 0 to {len(place) - 1} was wanted, not {part!r}"
+            raise KeyError(
+                f"{above} is a list of {len(place)}; an index from 0 to {len(place) - 1} was wanted, not {part!r}"
             )
         if not isinstance(place, dict | list):
-            raise RecipeError(f"--set {override}: {'.'.join(map(str, parts[:depth]))} is a value and has no keys")
-        if not last and isinstance(place, dict):
-            place.setdefault(part, {})
-        if last:
-            place[part] = value
+            raise KeyError(f"{above} is a value and has no keys")
+        holder: Any = place
+        if depth == len(key) - 1:
+            holder[part] = value
         else:
-            place = place[part]
-    return tuple(parts)
+            place = holder.setdefault(part, {}) if isinstance(holder, dict) else holder[part]
 
 
-def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], values: Any, entry: Any) -> str:
+def _problem(places: dict[Key, str], overridden: dict[Key, str], values: Any, entry: Any) -> str:
     """One validation error in words: where, what was found, what was wanted."""
+    key, *told = _wording(entry, values)
+    return ": ".join([_where(places, overridden, key), *(part for part in told if part)])
+
+
+def _wording(entry: Any, values: Any) -> tuple[Key, str, str]:
+    """The key of a validation error, the key as the message names it, and what was found and wanted there."""
     location, kind, found = entry["loc"], entry["type"], entry["input"]
+    cause = entry.get("ctx", {}).get("error")
+    if isinstance(cause, Contradiction):
+        return cause.key, "", str(cause)
     key = _without_tags(location, values)
     message = str(entry["msg"]).removeprefix("Value error, ")
     if kind == "union_tag_not_found":
@@ -1306,10 +1627,8 @@ def _problem(path: Path, lines: dict[Key, int], overridden: dict[Key, str], valu
         key, found = (*key, entry["ctx"]["key"]), found[entry["ctx"]["key"]]
     elif kind in _WANTED:
         message = f"{_WANTED[kind]} was wanted"
-    where = _where(path, lines, overridden, key)
-    dotted = f"{'.'.join(map(str, key))}: " if key else ""
     shown = isinstance(found, dict | Section) or kind in ("extra_forbidden", "missing", "union_tag_not_found")
-    return f"{where}: {dotted}{message}" + ("" if shown else f" (found {found!r})")
+    return key, ".".join(map(str, key)), message + ("" if shown else f" (found {found!r})")
 
 
 # What pydantic calls by Python's names.
@@ -1337,18 +1656,18 @@ def _without_tags(location: Key, values: Any) -> Key:
     return key
 
 
-def _where(path: Path, lines: dict[Key, int], overridden: dict[Key, str], key: Key) -> str:
-    """The `--set` that gave `key`, or its line in the file with each `--set` that changed something below it."""
+def _where(places: dict[Key, str], overridden: dict[Key, str], key: Key) -> str:
+    """The `--set` that gave `key`, or its line in its file with each `--set` that changed something below it."""
     for depth in range(len(key), 0, -1):
         if key[:depth] in overridden:
             return f"--set {overridden[key[:depth]]}"
     below = [f"--set {text}" for other, text in overridden.items() if other[: len(key)] == key]
-    if key not in lines and below:
+    if key not in places and below:
         return below[0]
     at = key
-    while at and at not in lines:
+    while at and at not in places:
         at = at[:-1]
-    return " with ".join([f"{path}:{lines[at]}", *below])
+    return " with ".join([places[at], *below])
 
 
 def _annotation(location: Key) -> Any:

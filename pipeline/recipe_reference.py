@@ -144,6 +144,8 @@ def _words(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         documented = Documented(annotation, [])
         return f"[{f'`{documented.choice}`' if documented.choice else 'section'}](#{documented.anchor})"
+    if annotation is Any:
+        return "any value"
     return _SCALARS[annotation]
 
 

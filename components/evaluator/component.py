@@ -44,7 +44,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         self,
         examples: types.BaseChannel,
         model: types.BaseChannel,
-        baseline_model: types.BaseChannel,
+        baseline_model: types.BaseChannel | None,
         settings: Settings,
     ) -> None:
         """Builds the component.
@@ -52,14 +52,14 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         Args:
             examples: Raw examples; the split `eval` is measured.
             model: The candidate.
-            baseline_model: The last blessed model, if there is one.
+            baseline_model: The last blessed model, if there is one; None where none is looked up.
             settings: What the recipe decides.
         """
         spec = EvaluatorSpec(
             **{
                 EXAMPLES_KEY: examples,
                 MODEL_KEY: model,
-                BASELINE_MODEL_KEY: baseline_model,
+                **({} if baseline_model is None else {BASELINE_MODEL_KEY: baseline_model}),
                 SETTINGS_KEY: settings.model_dump_json(),
                 EVALUATION_KEY: types.Channel(type=standard_artifacts.ModelEvaluation),
                 BLESSING_KEY: types.Channel(type=standard_artifacts.ModelBlessing),

@@ -149,7 +149,9 @@ def items_under_another_name(inputs: Inputs) -> None:
 
 
 def a_feature_nobody_provides(inputs: Inputs) -> None:
-    inputs.change("recipe.yaml", "    - {column: gender, kind: categorical", "    - {column: mood, kind: categorical")
+    inputs.change(
+        "recipe.yaml", "    - {column: occupation, kind: categorical", "    - {column: mood, kind: categorical"
+    )
     schema = inputs.path("schema.pbtxt")
     schema.write_text(schema.read_text() + 'feature { name: "mood" type: BYTES }\n')
 
@@ -163,8 +165,8 @@ BAD: dict[str, tuple[Break, Sequence[str]]] = {
     ),
     "no column": (replaced("items.csv", "genres", "genre"), ["items.csv", "'genres'", "did you mean 'genre'"]),
     "the query tower would see the item": (
-        replaced("recipe.yaml", "{column: gender, kind: categorical}", "{column: title, kind: categorical}"),
-        ["features.query.4.column", "'title'", "items table", "features.candidate"],
+        replaced("recipe.yaml", "{column: occupation, kind: categorical}", "{column: title, kind: categorical}"),
+        ["features.query.5.column", "'title'", "items table", "features.candidate"],
     ),
     "the catalogue would be without a feature": (
         replaced("recipe.yaml", 'genres, kind: multi_value, separator: "|"', "gender, kind: multi_value"),
@@ -185,8 +187,8 @@ BAD: dict[str, tuple[Break, Sequence[str]]] = {
     ),
     "a set without a value": (flags("--set", "model.embedding_dim"), ["--set model.embedding_dim", "key=value"]),
     "a feature of a misspelt column": (
-        replaced("recipe.yaml", "column: gender", "column: gendr"),
-        ["recipe.yaml", "features.query.4.column: no column 'gendr' in schema.pbtxt", "did you mean 'gender'"],
+        replaced("recipe.yaml", "column: occupation", "column: ocupation"),
+        ["recipe.yaml", "features.query.5.column: no column 'ocupation' in schema.pbtxt", "did you mean 'occupation'"],
     ),
     "a feature nobody provides": (a_feature_nobody_provides, ["'mood'", "interactions.csv", "users.csv"]),
     "no recipe": (removed("recipe.yaml"), ["recipe.yaml", "no recipe"]),
@@ -255,7 +257,7 @@ def test_bad_input_is_told_before_tensorflow_starts(inputs: Inputs) -> None:
 def test_check_says_that_all_is_well(inputs: Inputs) -> None:
     done = tandem("check", inputs.schema_dir, "--data", inputs.data)
     assert done.returncode == 0, done.stderr
-    assert "'movielens'" in done.stdout and "8 features" in done.stdout and "2 gates" in done.stdout
+    assert "'movielens'" in done.stdout and "10 features" in done.stdout and "2 gates" in done.stdout
     assert done.stderr == ""
 
 

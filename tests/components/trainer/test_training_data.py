@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from components.trainer.batches import batches
 from components.trainer.model import damped_means
-from components.trainer.training import batches
 from components.trainer.training_data import TrainingData, index_count, read_training_data
 
 World = Any
@@ -144,3 +144,66 @@ def test_damped_means_are_koren_s_baseline(data: TrainingData) -> None:
         ]
         assert user_bias[user] == pytest.approx(sum(rest) / (10 + len(rest)), abs=1e-6)
     assert user_bias[0] == item_bias[0] == 0
+
+
+# --- the validation slice ---------------------------------------------------------------------------------------------
+
+
+def pairs(data: TrainingData) -> Counter[tuple[int, int]]:
+    return Counter(zip(data.items.tolist(), data.times.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["random", "latest"])
+def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost(data: TrainingData, kind: str) -> None:
+    fit, validation = data.hold_out(0.2, kind, seed=1)  # type: ignore[arg-type]
+    assert len(validation.labels) == round(0.2 * len(data.labels))
+    assert pairs(fit) + pairs(validation) == pairs(data)
+    for half in (fit, validation):
+        assert all(len(values) == len(half.labels) for values in (*half.query.values(), half.positive))
+
+
+def test_the_latest_are_held_out(data: TrainingData) -> None:
+    fit, validation = data.hold_out(0.2, "latest", seed=1)
+    assert fit.times.max() <= validation.times.min()
+
+
+def test_another_seed_holds_out_other_rows(data: TrainingData) -> None:
+    chosen = [pairs(data.hold_out(0.2, "random", seed=seed)[1]) for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_users_who_are_held_out_whole_become_strangers(data: TrainingData) -> None:
+    fit, validation = data.hold_out(0.9, "random", seed=3)
+    known = set(fit.users.tolist())
+    assert not set(data.users.tolist()) <= known
+    assert set(validation.users.tolist()) <= known | {0}
+    assert 0 in validation.users
+
+
+def test_no_history_holds_what_is_held_out(world: World) -> None:
+    history = {"column": "item", "kind": "history", "order": "any"}
+    recipe = world.recipe(features={"query": [*world.recipe().model_dump()["features"]["query"], history]})
+    data = world.data(recipe)
+    fit, validation = data.hold_out(0.3, "random", seed=5)
+    trained = set(zip(fit.users.tolist(), fit.items.tolist(), strict=True))
+    assert fit.histories is validation.histories
+    for user in range(data.user_count + 1):
+        own = fit.histories.items[fit.histories.starts[user] : fit.histories.starts[user + 1]]
+        assert {(user, item) for item in own.tolist()} == {pair for pair in trained if pair[0] == user}
+    windows = validation.query["item_history"]
+    assert (windows[:, 2] == -1).all()
+    assert (windows[:, 1] - windows[:, 0] == np.diff(fit.histories.starts)[validation.users]).all()
+
+
+def test_a_slice_that_leaves_nothing_is_refused(data: TrainingData) -> None:
+    with pytest.raises(ValueError, match=r"fraction is 0\.0001, which keeps 0 of"):
+        data.hold_out(0.0001, "random", seed=1)
+
+
+def test_recent_interactions_weigh_more(data: TrainingData) -> None:
+    (batch,) = batches(data, len(data.labels), seed=1, recency_half_life_days=2.0)
+    (plain,) = batches(data, len(data.labels), seed=1)
+    assert "weight" not in plain
+    assert float(tf.reduce_max(batch["weight"])) == 1.0
+    age = np.sort((data.times.max() - data.times) / 86_400)
+    np.testing.assert_allclose(np.sort(batch["weight"].numpy())[::-1], 0.5 ** (age / 2), rtol=1e-5)

@@ -1,0 +1,57 @@
+"""Training data as shuffled batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from components.trainer.history import HistoryBatches
+from components.trainer.training_data import TrainingData
+
+SECONDS_A_DAY = 86_400
+
+
+def batches(
+    data: TrainingData, batch_size: int, seed: int, *, recency_half_life_days: float | None = None
+) -> tf.data.Dataset:
+    """Shuffled batches in a new order every epoch.
+
+    Args:
+        data: The interactions.
+        batch_size: Interactions a batch.
+        seed: Of the order.
+        recency_half_life_days: Where given, how much older than the latest interaction one must be to weigh half.
+
+    Returns:
+        Query features by name (the history as `HistoryEmbedding` takes it), `item` int64 [batch], `label` float32
+        [batch] and, where the data has sampled negatives, `positive` bool [batch], and with a half-life `weight`
+        float32 [batch], 1 for the latest interaction.
+    """
+    columns = {name: tf.constant(values) for name, values in data.query.items()}
+    columns["item"] = tf.constant(data.items)
+    columns["label"] = tf.constant(data.labels)
+    if data.has_negatives:
+        columns["positive"] = tf.constant(data.positive)
+    if recency_half_life_days is not None:
+        age = (data.times.max() - data.times) / SECONDS_A_DAY
+        columns["weight"] = tf.constant(np.exp2(-age / recency_half_life_days).astype(np.float32))
+    history = data.history.name if data.history is not None else ""
+    histories = HistoryBatches(data.histories) if history else None
+
+    def gather(chosen: tf.Tensor) -> dict[str, Any]:
+        batch = {name: tf.gather(values, chosen) for name, values in columns.items()}
+        if histories is not None:
+            batch[history] = histories(batch[data.user_feature], batch[history])
+        return batch
+
+    rows = len(data.labels)
+    # Row numbers are shuffled and rows gathered a batch at a time: much cheaper than shuffling rows one by one.
+    return (
+        tf.data.Dataset.range(rows)
+        .shuffle(rows, seed=seed, reshuffle_each_iteration=True)
+        .batch(batch_size)
+        .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
