@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import os
 import re
 import time
@@ -40,10 +41,12 @@ const ground = (element) => {
 const bad = [];
 for (const element of document.querySelectorAll("body *")) {
   const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-  if (!own || !element.getClientRects().length || ["SCRIPT", "TITLE", "DESC"].includes(element.tagName.toUpperCase())) continue;
+  const silent = ["SCRIPT", "TITLE", "DESC"].includes(element.tagName.toUpperCase());
+  if (!own || silent || !element.getClientRects().length) continue;
   const style = getComputedStyle(element);
   const isSvg = element instanceof SVGElement;
-  const a = luminance(rgb(isSvg ? style.fill : style.color)), b = luminance(ground(isSvg ? element.closest("svg").parentElement : element));
+  const a = luminance(rgb(isSvg ? style.fill : style.color));
+  const b = luminance(ground(isSvg ? element.closest("svg").parentElement : element));
   const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   if (ratio < 4.5) bad.push(`${element.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
 }
@@ -57,7 +60,8 @@ for (const element of document.querySelectorAll("body *")) {
   const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
   if (!own || !element.getClientRects().length || element.tagName === "SCRIPT") continue;
   const svg = element.closest("svg");
-  const scale = svg && svg.viewBox.baseVal && svg.viewBox.baseVal.width ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+  const inside = svg?.viewBox.baseVal?.width;
+  const scale = inside ? svg.getBoundingClientRect().width / inside : 1;
   const size = parseFloat(getComputedStyle(element).fontSize) * scale;
   if (size < 11.5) small.push(`${element.textContent.trim().slice(0, 40)}: ${size.toFixed(1)}`);
 }
@@ -72,7 +76,8 @@ for (const svg of document.querySelectorAll(".plot svg.main-svg, svg.dag")) {
   for (const text of svg.querySelectorAll("text")) {
     const box = text.getBoundingClientRect();
     if (!box.width || !text.textContent.trim()) continue;
-    if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+    const out = box.left < frame.left - 1 || box.right > frame.right + 1;
+    if (out || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
       clipped.push(`${svg.parentElement.closest("figure")?.id || "dag"}: ${text.textContent}`);
   }
 }
@@ -85,7 +90,8 @@ const width = document.documentElement.clientWidth;
 const wide = [...document.querySelectorAll("body *")].filter((element) =>
   element.getClientRects().length && element.getBoundingClientRect().right > width + 1
   && !element.closest(".scroll, nav ul, .skip, svg, pre"));
-return [document.documentElement.scrollWidth > width ? "the page" : "", ...wide.map((e) => e.outerHTML.slice(0, 80))].filter(Boolean);
+const page = document.documentElement.scrollWidth > width ? ["the page"] : [];
+return [...page, ...wide.map((element) => element.outerHTML.slice(0, 80))];
 """
 
 # Plotly colours the text of a chart as the layout says.
@@ -150,7 +156,8 @@ def test_every_section_and_chart_is_there_and_readable(report: Any, browser: Bro
     assert browser.console() == []
     assert browser.run("return document.documentElement.dataset.drawn") == "yes"
     sections = browser.run(
-        "return [...document.querySelectorAll('main > section')].map((one) => [one.id, one.querySelector('h2').innerText])"
+        "return [...document.querySelectorAll('main > section')]"
+        ".map((one) => [one.id, one.querySelector('h2').innerText])"
     )
     assert [id_ for id_, _ in sections] == list(SECTIONS) and all(title for _, title in sections)
     drawn = browser.run(
@@ -195,7 +202,7 @@ def test_it_can_be_read_without_seeing_it(report: Any, browser: Browser) -> None
     browser.open(report.path)
     levels = browser.run("return [...document.querySelectorAll('h1,h2,h3,h4')].map((one) => Number(one.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     for selector, missing in {
         "html": ":not([lang])",
         "[role=img], [role=region]": ":not([aria-label]):not([aria-labelledby])",
@@ -236,7 +243,8 @@ def test_it_says_what_the_run_measured_and_did(report: Any, first_run: Any, brow
 def test_the_charts_have_their_numbers_as_tables(report: Any, browser: Browser, first_run: Any) -> None:
     browser.open(report.path)
     rows = browser.run(
-        "return [...document.querySelectorAll('#chart-ratings tbody tr')].map((row) => [...row.cells].map((c) => c.textContent))"
+        "return [...document.querySelectorAll('#chart-ratings tbody tr')]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     assert sum(float(row[1].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.5)
