@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -54,7 +54,7 @@ class ShownItem:
 
     item_id: str
     display: tuple[str, ...]
-    """Values of the recipe's display columns."""
+    """Values of the recipe's display columns, as far as the item has some."""
     rating: float
     """What the user gave, or what the model predicts."""
     chosen: bool = False
@@ -124,7 +124,7 @@ def read_display(
     for serialized in _records(uri, "catalogue").batch(_BATCH):
         rows = {name: values.numpy() for name, values in tf.io.parse_example(serialized, spec).items()}
         for place, item in enumerate(rows[columns["item_id"]]):
-            found[item] = tuple(_text(rows[name][place]) for name in display)
+            found[item] = _shown(rows[name][place] for name in display)
     return found
 
 
@@ -135,7 +135,14 @@ def _records(uri: str, split: str) -> tf.data.Dataset:
 
 
 def _default(column_type: str) -> str | int | float:
-    return "" if column_type == "BYTES" else 0 if column_type == "INT" else float("nan")
+    """What stands for a missing value."""
+    return "" if column_type == "BYTES" else np.iinfo(np.int64).min if column_type == "INT" else float("nan")
+
+
+def _shown(cells: Iterable[Any]) -> tuple[str, ...]:
+    """The values that are there."""
+    missing = (b"", np.iinfo(np.int64).min)
+    return tuple(_text(cell) for cell in cells if cell == cell and cell not in missing)
 
 
 def _text(cell: Any) -> str:
@@ -297,7 +304,7 @@ def _recommended(
     for rank, item in enumerate(items[:RECOMMENDED_SHOWN]):
         yield ShownItem(
             item_id=item.decode("utf-8", "replace"),
-            display=tuple(_text(answer[name][place][rank]) for name in display_columns),
+            display=_shown(answer[name][place][rank] for name in display_columns),
             rating=float(answer["ratings"][place][rank]),
             chosen=item in really,
         )
