@@ -47,6 +47,10 @@ Preset = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+Touched = Annotated[
+    list[str] | None,
+    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
+]
 
 
 @app.command()
@@ -216,6 +220,7 @@ def serve(
 def recommend(
     user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -224,7 +229,7 @@ def recommend(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k)
+        answer = client.recommend(user, k=k, history=history or None)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
@@ -239,6 +244,7 @@ def recommend(
 def rate(
     user: Annotated[str, typer.Option(help="User id.")],
     item: Annotated[str, typer.Option(help="Item id.")],
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -247,7 +253,7 @@ def rate(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        rating = client.rate(user, item)
+        rating = client.rate(user, item, history=history or None)
     if as_json:
         print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
     else:

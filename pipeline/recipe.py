@@ -565,9 +565,9 @@ class Layers(Section):
     cross_rank: PositiveInt | None = None
     """Width of the low-rank factors of each cross layer's matrix; left out, the matrix is full."""
     dropout: Share = 0.0
-    """Part of the inputs of each layer, and of the first one's, that training leaves out at random."""
+    """Part of what enters each layer that training leaves out at random; where there is no layer, of what comes out."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared layer weights in the loss."""
+    """Weight of the sum of the squared layer weights in the loss; embeddings and biases are not among them."""
 
 
 class Tower(Layers):
@@ -576,33 +576,50 @@ class Tower(Layers):
     features: tuple[str, ...] | None = None
     """Names of the features it looks at, each `COLUMN_KIND` of the tower's side; left out, all of them."""
     combine: Literal["concat", "sum"] = "concat"
-    """How the features' embeddings meet: side by side, or added up."""
+    """How the features' embeddings meet: side by side, or added up. A normalised number is one number side by side, and
+    in a sum it is multiplied with a learned vector."""
     projection: bool = True
     """A last linear layer to the output's width. Without it, what comes before it must have that width."""
     embedding_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared embeddings of a batch, per row, in the loss."""
+    """Weight of the squared embeddings in the loss: summed over a row's features, averaged over the batch's rows."""
 
 
 class RatingHead(Layers):
     """Predicts the label: global mean + user bias + item bias + what `kind` adds."""
 
     kind: Literal["dot", "mlp"] = "dot"
-    """`dot`: product of a user's and an item's factors; `mlp`: `layers` over both sides' vectors side by side."""
+    """`dot`: product of a user's and an item's factors; `mlp`: cross layers, `layers` and a linear one over both sides'
+    vectors side by side."""
     layers: tuple[PositiveInt, ...] = (256, 128)
     """Units of the hidden layers of `mlp`; none is a single linear layer."""
     dimension: PositiveInt = 32
-    """Number of factors of `dot`, and width of the head's own towers."""
+    """Number of factors of `dot`, and width of the embeddings and vectors of the head's own towers."""
     inputs: Literal["shared", "own", "both"] = "shared"
-    """What the head looks at: the retrieval towers' vectors, towers of its own, or both (factors are added up)."""
+    """What the head looks at: the retrieval towers' vectors (projected to `dimension` for `dot`), towers of its own, or
+    both, which `dot` adds up and `mlp` takes side by side."""
     query_tower: Tower = Tower(combine="sum", projection=False)
     """The head's own query tower, where `inputs` is `own` or `both`."""
     candidate_tower: Tower = Tower(combine="sum", projection=False)
     """The head's own candidate tower, where `inputs` is `own` or `both`."""
+    linear: bool = False
+    """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
+    a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
+    factor_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
     bias_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared changes of the user and item biases of a batch, per row, in the loss."""
+    """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
+
+    @pydantic.model_validator(mode="after")
+    def _crosses_what_lies_side_by_side(self) -> RatingHead:
+        if self.kind == "dot" and self.cross_layers:
+            raise ValueError(
+                f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
+                "layers to a tower"
+            )
+        return self
 
 
 class RetrievalLoss(Section):
@@ -610,9 +627,11 @@ class RetrievalLoss(Section):
 
     candidates: Literal["batch", "catalogue"] = "batch"
     """The other items: those of the batch (`tfrs.tasks.Retrieval`), or the whole catalogue, which is exact, and
-    cheaper as well where the catalogue is not much larger than a batch."""
+    cheaper as well where the catalogue is not much larger than a batch. Correction and accidental hits are matters of a
+    batch only."""
     log_q_correction: bool = True
-    """Subtracts the log of how often an item comes up as a negative (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
+    """Subtracts the log of how often an item comes up as a candidate (Yi et al. 2019, doi:10.1145/3298689.3346996),
+    from the batch's rows and the uniform draws together."""
     remove_accidental_hits: bool = True
     """A copy of the true item elsewhere among the candidates does not count as a negative."""
     uniform_negatives: Annotated[int, Field(ge=0)] = 0
@@ -621,11 +640,20 @@ class RetrievalLoss(Section):
     hard_negatives: PositiveInt | None = None
     """Only this many negatives of each row count, those with the highest scores; left out, all of them."""
     item_bias: bool = True
-    """A bias of each item that starts at the log of its share of train."""
+    """A bias of each item that starts at the log of its share of train. It is added after the temperature."""
     normalize: bool = False
-    """Both towers' vectors get length 1 before they meet."""
+    """Both towers' vectors get length 1 before they meet; the rating head looks at them as they were."""
     temperature: PositiveFloat = 1.0
     """Divides the products of the vectors; normalised ones want about 0.05."""
+
+    @pydantic.model_validator(mode="after")
+    def _draws_what_is_not_there(self) -> RetrievalLoss:
+        if self.candidates == "catalogue" and self.uniform_negatives:
+            raise ValueError(
+                f"uniform_negatives is {self.uniform_negatives}, but with candidates: catalogue every item is a "
+                "candidate already; drop uniform_negatives, or write candidates: batch"
+            )
+        return self
 
 
 class Model(Section):
@@ -641,17 +669,17 @@ class Model(Section):
     retrieval: RetrievalLoss = RetrievalLoss()
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """Whether the tasks' weights stay as they are, or start there and are learned with the noise of each task
-    (Kendall et al. 2018, arXiv:1705.07115)."""
+    (Kendall et al. 2018, arXiv:1705.07115). The penalties (`l2` and the like) are not weighted."""
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the retrieval task's loss; 0 leaves the task out."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the rating task's loss; 0 leaves the task out."""
     id_dropout: Share = 0.1
-    """How often training hides an id, so that unknown users and items get an average answer."""
+    """How often training hides an id from a tower, so that unknown users and items get an average answer."""
     stranger_dropout: Share = 0.0
     """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared tower outputs in the loss."""
+    """Weight of the squared outputs of the retrieval towers in the loss, averaged over numbers and rows."""
 
     @property
     def vector_dim(self) -> int:
@@ -696,6 +724,16 @@ class Optimizer(Section):
     """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
     average. Left out, the weights are the last ones."""
     lookahead: Lookahead | None = None
+    """Left out, the optimizer's own steps are the weights."""
+
+    @pydantic.model_validator(mode="after")
+    def _decays_what_it_can(self) -> Optimizer:
+        if self.weight_decay and self.kind not in ("adamw", "radam"):
+            raise ValueError(
+                f"weight_decay is {self.weight_decay:g}, which {self.kind} knows nothing of; use adamw or radam, or "
+                "embedding_l2 and l2 of the towers"
+            )
+        return self
 
 
 class Validation(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.model import damped_means
+from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData
 
 

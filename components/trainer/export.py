@@ -12,6 +12,10 @@ pipeline and serving:
     rate                        user_id string [B], item_id string [B], other query columns optional
                                 -> rating float [B]
 
+Where the recipe has a history feature, `recommend` and `rate` also take `history` string [B, L], optional and padded
+with '': item ids in order of time that count on top of the history the model remembers of a known user, and are all
+there is of a stranger's. They are not recommended either; ids that are unknown do not count.
+
 Optional inputs have a default in the signature (TensorFlow Serving fills it in) that means "not given": '' for strings,
 the smallest int64, NaN. What is not given is what the model remembers of the user's latest training interaction; the
 time is the latest in train. Unknown users and items are index 0, the average that id dropout taught the model.
@@ -22,7 +26,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,9 +35,11 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from components.trainer.baselines import Baselines
-from components.trainer.model import TwoTaskRecommender, scope_name
+from components.trainer.history import whole_histories
+from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.towers import scope_name
 from components.trainer.training_data import Arrays, TrainingData, id_feature
-from pipeline.recipe import TrainerRecipe, column_types
+from pipeline.recipe import HISTORY_INPUT, TrainerRecipe, column_types
 
 SERVING_DEFAULT = "serving_default"
 EVALUATE = "evaluate"
@@ -53,6 +59,16 @@ WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 WARMUP_BATCHES = (1, 8)
 
 Signature = Callable[..., dict[str, tf.Tensor]]
+
+
+class _Asked(NamedTuple):
+    """B requests."""
+
+    user: tf.Tensor
+    """int64 [B]: vocabulary indices."""
+    query: Encoded
+    seen: tf.RaggedTensor
+    """int64 [B, items]: what each user has interacted with, in train and in the history of the request."""
 
 
 class ServedRecommender(tf.Module):
@@ -78,7 +94,8 @@ class ServedRecommender(tf.Module):
         super().__init__(name="tandem")
         columns = recipe.columns
         self._columns = columns
-        self._query_features = recipe.features.query
+        self._query_features = recipe.features.for_transform().query
+        self._history = recipe.features.history
         self._user_feature = data.user_feature
         self._item_feature = id_feature(recipe.features.candidate, columns.item_id).name
         self._types = column_types(schema)
@@ -88,16 +105,16 @@ class ServedRecommender(tf.Module):
         self._exclude_seen = recipe.serving.exclude_seen
 
         self._transform = transform_output.transform_features_layer()
-        self._query_tower = model.query_tower
-        self._rating_head = model.rating_head
-        self._retrieval_query = model.retrieval_query
+        self._encode_query = model.encode_query
+        self._predict_ratings = model.predict_ratings
+        # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
+        self._weights = [*model.query_tower.variables, *model.rating_head.variables]
 
-        every = tf.range(data.item_count + 1, dtype=tf.int64)
-        candidates = model.embed_items(every)
-        # [dimension + 1, N]: this way round the product with the queries needs no transposition. Unknown is left out.
-        factors = tf.transpose(model.retrieval_candidates(every, candidates)[1:])
-        self._candidates = tf.Variable(candidates, trainable=False, name="candidates")
-        self._factors = tf.Variable(factors, trainable=False, name="factors")
+        items = model.encode_items(tf.range(data.item_count + 1, dtype=tf.int64))
+        # [D, N]: this way round the product with the queries needs no transposition. Unknown is left out.
+        self._candidates = tf.Variable(tf.transpose(items.retrieval[1:]), trainable=False, name="factors")
+        self._item_rating = tf.Variable(items.rating, trainable=False, name="item_rating")
+        self._item_bias = tf.Variable(items.bias, trainable=False, name="item_bias")
         vocabulary = transform_output.vocabulary_by_name(self._item_feature)
         self._item_ids = tf.constant([b"", *vocabulary])
         self._display = {name: tf.constant(values) for name, values in data.display.items()}
@@ -105,9 +122,11 @@ class ServedRecommender(tf.Module):
             name: tf.Variable(values, trainable=False, name=f"remembered_{scope_name(name)}")
             for name, values in _latest_query_features(data, recipe).items()
         }
-        values, starts = _seen_items(data)
-        self._seen_items = tf.Variable(values, trainable=False, name="seen_items")
-        self._seen_starts = tf.Variable(starts, trainable=False, name="seen_starts")
+        self._seen_items = tf.Variable(data.histories.items, trainable=False, name="seen_items")
+        self._seen_starts = tf.Variable(data.histories.starts, trainable=False, name="seen_starts")
+        if self._history is not None:
+            deviations = data.histories.deviations
+            self._seen_deviations = tf.Variable(deviations, trainable=False, name="seen_deviations")
         self._baselines = Baselines(data)
 
     def signatures(self) -> dict[str, Any]:
@@ -133,6 +152,9 @@ class ServedRecommender(tf.Module):
             default = tf.constant([_NOT_GIVEN[self._types[column]]], dtype)
             parameters.append(inspect.Parameter(column, kind, default=default))
             specs.append(tf.TensorSpec([None], dtype, name=column))
+        if self._history is not None:
+            parameters.append(inspect.Parameter(HISTORY_INPUT, kind, default=tf.constant([[""]])))
+            specs.append(tf.TensorSpec([None, None], tf.string, name=HISTORY_INPUT))
 
         def signature(*args: tf.Tensor, **kwargs: tf.Tensor) -> dict[str, tf.Tensor]:
             given = dict(zip((parameter.name for parameter in parameters), args, strict=False)) | kwargs
@@ -142,11 +164,9 @@ class ServedRecommender(tf.Module):
         return tf.function(signature, input_signature=specs)
 
     def _recommend(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        user, query = self._embed(self._raw(user_id, context))
-        items, best = self._best(self._scores(query), user, self._k)
-        ratings = self._rating(
-            tf.repeat(user[:, None], self._k, axis=1), items, tf.repeat(query[:, None, :], self._k, axis=1)
-        )
+        asked = self._encode(self._raw(user_id, context), context.get(HISTORY_INPUT))
+        items, best = self._best(self._scores(asked.query), asked.seen, self._k)
+        ratings = self._rating(Encoded(*(tf.expand_dims(part, axis=1) for part in asked.query)), items)
         return {
             "item_ids": tf.gather(self._item_ids, items),
             "scores": best,
@@ -155,8 +175,8 @@ class ServedRecommender(tf.Module):
         }
 
     def _rate(self, user_id: tf.Tensor, item_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        user, query = self._embed(self._raw(user_id, context))
-        return {"rating": self._rating(user, self._item_indices(_sparse(item_id, "")), query)}
+        asked = self._encode(self._raw(user_id, context), context.get(HISTORY_INPUT))
+        return {"rating": self._rating(asked.query, self._item_indices(_sparse(item_id, "")))}
 
     def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         """What the Evaluator needs to know of each example, for the model and for the baselines beside it.
@@ -187,44 +207,44 @@ class ServedRecommender(tf.Module):
         spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
         raw = tf.io.parse_example(examples, spec)
         item = self._item_indices(raw.pop(self._columns.item_id))
-        user, query = self._embed(raw)
-        scores = self._scores(query)
+        asked = self._encode(raw)
+        scores = self._scores(asked.query)
         # Not-a-number compares false with everything and would win every comparison.
         counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
         true = tf.gather(scores, tf.maximum(item - 1, 0), batch_dims=1)
-        answer = {"rating": self._rating(user, item, query)}
-        for suffix, candidates in (("", scores), ("_unseen", self._without_seen(scores, user))):
+        answer = {"rating": self._rating(asked.query, item)}
+        for suffix, candidates in (("", scores), ("_unseen", self._without_seen(scores, asked.seen))):
             rank = tf.where(counts, _rank(candidates, true, item), -1)
             answer[f"rank{suffix}"] = rank
             for k in TOP_K:
                 answer[f"top_{k}{suffix}_hit"] = tf.cast(tf.logical_and(rank >= 0, rank < k), tf.float32)
-        popular = tf.repeat(self._baselines.scores()[None, :], tf.size(user), axis=0)
+        popular = tf.repeat(self._baselines.scores()[None, :], tf.size(item), axis=0)
         for prefix, candidates in (("", scores), ("popularity_", popular)):
-            items, _ = self._best(candidates, user, LIST_LENGTH)
+            items, _ = self._best(candidates, asked.seen, LIST_LENGTH)
             answer[f"{prefix}top_{LIST_LENGTH}_items"] = items
             answer[f"{prefix}top_{LIST_LENGTH}_popularity"] = self._baselines.log_popularity(items)
-        popularity_rank, popularity_rank_unseen = self._baselines.rank(item, self._seen(user))
+        popularity_rank, popularity_rank_unseen = self._baselines.rank(item, asked.seen)
         ids = tf.RaggedTensor.from_sparse(raw[self._columns.user_id]).to_tensor("", shape=[None, 1])
         return {
             **answer,
-            "mean_rating": self._within_bounds(self._baselines.rating(user, item)),
+            "mean_rating": self._within_bounds(self._baselines.rating(asked.user, item)),
             "popularity_rank": popularity_rank,
             "popularity_rank_unseen": popularity_rank_unseen,
             "user_id": tf.squeeze(ids, axis=1),
-            **self._baselines.familiarity(user, item),
+            **self._baselines.familiarity(asked.user, item),
             "catalogue_size": tf.fill(tf.shape(item), tf.shape(scores, tf.int64)[1]),
         }
 
     def _raw(self, user_id: tf.Tensor, context: Mapping[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
         """Dense inputs [B] (or [1] for all rows) as sparse columns [B, 1]; what is not given is absent."""
         raw = {self._columns.user_id: _sparse(user_id, "")}
-        for column, values in context.items():
-            values = tf.broadcast_to(values, tf.shape(user_id))
+        for column in self._query_columns:
+            values = tf.broadcast_to(context[column], tf.shape(user_id))
             raw[column] = _sparse(values, _NOT_GIVEN[self._types[column]])
         return raw
 
-    def _embed(self, raw: Mapping[str, tf.SparseTensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """User index int64 [B] and query vector float32 [B, dimension] of raw query columns."""
+    def _encode(self, raw: Mapping[str, tf.SparseTensor], history: tf.Tensor | None = None) -> _Asked:
+        """Raw query columns, and item ids string [B, L] or [1, L] on top of what the model remembers, encoded."""
         transformed = self._transform(dict(raw))
         user = transformed[self._user_feature]
         features = {}
@@ -236,23 +256,40 @@ class ServedRecommender(tf.Module):
                 given = _is_given(raw[feature.column])
                 values = _choose(given, values, tf.gather(self._remembered[feature.name].read_value(), user))
             features[feature.name] = values
-        return user, self._query_tower(features)
+        seen = self._of_users(self._seen_items, user)
+        if self._history is None:
+            return _Asked(user, self._encode_query(features), seen)
+        latest = slice(-self._history.max_length, None)
+        items, deviations = seen[:, latest], self._of_users(self._seen_deviations, user)[:, latest]
+        if history is not None:
+            touched = self._touched(tf.broadcast_to(history, [tf.size(user), tf.shape(history)[1]]))
+            seen, items = tf.concat([seen, touched], axis=1), tf.concat([items, touched], axis=1)
+            deviations = tf.concat([deviations, tf.zeros_like(touched, tf.float32)], axis=1)
+        features[self._history.name] = whole_histories(items, deviations)
+        return _Asked(user, self._encode_query(features), seen)
+
+    def _touched(self, history: tf.Tensor) -> tf.RaggedTensor:
+        """Item ids string [B, L] to the indices int64 [B, None] of those that are known."""
+        rows, columns = tf.shape(history)[0], tf.shape(history)[1]
+        indices = self._item_indices(_sparse(tf.reshape(history, [-1]), ""))
+        indices = tf.reshape(indices, [rows, columns])
+        return tf.ragged.boolean_mask(indices, indices > 0)
 
     def _item_indices(self, raw: tf.SparseTensor) -> tf.Tensor:
         return self._transform({self._columns.item_id: raw})[self._item_feature]
 
-    def _scores(self, query: tf.Tensor) -> tf.Tensor:
+    def _scores(self, query: Encoded) -> tf.Tensor:
         """Retrieval scores of the whole catalogue, [B, N], in vocabulary order."""
-        return tf.matmul(self._retrieval_query(query), self._factors.read_value())
+        return tf.matmul(query.retrieval, self._candidates.read_value())
 
-    def _best(self, scores: tf.Tensor, user: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _best(self, scores: tf.Tensor, seen: tf.RaggedTensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The items with the highest scores, seen ones left out where the recipe says so.
 
         Returns:
             Item indices int64 [B, k], best first, padded with 0; and their scores float32 [B, k].
         """
         if self._exclude_seen:
-            scores = self._without_seen(scores, user)
+            scores = self._without_seen(scores, seen)
         count = min(k, int(self._item_ids.shape[0]) - 1)
         best, positions = tf.math.top_k(scores, k=count)
         found = best > scores.dtype.min
@@ -260,21 +297,23 @@ class ServedRecommender(tf.Module):
         padding = [[0, 0], [0, k - count]]
         return tf.pad(items, padding), tf.pad(tf.where(found, best, tf.zeros_like(best)), padding)
 
-    def _seen(self, user: tf.Tensor) -> tf.RaggedTensor:
-        """Item indices int64 [B, items] of each user's training interactions."""
-        history = tf.RaggedTensor.from_row_splits(
-            self._seen_items.read_value(), self._seen_starts.read_value(), validate=False
-        )
-        return tf.gather(history, user)
+    def _of_users(self, values: tf.Variable, user: tf.Tensor) -> tf.RaggedTensor:
+        """What `values` have for each user's training interactions, [B, items], in order of time."""
+        every = tf.RaggedTensor.from_row_splits(values.read_value(), self._seen_starts.read_value(), validate=False)
+        return tf.gather(every, user)
 
-    def _without_seen(self, scores: tf.Tensor, user: tf.Tensor) -> tf.Tensor:
-        seen = self._seen(user)
+    def _without_seen(self, scores: tf.Tensor, seen: tf.RaggedTensor) -> tf.Tensor:
         places = tf.stack([seen.value_rowids(), seen.flat_values - 1], axis=1)
         lowest = tf.fill([tf.shape(places)[0]], scores.dtype.min)
         return tf.tensor_scatter_nd_min(scores, places, lowest)
 
-    def _rating(self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        return self._within_bounds(self._rating_head(user, item, query, tf.gather(self._candidates.read_value(), item)))
+    def _rating(self, query: Encoded, item: tf.Tensor) -> tf.Tensor:
+        encoded = Encoded(
+            retrieval=None,
+            rating=tf.gather(self._item_rating.read_value(), item),
+            bias=tf.gather(self._item_bias.read_value(), item),
+        )
+        return self._within_bounds(self._predict_ratings(query, encoded))
 
     def _within_bounds(self, rating: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(rating, *self._bounds) if self._bounds else rating
@@ -356,7 +395,7 @@ def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
     happened = np.flatnonzero(data.positive)
     order = happened[np.argsort(data.times[happened], kind="stable")]
     latest: Arrays = {}
-    for feature in recipe.features.query:
+    for feature in recipe.features.for_transform().query:
         if feature.name == data.user_feature:
             continue
         values = data.query[feature.name]
@@ -367,14 +406,3 @@ def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:
             latest[feature.name][data.users[order]] = values[order]
             latest[feature.name][0] = 0
     return latest
-
-
-def _seen_items(data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices of every user's training interactions, by user, and where each of the U + 1 users' items start.
-
-    Sampled negatives are left out: the user has not seen them.
-    """
-    pairs = np.unique(np.stack([data.users, data.items], axis=1)[data.positive], axis=0)
-    pairs = pairs[pairs[:, 0] > 0]
-    starts = np.searchsorted(pairs[:, 0], np.arange(data.user_count + 2))
-    return pairs[:, 1].astype(np.int64), starts.astype(np.int64)

@@ -141,15 +141,24 @@ class HistoryEmbedding(tf.keras.layers.Layer):
     it is there, `hidden` bool [batch], the rows whose history counts as empty. Item 0, unknown, does not count.
     """
 
-    def __init__(self, feature: History, item_count: int, dimension: int, name: str | None = None) -> None:
+    def __init__(
+        self, feature: History, item_count: int, dimension: int, stddev: float = 0.05, name: str | None = None
+    ) -> None:
+        """
+        Args:
+            feature: The recipe's section.
+            item_count: N, which items are numbered up to.
+            dimension: Width of the vectors.
+            stddev: Of the numbers that embeddings start with.
+            name: Of the layer.
+        """
         super().__init__(name=name)
         self.feature = feature
         self._dimension = dimension
 
         def table() -> tf.keras.layers.Embedding:
-            return tf.keras.layers.Embedding(
-                item_count + 1, dimension, embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=0.05)
-            )
+            initial = tf.keras.initializers.RandomNormal(stddev=stddev)
+            return tf.keras.layers.Embedding(item_count + 1, dimension, embeddings_initializer=initial)
 
         self._table = table()
         self._deviation_table = table() if feature.labels else None

@@ -2,116 +2,73 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tensorflow_transform as tft
 
+from components.trainer.history import whole_histories
+from components.trainer.rating import RatingPredictor
+from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
+from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
 from components.trainer.training_data import TrainingData, index_count
-from pipeline.recipe import AnyFeature, Identifier, Model, MultiValue, Normalized, RatingHead, Text, Tower
-
-# Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
-BIAS_DAMPING = 10.0
+from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
 
-class FeatureEmbedding(tf.keras.layers.Layer):
-    """One transformed feature as a vector.
+class Encoded(NamedTuple):
+    """One side of the model, a user's request or an item, as both tasks take it."""
 
-    Index features [batch] give [batch, dimension]; several indices a row [batch, values] give the mean over the known
-    ones; normalised numbers [batch] give [batch, 1].
+    retrieval: tf.Tensor
+    """float32 [..., D]: the product of a query's and an item's is the retrieval score."""
+    rating: tf.Tensor
+    """float32 [..., r]: the rating head's side of it."""
+    bias: tf.Tensor
+    """float32 [...]: the user's rating bias, or the mean rating with the item's."""
+
+
+class _Side(NamedTuple):
+    """One side while training."""
+
+    encoded: Encoded
+    penalty: tf.Tensor
+    """float32 [batch]: what the row adds to the loss for the sake of regularisation."""
+
+
+class TaskWeights(tf.keras.layers.Layer):
+    """Learned weights of both losses (Kendall et al. 2018, arXiv:1705.07115).
+
+    With s the log of a task's noise variance, the softmax loss L counts as exp(-s) L + s / 2 and the squared error as
+    exp(-s) L / 2 + s / 2. Each s starts where its loss has the weight that the recipe gives it.
     """
 
-    def __init__(self, feature: AnyFeature, count: int, dimension: int, id_dropout: float) -> None:
-        super().__init__(name=scope_name(feature.name))
-        self.feature = feature
-        self._id_dropout = id_dropout if isinstance(feature, Identifier) else 0.0
-        self._table = None
-        if not isinstance(feature, Normalized):
-            self._table = tf.keras.layers.Embedding(
-                count, dimension, embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=0.05)
+    def __init__(self, retrieval_weight: float, rating_weight: float) -> None:
+        """A task with the weight 0 has no variance and must not be asked for."""
+        super().__init__(name="task_weights", dtype="float32")
+        self._factors = {"retrieval": 1.0, "rating": 0.5}
+        self._log_variances = {
+            task: self.add_weight(
+                name=f"{task}_log_variance",
+                shape=(),
+                initializer=tf.constant_initializer(-math.log(weight / self._factors[task])),
             )
+            for task, weight in (("retrieval", retrieval_weight), ("rating", rating_weight))
+            if weight
+        }
 
-    def call(self, values: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if self._table is None:
-            return tf.expand_dims(values, axis=1)
-        if training and self._id_dropout:
-            hidden = tf.random.uniform(tf.shape(values)) < self._id_dropout
-            values = tf.where(hidden, tf.zeros_like(values), values)
-        vectors = self._table(values)
-        if isinstance(self.feature, Text | MultiValue):
-            known = tf.expand_dims(tf.cast(values > 0, vectors.dtype), axis=-1)
-            vectors = tf.reduce_sum(vectors * known, axis=1) / tf.maximum(tf.reduce_sum(known, axis=1), 1.0)
-        return vectors
-
-
-class FeatureTower(tf.keras.layers.Layer):
-    """Features in, one vector of `dimension` out: embeddings, concatenated, through dense layers."""
-
-    def __init__(
-        self, name: str, features: Sequence[AnyFeature], counts: Mapping[str, int], model: Model, tower: Tower
-    ) -> None:
-        super().__init__(name=name)
-        self._embeddings = [
-            FeatureEmbedding(feature, counts.get(feature.name, 0), model.embedding_dim, model.id_dropout)
-            for feature in features
-        ]
-        self._dropout = tf.keras.layers.Dropout(tower.dropout)
-        self._layers = [tf.keras.layers.Dense(units, activation="relu") for units in tower.layers]
-        self._output = tf.keras.layers.Dense(model.embedding_dim)
-
-    def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        vectors = [embedding(features[embedding.feature.name], training=training) for embedding in self._embeddings]
-        hidden = self._dropout(tf.concat(vectors, axis=1), training=training)
-        for layer in self._layers:
-            hidden = self._dropout(layer(hidden), training=training)
-        return self._output(hidden)
-
-
-class RatingPredictor(tf.keras.layers.Layer):
-    """global mean + user bias + item bias + interaction of the two towers' outputs.
-
-    The biases start at the damped means of train (Koren 2010), so that training only has to improve on them.
-    """
-
-    def __init__(self, head: RatingHead, data: TrainingData) -> None:
-        super().__init__(name="rating_head")
-        self._head = head
-        mean, user_bias, item_bias = damped_means(data)
-        self._mean = self.add_weight(name="mean", shape=(), initializer=tf.constant_initializer(mean), trainable=False)
-        self._user_bias = _bias_table("user_bias", user_bias)
-        self._item_bias = _bias_table("item_bias", item_bias)
-        self._dropout = tf.keras.layers.Dropout(head.dropout)
-        if head.kind == "dot":
-            self._query = tf.keras.layers.Dense(head.dimension)
-            self._candidate = tf.keras.layers.Dense(head.dimension)
-        else:
-            self._layers = [tf.keras.layers.Dense(units, activation="relu") for units in head.layers]
-            self._output = tf.keras.layers.Dense(1, kernel_initializer="zeros")
-
-    def call(
-        self, user: tf.Tensor, item: tf.Tensor, query: tf.Tensor, candidate: tf.Tensor, training: bool = False
-    ) -> tf.Tensor:
-        """User and item int64 [...], query and candidate float32 [..., dimension] to ratings float32 [...]."""
-        biases = self._mean + tf.squeeze(self._user_bias(user) + self._item_bias(item), axis=-1)
-        if training and self._head.l2:
-            self.add_loss(self._head.l2 * tf.reduce_mean(tf.square(biases - self._mean)))
-        if self._head.kind == "dot":
-            left = self._dropout(self._query(query), training=training)
-            right = self._dropout(self._candidate(candidate), training=training)
-            return biases + tf.reduce_sum(left * right, axis=-1)
-        hidden = tf.concat([query, candidate], axis=-1)
-        for layer in self._layers:
-            hidden = self._dropout(layer(hidden), training=training)
-        return biases + tf.squeeze(self._output(hidden), axis=-1)
+    def call(self, loss: tf.Tensor, task: str) -> tf.Tensor:
+        """A loss, float32 scalar, as it counts; `task` is `retrieval` or `rating`."""
+        log_variance = self._log_variances[task]
+        return self._factors[task] * tf.exp(-log_variance) * loss + log_variance / 2
 
 
 class TwoTaskRecommender(tfrs.Model):
-    """Retrieval and rating trained jointly: `tfrs.tasks.Retrieval` and `tfrs.tasks.Ranking`, weighted by the recipe.
+    """Retrieval and rating trained jointly: `tfrs.tasks.Retrieval` and a squared error, weighted by the recipe.
 
-    Top-k accuracy is never computed while training: it would score the whole catalogue for every batch.
+    Top-k accuracy is never computed while training: it would score the whole catalogue for every batch. All variables
+    exist once the model is made. Losses, scores, biases and ratings are float32 under a mixed-precision policy too.
     """
 
     def __init__(
@@ -122,112 +79,191 @@ class TwoTaskRecommender(tfrs.Model):
         data: TrainingData,
         transform_output: tft.TFTransformOutput,
     ) -> None:
+        """
+        Args:
+            model: The recipe's section.
+            query_features: What is known of a request.
+            candidate_features: What is known of an item.
+            data: The catalogue, and what biases and popularities start from.
+            transform_output: Output of Transform; says how many indices each feature has.
+        """
         super().__init__()
         self._config = model
         self._user_feature = data.user_feature
+        self._item_count = data.item_count
+        self._history = next((feature.name for feature in query_features if isinstance(feature, History)), None)
         counts = {
             feature.name: index_count(feature, transform_output)
             for feature in (*query_features, *candidate_features)
-            if not isinstance(feature, Normalized)
+            if not isinstance(feature, Normalized | History)
         }
-        self._catalogue = {name: tf.constant(values) for name, values in data.catalogue.items()}
-        self.query_tower = FeatureTower("query_tower", query_features, counts, model, model.query_tower)
-        self._candidate_tower = FeatureTower(
-            "candidate_tower", candidate_features, counts, model, model.candidate_tower
+
+        def tower(
+            features: Sequence[AnyFeature],
+            name: str,
+            config: Tower,
+            embedding_dim: int,
+            output_dim: int,
+            stddev: float = EMBEDDING_STDDEV,
+        ) -> FeatureTower:
+            return FeatureTower(
+                name,
+                features,
+                config,
+                counts=counts,
+                item_count=data.item_count,
+                embedding_dim=embedding_dim,
+                output_dim=output_dim,
+                id_dropout=model.id_dropout,
+                stddev=stddev,
+            )
+
+        widths = (model.embedding_dim, model.vector_dim)
+        self.query_tower = tower(query_features, "query_tower", model.query_tower, *widths)
+        self.candidate_tower = tower(candidate_features, "candidate_tower", model.candidate_tower, *widths)
+        self.rating_head = RatingPredictor(
+            model.rating_head,
+            data,
+            query_features,
+            candidate_features,
+            lambda features, name, config, width, stddev: tower(features, name, config, width, width, stddev),
         )
-        frequencies = data.item_frequencies() + 1.0
-        probabilities = frequencies / frequencies.sum()
-        self._log_popularity = _bias_table("item_popularity", np.log(probabilities) - np.log(probabilities).mean())
-        self._sampling_probability = tf.constant(probabilities, tf.float32)
-        self.rating_head = RatingPredictor(model.rating_head, data)
-        self._retrieval = tfrs.tasks.Retrieval(
-            batch_metrics=None, remove_accidental_hits=model.retrieval.remove_accidental_hits
-        )
+        shares = item_shares(data)
+        self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
+        self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        self._task_weights = None
+        if model.weighting == "uncertainty":
+            self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
+        # The sum, because a mean over the batch is refused under a distribution strategy.
         self._ranking = tfrs.tasks.Ranking(
-            loss=tf.keras.losses.MeanSquaredError(), metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")]
+            loss=tf.keras.losses.MeanSquaredError(reduction=tf.keras.losses.Reduction.SUM),
+            metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")],
         )
+        self._catalogue = {name: tf.constant(values) for name, values in data.catalogue.items()}
+        self._make_variables(data)
 
-    def embed_query(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Query features [batch, …] to float32 [batch, dimension]."""
-        return self.query_tower(features, training=training)
+    def _make_variables(self, data: TrainingData) -> None:
+        first: dict[str, Any] = {name: tf.constant(values[:1]) for name, values in data.query.items()}
+        if self._history is not None:
+            none = tf.zeros([0], tf.int64)
+            first[self._history] = whole_histories(
+                tf.RaggedTensor.from_row_lengths(none, [0]),
+                tf.RaggedTensor.from_row_lengths(tf.cast(none, tf.float32), [0]),
+            )
+        self.predict_ratings(self.encode_query(first), self.encode_items(tf.zeros([1], tf.int64)))
 
-    def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Item indices int64 [batch] to float32 [batch, dimension], from the items' features in the catalogue."""
-        features = {name: tf.gather(values, items) for name, values in self._catalogue.items()}
-        return self._candidate_tower(features, training=training)
-
-    def retrieval_query(self, query: tf.Tensor) -> tf.Tensor:
-        """[batch, dimension] to [batch, dimension + 1], to be multiplied with `retrieval_candidates`."""
-        return tf.concat([query, tf.ones_like(query[:, :1])], axis=1)
-
-    def retrieval_candidates(self, items: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-        """[batch, dimension] to [batch, dimension + 1]: the learned popularity of each item becomes one more factor."""
-        return tf.concat([candidates, self._log_popularity(items)], axis=1)
-
-    def _retrieval_loss(self, query: tf.Tensor, candidate: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
-        """Mean in-batch softmax loss of the true items, one a row."""
-        correction = tf.gather(self._sampling_probability, items)
-        summed = self._retrieval(
-            self.retrieval_query(query),
-            self.retrieval_candidates(items, candidate),
-            candidate_sampling_probability=correction if self._config.retrieval.log_q_correction else None,
-            candidate_ids=items,
-            compute_metrics=False,
-        )
-        # TFRS sums the loss over the batch; the mean keeps learning rates independent of the batch size.
-        return summed / tf.cast(tf.shape(items)[0], tf.float32)
-
-    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The weighted sum of both tasks' mean losses and the regularisation.
+    def encode_query(self, features: Mapping[str, Any], training: bool = False) -> Encoded:
+        """Query features as both tasks take them.
 
         Args:
-            inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch] and, where
-                the data has sampled negatives, `positive` bool [batch].
+            features: By `Feature.name`, [batch] or [batch, values]; a history as `HistoryEmbedding` takes it. Others
+                are ignored.
             training: Whether dropout is on.
         """
-        items, labels = inputs["item"], inputs["label"]
-        query = self.embed_query(inputs, training=training)
-        candidate = self.embed_items(items, training=training)
-        loss = tf.constant(0.0)
+        return self._query(features, training).encoded
+
+    def encode_items(self, items: tf.Tensor, training: bool = False) -> Encoded:
+        """Items by vocabulary index, int64 [batch], 0 for unknown ones, as both tasks take them."""
+        return self._items(items, training).encoded
+
+    def predict_ratings(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
+        """Ratings float32 [...] of both sides, whose leading dimensions are equal or broadcast."""
+        return self.rating_head(query.rating, item.rating, query.bias + item.bias, training=training)
+
+    def _query(self, features: Mapping[str, Any], training: bool) -> _Side:
+        vectors, penalty = self.query_tower(features, training=training)
+        rating = self.rating_head.query(features[self._user_feature], vectors, features, training=training)
+        encoded = Encoded(self.retrieval_factors.query(vectors), rating.factors, rating.bias)
+        return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
+
+    def _items(self, items: tf.Tensor, training: bool) -> _Side:
+        features = {name: tf.gather(values, items) for name, values in self._catalogue.items()}
+        vectors, penalty = self.candidate_tower(features, training=training)
+        rating = self.rating_head.item(items, vectors, features, training=training)
+        encoded = Encoded(self.retrieval_factors.item(items, vectors), rating.factors, rating.bias)
+        return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
+
+    def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
+        return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
+
+    def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
+        """The weighted sum of both tasks' mean losses and the penalties of the batch's rows, a float32 scalar.
+
+        The penalties of layer weights (`l2` of towers and head) are in `losses`, as Keras has it.
+
+        Args:
+            inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch], where the
+                data has sampled negatives `positive` bool [batch], and where interactions fade `weight` float32
+                [batch], which weighs the retrieval loss.
+            training: Whether dropout is on.
+        """
+        if training and self._config.stranger_dropout:
+            inputs = self._with_strangers(inputs)
+        items = inputs["item"]
+        query = self._query(inputs, training)
+        if self._config.retrieval_weight and self._config.retrieval.candidates == "catalogue":
+            # Every item once, and the batch's from among them, for the rating head as well.
+            every = self._items(tf.range(self._item_count + 1, dtype=tf.int64), training)
+            item = tf.nest.map_structure(lambda values: tf.gather(values, items), every)
+            retrieval = self._catalogue_loss(query, every, inputs)
+        elif self._config.retrieval_weight:
+            drawn = self._batch_softmax.draw(training)
+            together = self._items(tf.concat([items, drawn], axis=0), training)
+            batch = tf.shape(items)[0]
+            item = tf.nest.map_structure(lambda values: values[:batch], together)
+            retrieval = self._batch_loss(query, item, together.encoded.retrieval[batch:], drawn, inputs)
+        else:
+            item = self._items(items, training)
+        loss = tf.reduce_mean(query.penalty) + tf.reduce_mean(item.penalty)
         if self._config.retrieval_weight:
-            rows = (query, candidate, items)
-            if "positive" not in inputs:
-                retrieval = self._retrieval_loss(*rows)
-            else:
-                # A sample weight of 0 would not do: the negatives' items would still stand in the softmax, drawn from
-                # another distribution than the one that the logQ correction undoes.
-                positives = [tf.boolean_mask(values, inputs["positive"]) for values in rows]
-                retrieval = tf.cond(
-                    tf.size(positives[2]) > 0, lambda: self._retrieval_loss(*positives), lambda: tf.constant(0.0)
-                )
-            loss += self._config.retrieval_weight * retrieval
+            loss += self._weighted("retrieval", retrieval, self._config.retrieval_weight)
         if self._config.rating_weight:
-            predictions = self.rating_head(inputs[self._user_feature], items, query, candidate, training=training)
-            loss += self._config.rating_weight * self._ranking(labels=labels, predictions=predictions)
-        if self._config.l2:
-            loss += self._config.l2 * (tf.reduce_mean(tf.square(query)) + tf.reduce_mean(tf.square(candidate)))
+            predictions = self.predict_ratings(query.encoded, item.encoded, training=training)
+            # `call`, because Keras would cast labels to 16 bits under a mixed-precision policy.
+            rating = self._ranking.call(labels=inputs["label"], predictions=predictions)
+            loss += self._weighted(
+                "rating", rating / tf.cast(tf.size(predictions), tf.float32), self._config.rating_weight
+            )
         return loss
 
+    def _weighted(self, task: str, loss: tf.Tensor, weight: float) -> tf.Tensor:
+        return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
-def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
-    """The user and item means baseline of Koren 2010: global mean, user biases [U + 1] and item biases [N + 1]."""
-    mean = float(data.labels.mean())
-    residual = data.labels - mean
-    item_sum = np.bincount(data.items, weights=residual, minlength=data.item_count + 1)
-    item_bias = item_sum / (np.bincount(data.items, minlength=data.item_count + 1) + BIAS_DAMPING)
-    residual = residual - item_bias[data.items]
-    user_sum = np.bincount(data.users, weights=residual, minlength=data.user_count + 1)
-    user_bias = user_sum / (np.bincount(data.users, minlength=data.user_count + 1) + BIAS_DAMPING)
-    return mean, user_bias, item_bias
+    def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Some rows without what tells their user from a stranger: id (which the bias goes by) and history."""
+        users = inputs[self._user_feature]
+        hidden = tf.random.uniform(tf.shape(users)) < self._config.stranger_dropout
+        changed = {self._user_feature: tf.where(hidden, tf.zeros_like(users), users)}
+        if self._history is not None:
+            changed[self._history] = {**inputs[self._history], "hidden": hidden}
+        return {**inputs, **changed}
 
+    def _catalogue_loss(self, query: _Side, every: _Side, inputs: Mapping[str, Any]) -> tf.Tensor:
+        weights = inputs.get("weight", tf.ones_like(inputs["label"]))
+        if "positive" in inputs:
+            # The candidates are the catalogue's whatever the batch is, so a weight of 0 leaves a negative out.
+            weights *= tf.cast(inputs["positive"], tf.float32)
+        return catalogue_softmax(
+            query.encoded.retrieval,
+            every.encoded.retrieval[1:],
+            inputs["item"] - 1,
+            weights,
+            self._config.retrieval.hard_negatives,
+        )
 
-def scope_name(name: str) -> str:
-    """`name` as TensorFlow takes it for a layer or a variable: column names may hold spaces and signs."""
-    return re.sub(r"^_", "column_", re.sub(r"[^A-Za-z0-9_.]", "_", name))
+    def _batch_loss(
+        self, query: _Side, item: _Side, others: tf.Tensor, drawn: tf.Tensor, inputs: Mapping[str, Any]
+    ) -> tf.Tensor:
+        weights = inputs.get("weight", tf.ones_like(inputs["label"]))
+        rows = (query.encoded.retrieval, item.encoded.retrieval, inputs["item"], weights)
 
+        def loss(query: tf.Tensor, item: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+            candidates, indices = tf.concat([item, others], axis=0), tf.concat([items, drawn], axis=0)
+            return self._batch_softmax(query, candidates, indices, weights)
 
-def _bias_table(name: str, values: np.ndarray) -> tf.keras.layers.Embedding:
-    table = tf.keras.layers.Embedding(len(values), 1, name=name)
-    table.build(())
-    table.set_weights([values.astype(np.float32)[:, None]])
-    return table
+        if "positive" not in inputs:
+            return loss(*rows)
+        # A weight of 0 would not do here: the negatives' items would still stand in the softmax, drawn from another
+        # distribution than the one that the logQ correction undoes.
+        positives = [tf.boolean_mask(values, inputs["positive"]) for values in rows]
+        return tf.cond(tf.size(positives[2]) > 0, lambda: loss(*positives), lambda: tf.constant(0.0))

@@ -127,8 +127,7 @@ def test_a_hit_is_what_a_sort_of_all_scores_finds(
         for name, values in layer(tf.io.parse_example([example(row) for row in chosen], world.feature_spec)).items()
     }
     every = tf.range(1, data.item_count + 1, dtype=tf.int64)
-    query = model.retrieval_query(model.embed_query(features)).numpy()
-    scores = query @ model.retrieval_candidates(every, model.embed_items(every)).numpy().T
+    scores = model.encode_query(features).retrieval.numpy() @ model.encode_items(every).retrieval.numpy().T
     true = features["item_id"].numpy() - 1
     rank = (scores > scores[np.arange(len(chosen)), true][:, None]).sum(axis=1)
     hits = all_items("evaluate", examples=[example(row) for row in chosen])
