@@ -9,6 +9,7 @@ StringLookup layers in the model, `.shuffle(100_000).batch(8_192).cache()`, Kera
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -26,6 +27,11 @@ PRESET = "tutorial"
 SIDES = {"tutorial": "the tutorial's own loop", "pipeline": "the pipeline's training"}
 # The last component that both sides need.
 LAST = "Transform"
+PLACES = "places.json"
+
+
+class Enough(Exception):
+    """The components behind `LAST` are not to be run."""
 
 
 def main() -> int:
@@ -35,6 +41,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=5, help="trainings of each side, by turns")
     parser.add_argument("--at-least", type=float, default=1.5, help="the ratio below which the exit code is 1")
     parser.add_argument("--xla", action="store_true", help="with training.xla: true")
+    parser.add_argument("--prepared", type=Path, help="folder to keep the transformed data in, or to take it from")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,13 +53,16 @@ def main() -> int:
         print(json.dumps(found))
         return 0
 
-    with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
-        rows = in_fresh_process("prepare", folder, arguments)["rows"]
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as temporary:
+        folder = str(arguments.prepared.resolve() if arguments.prepared else temporary)
+        if not Path(folder, PLACES).is_file():
+            in_fresh_process("prepare", folder, arguments)
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for number in range(arguments.repetitions):
             # Whoever comes second may find a warmer or a busier machine.
             for side in list(SIDES) if number % 2 == 0 else reversed(SIDES):
                 runs[side].append(in_fresh_process(side, folder, arguments))
+    rows = runs["pipeline"][0]["rows"]
     figures = summary(rows, runs, arguments.epochs)
     print(f"{rows:,} interactions of MovieLens-100K in batches of {runs['pipeline'][0]['batch_size']:,} on "
           f"{runs['pipeline'][0]['device']}; {arguments.repetitions} trainings of {arguments.epochs} epochs each, "
@@ -136,17 +146,22 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
         schema_file=str(SCHEMA_DIR / SCHEMA_FILE),
         data_root=str(data),
         pipeline_root=str(folder / "artifacts"),
-        serving_dir=str(folder / "serving"),
         metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")),
         beam_pipeline_args=local.BEAM_ARGS,
+        last="Evaluator",
     )
-    names = [component.id for component in dag.components]
-    dag.components = dag.components[: names.index(LAST) + 1]
-    runs = local.run(dag, "bench-train", started=lambda name: None, finished=lambda run: None)
-    outputs = {run.name: run.outputs for run in runs}[LAST]
+    runs: list[local.ComponentRun] = []
+
+    def started(name: str) -> None:
+        if runs and runs[-1].name == LAST:
+            raise Enough
+
+    with contextlib.suppress(Enough):
+        local.run(dag, "bench-train", started=started, finished=runs.append)
+    outputs = runs[-1].outputs
     places = {name: outputs[name][0].uri for name in ("transform_graph", "transformed_examples")}
-    (folder / "places.json").write_text(json.dumps(places | {"data": str(data)}))
-    return {"rows": len(training_data(folder, recipe)[0].labels)}
+    (folder / PLACES).write_text(json.dumps(places))
+    return {}
 
 
 def training_data(folder: Path, recipe: Any) -> Any:
@@ -155,7 +170,7 @@ def training_data(folder: Path, recipe: Any) -> Any:
 
     from components.trainer.training_data import read_training_data
 
-    places = json.loads((folder / "places.json").read_text())
+    places = json.loads((folder / PLACES).read_text())
     transform_output = tft.TFTransformOutput(places["transform_graph"])
     splits = [[os.path.join(places["transformed_examples"], f"Split-{name}", "*")] for name in ("train", "catalogue")]
     trainer = recipe.for_trainer()
@@ -182,6 +197,7 @@ def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     return {
         "seconds": seconds,
         "epochs": epochs,
+        "rows": len(data.labels),
         "batch_size": recipe.training.batch_size,
         "device": device,
     }

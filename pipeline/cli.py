@@ -229,7 +229,7 @@ def recommend(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k, history=history or None)
+        answer = client.recommend(user, k=k, history=history)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
@@ -253,7 +253,7 @@ def rate(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        rating = client.rate(user, item, history=history or None)
+        rating = client.rate(user, item, history=history)
     if as_json:
         print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
     else:

@@ -131,10 +131,16 @@ class TwoTaskRecommender(tfrs.Model):
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        self._task_losses = {
+            task: tf.keras.metrics.Mean(name=f"{task}_loss")
+            for task, weight in (("retrieval", model.retrieval_weight), ("rating", model.rating_weight))
+            if weight
+        }
         self._task_weights = None
         if model.weighting == "uncertainty":
             self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
-        # The sum, because a mean over the batch is refused under a distribution strategy.
+        # Keras's squared error is a mean over the last dimension, here the batch, so there is nothing left to reduce; a
+        # reduction that divides by the batch is refused under a distribution strategy.
         self._ranking = tfrs.tasks.Ranking(
             loss=tf.keras.losses.MeanSquaredError(reduction=tf.keras.losses.Reduction.SUM),
             metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")],
@@ -221,12 +227,11 @@ class TwoTaskRecommender(tfrs.Model):
             predictions = self.predict_ratings(query.encoded, item.encoded, training=training)
             # `call`, because Keras would cast labels to 16 bits under a mixed-precision policy.
             rating = self._ranking.call(labels=inputs["label"], predictions=predictions)
-            loss += self._weighted(
-                "rating", rating / tf.cast(tf.size(predictions), tf.float32), self._config.rating_weight
-            )
+            loss += self._weighted("rating", rating, self._config.rating_weight)
         return loss
 
     def _weighted(self, task: str, loss: tf.Tensor, weight: float) -> tf.Tensor:
+        self._task_losses[task].update_state(loss)
         return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
     def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

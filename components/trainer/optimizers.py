@@ -26,7 +26,7 @@ class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
     """`learning_rate`, climbed up to linearly, then kept or let down to 0 along a cosine.
 
     In step t of T (from 1), with W steps of warm-up: rate t / W up to W; after that the rate itself, or
-    rate (1 + cos(pi (t - W) / (T - W))) / 2 (Loshchilov and Hutter 2017, arXiv:1608.03983).
+    rate (1 + cos(pi (t - 1 - W) / (T - W))) / 2 (Loshchilov and Hutter 2017, arXiv:1608.03983). No step has the rate 0.
     """
 
     def __init__(self, learning_rate: float, steps: int, warm_up: float = 0.0, cosine: bool = False) -> None:
@@ -49,7 +49,7 @@ class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
         climb = float(math.ceil(self.warm_up * self.steps))
         share = tf.minimum(now / climb, 1.0) if climb else tf.ones([])
         if self.cosine:
-            progress = tf.clip_by_value((now - climb) / max(self.steps - climb, 1.0), 0.0, 1.0)
+            progress = tf.clip_by_value((now - 1.0 - climb) / max(self.steps - climb, 1.0), 0.0, 1.0)
             share *= 0.5 * (1.0 + tf.cos(math.pi * progress))
         return self.learning_rate * share
 

@@ -359,6 +359,8 @@ def test_model_without_histories_says_what_its_recipe_lacks_and_a_new_version_wi
                 recommender.recommend("nobody", context={"history": "i4"})
             outcome = tandem("recommend", "--user", "nobody", "--history", "i4", "--target", target)
             assert outcome.code == 2 and message in outcome.stderr
+            outcome = tandem("recommend", "--user", "nobody", "--target", target)
+            assert outcome.code == 0, outcome.stderr
             push(exported(), tmp_path, 2)
             deadline = time.monotonic() + 30
             while (2, "AVAILABLE") not in [(each.version, each.state) for each in recommender.status()]:

@@ -122,9 +122,9 @@ class Recommender:
             user_ids: B users; one the model does not know gets sensible items, too.
             k: items a user, at most what the signature returns (100). All there are, where the catalogue is smaller.
             histories: for each of the B users the ids of items touched, in order of time; of any lengths, [] for a user
-                without. They come on top of what the model remembers of a user and are not recommended again; ids that
-                the model does not know, and '', are ignored. Sent as string [B, L], padded with ''. Only models whose
-                recipe has a history feature take them.
+                without. They come on top of what the model remembers of a user and, unless its recipe says
+                `exclude_seen: false`, are not recommended again; ids that the model does not know, and '', are ignored.
+                Sent as string [B, L], padded with ''. Only models whose recipe has a history feature take them.
             context: further columns the model's query takes (`signatures()` tells which), by name: a scalar for all
                 users or a sequence of B. What is left out gets the model's default.
             timeout: seconds for this call, instead of the client's.

@@ -190,7 +190,7 @@ def schedule(rate: float, warm_up: int, cosine: bool) -> list[float]:
     for now in range(1, STEPS + 1):
         share = min(1.0, now / warm_up) if warm_up else 1.0
         if cosine and now > warm_up:
-            share *= (1 + math.cos(math.pi * (now - warm_up) / (STEPS - warm_up))) / 2
+            share *= (1 + math.cos(math.pi * (now - 1 - warm_up) / (STEPS - warm_up))) / 2
         rates.append(rate * share)
     return rates
 
