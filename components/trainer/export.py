@@ -185,8 +185,8 @@ class ServedRecommender(tf.Module):
         """What the Evaluator needs to know of each example, for the model and for the baselines beside it.
 
         Ranks are places among the whole catalogue, the first one 0; -1 where there is none, because the item is unknown
-        or the scores are no numbers. Those that end in `_unseen` are among the items without those that the user has
-        interactions with in train; the example's own item is always a candidate.
+        or has another id in `recommend`, or the scores are no numbers. Those that end in `_unseen` are places among the
+        items that the user has no interaction with in train; the example's own item is always a candidate.
 
         Args:
             examples: string [B], serialized raw tf.Examples.
@@ -201,7 +201,7 @@ class ServedRecommender(tf.Module):
             mean_rating                      float32 [B]: the rating of the damped user and item means
             popularity_rank, popularity_rank_unseen, popularity_top_10_items, popularity_top_10_popularity
                                              the same of the most popular items
-            user_id                          string [B]
+            user_key                         int64 [B]: the same for the same user id, known or not
             user_interactions, user_activity, item_interactions, item_popularity
                                              see `Baselines.familiarity`
             catalogue_size                   int64 [B]: the number of items
@@ -209,11 +209,14 @@ class ServedRecommender(tf.Module):
         names = [*self._query_columns, self._columns.user_id, self._columns.item_id]
         spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
         raw = tf.io.parse_example(examples, spec)
-        item = self._item_indices(raw.pop(self._columns.item_id))
+        item_ids = raw.pop(self._columns.item_id)
+        item = self._item_indices(item_ids)
         asked = self._encode(raw)
         scores = self._scores(asked.query)
-        # Not-a-number compares false with everything and would win every comparison.
-        counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
+        # A hit is one only if `recommend` calls the item by its name, and if its scores are numbers: not-a-number
+        # compares false with everything and would win every comparison.
+        named = tf.equal(tf.gather(self._item_ids, item), _dense(item_ids))
+        counts = tf.reduce_all([item > 0, named, tf.reduce_all(tf.math.is_finite(scores), axis=1)], axis=0)
         true = tf.gather(scores, tf.maximum(item - 1, 0), batch_dims=1)
         answer = {"rating": self._rating(asked.query, item)}
         for suffix, candidates in (("", scores), ("_unseen", self._without_seen(scores, asked.seen))):
@@ -227,13 +230,13 @@ class ServedRecommender(tf.Module):
             answer[f"{prefix}top_{LIST_LENGTH}_items"] = items
             answer[f"{prefix}top_{LIST_LENGTH}_popularity"] = self._baselines.log_popularity(items)
         popularity_rank, popularity_rank_unseen = self._baselines.rank(item, asked.seen)
-        ids = tf.RaggedTensor.from_sparse(raw[self._columns.user_id]).to_tensor("", shape=[None, 1])
+        users = _dense(raw[self._columns.user_id])
         return {
             **answer,
             "mean_rating": self._within_bounds(self._baselines.rating(asked.user, item)),
             "popularity_rank": popularity_rank,
             "popularity_rank_unseen": popularity_rank_unseen,
-            "user_id": tf.squeeze(ids, axis=1),
+            "user_key": tf.strings.to_hash_bucket_fast(users, np.iinfo(np.int64).max),
             **self._baselines.familiarity(asked.user, item),
             "catalogue_size": tf.fill(tf.shape(item), tf.shape(scores, tf.int64)[1]),
         }
@@ -393,6 +396,11 @@ def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
     rows = tf.where(given)
     indices = tf.concat([rows, tf.zeros_like(rows)], axis=1)
     return tf.SparseTensor(indices, tf.boolean_mask(values, given), tf.stack([tf.size(values, tf.int64), 1]))
+
+
+def _dense(column: tf.SparseTensor) -> tf.Tensor:
+    """The one string of each row, [B]; empty where there is none."""
+    return tf.squeeze(tf.RaggedTensor.from_sparse(column).to_tensor("", shape=[None, 1]), axis=1)
 
 
 def _is_given(column: tf.SparseTensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ from components.trainer.training import train
 World = Any
 Loaded = Any
 
-# Everybody here has eight items of one group and three of the other, so that which one is left out could be told from the
+# Everybody here has eight items of one group and three of the other, so that the one left out could be told from the
 # rest; nobody real is like that, and dropout undoes it.
 HISTORY = {"column": "item", "kind": "history", "order": "any", "labels": True, "dropout": 0.7}
 
