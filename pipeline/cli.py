@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from components.evaluator.verdict import Verdict
     from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
@@ -47,6 +48,10 @@ Preset = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+Touched = Annotated[
+    list[str] | None,
+    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
+]
 
 
 @app.command()
@@ -82,6 +87,76 @@ def run(
         _print_result(result)
     if not result.pushed_model:
         raise typer.Exit(NOT_BLESSED)
+
+
+@app.command()
+def gates(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of a run. [default: the latest]")] = None,
+    workdir: Annotated[
+        Path | None, typer.Option("--workdir", help="Folder of the run. [default: all folders in work/]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
+    from rich.console import Console
+
+    from pipeline.gates import print_gates, print_measured
+    from pipeline.run import find_result
+
+    result = find_result(run_id, [workdir] if workdir is not None else sorted(Path("work").glob("*/")))
+    if as_json:
+        found = {"run_id": result.run_id, "recipe": result.recipe, "blessed": result.verdict.blessed}
+        print(json.dumps({**found, "metrics": result.metrics, **_verdict_as_json(result.verdict)}, indent=1))
+        return
+    console = Console(highlight=False)
+    decision = "[green bold]blessed[/green bold]" if result.verdict.blessed else "[red bold]not blessed[/red bold]"
+    console.print(f"Run {result.run_id} of {result.recipe}: {decision}\n", soft_wrap=True)
+    print_gates(console, result.verdict)
+    for bound in result.verdict.failures():
+        console.print(f"  {bound}", soft_wrap=True)
+    print_measured(console, result.verdict)
+
+
+@app.command()
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
+        "schemas/movielens"
+    ),
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    curves: Annotated[
+        bool,
+        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+    ] = True,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several presets on the same data: one table, one plot, and nothing is pushed.
+
+    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    """
+    from rich.console import Console
+
+    from pipeline.compare import compare_presets, print_comparison
+
+    name = schema_dir.resolve().name
+    comparison = compare_presets(
+        schema_dir,
+        list(dict.fromkeys(presets)),
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        seeds=seeds,
+        curves=curves,
+    )
+    if as_json:
+        print(comparison.model_dump_json(indent=1))
+    else:
+        print_comparison(Console(highlight=False), comparison)
+    if any(row.error is not None for row in comparison.rows):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -174,6 +249,7 @@ def serve(
 def recommend(
     user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -182,7 +258,7 @@ def recommend(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k)
+        answer = client.recommend(user, k=k, history=history)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
@@ -197,6 +273,7 @@ def recommend(
 def rate(
     user: Annotated[str, typer.Option(help="User id.")],
     item: Annotated[str, typer.Option(help="Item id.")],
+    history: Touched = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -205,7 +282,7 @@ def rate(
     from tandem_client import Recommender
 
     with Recommender(target, model=model) as client:
-        rating = client.rate(user, item)
+        rating = client.rate(user, item, history=history)
     if as_json:
         print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
     else:
@@ -281,7 +358,8 @@ def print_recommendations(answer: Recommendations) -> None:
 def _print_result(result: RunResult) -> None:
     """Rows, metrics against the gates, and the verdict."""
     from rich.console import Console
-    from rich.table import Table
+
+    from pipeline.gates import print_gates
 
     console = Console(highlight=False)
     rows = result.rows
@@ -291,21 +369,10 @@ def _print_result(result: RunResult) -> None:
         f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
         f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
     )
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    table.add_column("gate")
-    for heading in ("measured", "wanted", "margin"):
-        table.add_column(heading, justify="right")
-    wording = {"at_least": "≥ {}", "at_most": "≤ {}", "may_drop": "≥ {} (last)", "may_rise": "≤ {} (last)"}
-    for bound in result.verdict.bounds:
-        table.add_row(
-            "[green]pass[/green]" if bound.passed else "[red]FAIL[/red]",
-            bound.metric,
-            "-" if bound.measured is None else f"{bound.measured:.4f}",
-            wording[bound.condition].format(f"{bound.limit:.4f}"),
-            "-" if bound.margin is None else f"{bound.margin:+.4f}",
-        )
-    console.print(table)
+    if result.hyperparameters is not None:
+        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"The Tuner found {found}", soft_wrap=True)
+    print_gates(console, result.verdict)
     if result.pushed_model:
         console.print(
             f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n", soft_wrap=True
@@ -328,13 +395,24 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "seconds": {component.name: component.seconds for component in result.components},
         "cached": [component.name for component in result.components if component.cached],
         "rows": result.rows,
+        "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
-        "last_blessed_metrics": result.verdict.baseline_metrics,
-        "gates": [bound.model_dump() for bound in result.verdict.bounds],
+        **_verdict_as_json(result.verdict),
         "not_servable": result.not_servable,
         "blessed": result.blessed,
         "pushed_model": result.pushed_model,
         "log": result.log,
+    }
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "examples": verdict.examples,
+        "baselines": verdict.baselines,
+        "last_blessed_metrics": verdict.last_blessed,
+        "last_blessed_problem": verdict.last_blessed_problem,
+        "slices": [found.model_dump() for found in verdict.slices],
+        "gates": [bound.model_dump() for bound in verdict.bounds],
     }
 
 

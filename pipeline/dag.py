@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
 
+import components.evaluator
 import components.example_gen
 import components.infra_validator
 import components.trainer
 import components.transform
+import components.tuner
 import serving
 from components.evaluator.component import Evaluator
+from components.evaluator.settings import Settings as EvaluatorSettings
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
@@ -37,11 +41,12 @@ def create_pipeline(
     schema_file: str,
     data_root: str,
     pipeline_root: str,
-    serving_dir: str,
+    serving_dir: str = "",
     metadata: tfx.orchestration.metadata.ConnectionConfigType | None = None,
     beam_pipeline_args: Sequence[str] = (),
+    last: Literal["Evaluator", "Pusher"] = "Pusher",
 ) -> tfx.dsl.Pipeline:
-    """The whole DAG.
+    """The whole DAG, or its part up to the Evaluator.
 
     Args:
         recipe: What to build.
@@ -49,9 +54,10 @@ def create_pipeline(
         schema_file: Where `schema` is; a path whose name changes with its content, because TFX caches by path.
         data_root: Folder that the recipe's file names are relative to.
         pipeline_root: Folder for artifacts.
-        serving_dir: Folder that TensorFlow Serving watches.
+        serving_dir: Folder that TensorFlow Serving watches; only the Pusher needs it.
         metadata: Connection to ML Metadata; None where the orchestrator brings its own.
         beam_pipeline_args: Options for every component that runs on Beam.
+        last: The component it ends with. One that ends with the Evaluator looks up no earlier model either.
     """
     columns = recipe.data.columns
 
@@ -85,71 +91,88 @@ def create_pipeline(
     )
     transform.add_upstream_node(example_validator)
 
+    # TFX has two slots for splits. The second one brings the catalogue; what trains never sees the eval split.
+    transformed: dict[str, Any] = {
+        "examples": transform.outputs["transformed_examples"],
+        "transform_graph": transform.outputs["transform_graph"],
+        "schema": schema_gen.outputs["schema"],
+        "train_args": tfx.proto.TrainArgs(splits=["train"]),
+        "eval_args": tfx.proto.EvalArgs(splits=[CATALOGUE]),
+    }
+    training_code = code_version(components.trainer, components.transform, components.tuner)
+
+    parts = [example_gen, statistics_gen, schema_gen, example_validator, transform]
+
+    best_hyperparameters = None
+    if recipe.tuner is not None:
+        tuner = tfx.components.Tuner(
+            tuner_fn="components.tuner.tuning.tuner_fn",
+            custom_config={"recipe": recipe.for_tuner().model_dump_json(), "code": training_code},
+            **transformed,
+        )
+        best_hyperparameters = tuner.outputs["best_hyperparameters"]
+        parts.append(tuner)
+
     trainer = tfx.components.Trainer(
         run_fn="components.trainer.training.run_fn",
-        examples=transform.outputs["transformed_examples"],
-        transform_graph=transform.outputs["transform_graph"],
-        schema=schema_gen.outputs["schema"],
-        train_args=tfx.proto.TrainArgs(splits=["train"]),
-        # TFX has two slots for splits. The second one brings the catalogue; the Trainer never sees the eval split.
-        eval_args=tfx.proto.EvalArgs(splits=[CATALOGUE]),
-        custom_config={
-            "recipe": recipe.for_trainer().model_dump_json(),
-            "code": code_version(components.trainer, components.transform),
-        },
+        hyperparameters=best_hyperparameters,
+        custom_config={"recipe": recipe.for_trainer().model_dump_json(), "code": training_code},
+        **transformed,
     )
+    parts.append(trainer)
 
-    latest_blessed_model = tfx.dsl.Resolver(
-        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
-        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
-        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
-    ).with_id("Resolver")
-    latest_blessed_model.add_upstream_node(trainer)
+    baseline_model = None
+    if last == "Pusher":
+        latest_blessed_model = tfx.dsl.Resolver(
+            strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+            model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+            model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+        ).with_id("Resolver")
+        latest_blessed_model.add_upstream_node(trainer)
+        baseline_model = latest_blessed_model.outputs["model"]
+        parts.append(latest_blessed_model)
 
     evaluator = Evaluator(
         examples=example_gen.outputs["examples"],
         model=trainer.outputs["model"],
-        baseline_model=latest_blessed_model.outputs["model"],
-        gates=recipe.gates,
-        label=columns.label,
-        negatives=recipe.data.negatives is not None,
-    )
-
-    infra_validator = InfraValidator(
-        model=trainer.outputs["model"],
-        examples=example_gen.outputs["examples"],
-        settings=Settings(
-            user_id=columns.user_id,
-            item_id=columns.item_id,
-            code_version=code_version(components.infra_validator, serving),
+        baseline_model=baseline_model,
+        settings=EvaluatorSettings(
+            gates=recipe.gates,
+            slices=recipe.slices,
+            label=columns.label,
+            exclude_seen=recipe.serving.exclude_seen,
+            negatives=recipe.data.negatives is not None,
+            code_version=code_version(components.evaluator),
         ),
     )
-    infra_validator.add_upstream_node(evaluator)
+    parts.append(evaluator)
 
-    pusher = Pusher(
-        model=trainer.outputs["model"],
-        model_blessing=evaluator.outputs["blessing"],
-        infra_blessing=infra_validator.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_dir)
-        ),
-    )
+    if last == "Pusher":
+        infra_validator = InfraValidator(
+            model=trainer.outputs["model"],
+            examples=example_gen.outputs["examples"],
+            settings=Settings(
+                user_id=columns.user_id,
+                item_id=columns.item_id,
+                code_version=code_version(components.infra_validator, serving),
+            ),
+        )
+        infra_validator.add_upstream_node(evaluator)
+
+        pusher = Pusher(
+            model=trainer.outputs["model"],
+            model_blessing=evaluator.outputs["blessing"],
+            infra_blessing=infra_validator.outputs["blessing"],
+            push_destination=tfx.proto.PushDestination(
+                filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_dir)
+            ),
+        )
+        parts += [infra_validator, pusher]
 
     return tfx.dsl.Pipeline(
         pipeline_name=recipe.name,
         pipeline_root=pipeline_root,
-        components=[
-            example_gen,
-            statistics_gen,
-            schema_gen,
-            example_validator,
-            transform,
-            trainer,
-            latest_blessed_model,
-            evaluator,
-            infra_validator,
-            pusher,
-        ],
+        components=parts,
         enable_cache=True,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(beam_pipeline_args),

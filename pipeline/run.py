@@ -6,12 +6,13 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import json
 import logging as python_logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 from rich.console import Console
@@ -20,6 +21,11 @@ from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
+
+if TYPE_CHECKING:
+    from pipeline.runners.local import ComponentError
+
+RESULT_FILE = "result.json"
 
 
 class ComponentFailure(Exception):
@@ -54,6 +60,8 @@ class RunResult(pydantic.BaseModel):
     components: tuple[ComponentTime, ...]
     rows: dict[str, int]
     """Rows read, rejected and merged with another, sampled negatives, and the rows of each split."""
+    hyperparameters: dict[str, Any] | None = None
+    """What the Tuner found and the Trainer took, by dotted key; None where nothing was searched."""
     metrics: dict[str, float]
     verdict: Verdict
     not_servable: str | None
@@ -93,25 +101,54 @@ def run_recipe(
     check_sources(data, recipe.data, schema, recipe.features)
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
-        _check_folder(flag, place)
-    with _only_run_in(workdir):
+        check_folder(flag, place)
+    with only_run_in(workdir):
         run_id = _new_run(workdir)
         folder = run_folder(workdir, run_id)
         asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
         (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
-        schema_file = _content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
+        schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
         with output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
         result = result.model_copy(update={"preset": preset})
-        (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
-        os.replace(folder / "result.json.new", folder / "result.json")
+        (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
+        os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
     return result
 
 
 def run_folder(workdir: Path, run_id: str) -> Path:
     """Where a run keeps its recipe, log and result."""
     return workdir / "runs" / run_id
+
+
+def find_result(run_id: str | None, workdirs: Sequence[Path]) -> RunResult:
+    """What came of an earlier run that went through to its verdict.
+
+    Args:
+        run_id: Which one; None for the latest.
+        workdirs: Work folders to look in.
+
+    Raises:
+        BadInput: There is no such run, it did not come to a verdict, or another version wrote it.
+    """
+    folders = [path for workdir in workdirs for path in (workdir / "runs").glob("*/") if run_id in (None, path.name)]
+    finished = sorted((path for path in folders if (path / RESULT_FILE).exists()), key=lambda path: path.name)
+    if not finished:
+        looked = ", ".join(map(str, workdirs)) or "work/"
+        if folders and run_id is not None:
+            raise BadInput(
+                f"{folders[0]}: the run did not come to a verdict; why is at the end of {folders[0] / 'log.txt'}"
+            )
+        wanted = "no run has come to a verdict yet" if run_id is None else f"there is no run {run_id!r}"
+        raise BadInput(f"{looked}: {wanted}. `tandem run` makes one; --workdir names the folder it worked in.")
+    if run_id is not None and len(finished) > 1:
+        raise BadInput(f"{run_id}: there is such a run in {' and in '.join(map(str, finished))}; say --workdir.")
+    found = finished[-1] / RESULT_FILE
+    try:
+        return RunResult.model_validate_json(found.read_text())
+    except pydantic.ValidationError:
+        raise BadInput(f"{found}: another version of tandem wrote it; run the pipeline again.") from None
 
 
 def _run(
@@ -127,50 +164,67 @@ def _run(
 ) -> RunResult:
     console = Console(file=terminal)
     start = time.monotonic()
-    with Progress(console, 0).step("starting TensorFlow and TFX"):
-        from absl import logging
+    with start_tfx(console):
         from tfx import v1 as tfx
 
         from pipeline.dag import create_pipeline
         from pipeline.runners import local
 
+        dag = create_pipeline(
+            recipe,
+            schema,
+            schema_file=str(schema_file),
+            data_root=str(data),
+            pipeline_root=str(workdir / "artifacts"),
+            serving_dir=str(serving_dir),
+            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / "metadata.sqlite")),
+            beam_pipeline_args=local.BEAM_ARGS,
+        )
+        progress = Progress(console, len(dag.components))
+        try:
+            components = local.run(
+                dag,
+                run_id,
+                started=progress.start,
+                finished=lambda run: progress.done(run.name, run.seconds, CACHED if run.cached else ""),
+            )
+        except local.ComponentError as error:
+            progress.failed(error.component, error.seconds)
+            raise explained(error, folder / "log.txt") from error
+    return _result(recipe, run_id, folder, components, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def start_tfx(console: Console) -> Iterator[None]:
+    """Imports TensorFlow and TFX, and lets them log while the DAG runs."""
+    with Progress(console, 0).step("starting TensorFlow and TFX"):
+        from absl import logging
+
+        import pipeline.runners.local  # noqa: F401
+
     # The only handler: others that libraries have installed meanwhile would write every line twice.
     python_logging.root.handlers = [logging.get_absl_handler()]
     logging.set_verbosity(logging.INFO)
-
-    dag = create_pipeline(
-        recipe,
-        schema,
-        schema_file=str(schema_file),
-        data_root=str(data),
-        pipeline_root=str(workdir / "artifacts"),
-        serving_dir=str(serving_dir),
-        metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / "metadata.sqlite")),
-        beam_pipeline_args=local.BEAM_ARGS,
-    )
-    progress = Progress(console, len(dag.components))
     try:
-        components = local.run(
-            dag,
-            run_id,
-            started=progress.start,
-            finished=lambda run: progress.done(run.name, run.seconds, CACHED if run.cached else ""),
-        )
-    except local.ComponentError as error:
-        progress.failed(error.component, error.seconds)
-        cause = error.__cause__
-        logging.error("%s failed", error.component, exc_info=cause)
-        if isinstance(cause, BadInput):
-            raise type(cause)(f"{error.component}: {cause}") from error
-        raise ComponentFailure(
-            f"{error.component} failed: {type(cause).__name__}: {_first_line(cause)}\n"
-            f"The whole story is at the end of {folder / 'log.txt'}. Components before it are cached: mend the cause "
-            "and type the same command again, and the run goes on from there."
-        ) from cause
+        yield
     finally:
         # What comes after the run is for people, not for the log.
         logging.set_verbosity(logging.WARNING)
-    return _result(recipe, run_id, folder, components, time.monotonic() - start)
+
+
+def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
+    """What a person is told when a component failed: how to mend the input, or where the whole story stands."""
+    from absl import logging
+
+    cause = error.__cause__
+    logging.error("%s failed", error.component, exc_info=cause)
+    if isinstance(cause, BadInput):
+        return type(cause)(f"{error.component}: {cause}")
+    return ComponentFailure(
+        f"{error.component} failed: {type(cause).__name__}: {_first_line(cause)}\n"
+        f"The whole story is at the end of {log}. Components before it are cached: mend the cause and type the same "
+        "command again, and the run goes on from there."
+    )
 
 
 def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any], seconds: float) -> RunResult:
@@ -191,6 +245,7 @@ def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any]
             ComponentTime(name=run.name, seconds=round(run.seconds, 2), cached=run.cached) for run in components
         ),
         rows={name: examples.get_int_custom_property(f"rows_{name}") for name in counts},
+        hyperparameters=_found(outputs["Tuner"]) if "Tuner" in outputs else None,
         metrics=verdict.metrics,
         verdict=verdict,
         not_servable=None if servable else infra.get_string_custom_property("reason"),
@@ -200,7 +255,16 @@ def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any]
     )
 
 
-def _check_folder(flag: str, place: Path) -> None:
+def _found(tuner: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The values that the Tuner found best."""
+    from components.tuner.hyperparameters import found_values
+
+    (best,) = tuner["best_hyperparameters"]
+    (file,) = Path(best.uri).iterdir()
+    return found_values(json.loads(file.read_text()))
+
+
+def check_folder(flag: str, place: Path) -> None:
     """Refuses a folder that is not one, or cannot be made or written."""
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -209,7 +273,7 @@ def _check_folder(flag: str, place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_run_in(workdir: Path) -> Iterator[None]:
+def only_run_in(workdir: Path) -> Iterator[None]:
     """Two runs at once would take each other's models for the last blessed one."""
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "w") as lock:
@@ -224,15 +288,20 @@ def _only_run_in(workdir: Path) -> Iterator[None]:
 
 def _new_run(workdir: Path) -> str:
     """Names a run by its start and makes its folder."""
+    return new_folder(workdir / "runs").name
+
+
+def new_folder(runs: Path) -> Path:
+    """Makes a folder that is named by the time."""
     while True:
-        run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = runs / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         with contextlib.suppress(FileExistsError):
-            run_folder(workdir, run_id).mkdir(parents=True)
-            return run_id
+            folder.mkdir(parents=True)
+            return folder
         time.sleep(0.1)
 
 
-def _content_addressed(source: Path, folder: Path) -> Path:
+def content_addressed(source: Path, folder: Path) -> Path:
     """A copy whose name changes with its content: TFX caches ImportSchemaGen by the file's path alone."""
     content = source.read_bytes()
     target = folder / hashlib.sha256(content).hexdigest()[:16] / source.name

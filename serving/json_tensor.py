@@ -11,6 +11,7 @@ import base64
 import binascii
 import enum
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +48,7 @@ _VALUE_FIELDS = {
 
 SignatureLookup = Callable[[str], meta_graph_pb2.SignatureDef]
 _Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
+_Defaults = Mapping[str, tensor_pb2.TensorProto]
 
 
 class Format(enum.Enum):
@@ -73,7 +75,8 @@ def fill_predict_request(body: bytes, request: predict_pb2.PredictRequest, signa
             raise _format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
         request.model_spec.signature_name = document["signature_name"]
     name = request.model_spec.signature_name
-    inputs = signature_def(name).inputs
+    definition = signature_def(name)
+    inputs, defaults = definition.inputs, definition.defaults
     if not inputs:
         raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     if "instances" in document and "inputs" in document:
@@ -86,10 +89,10 @@ def fill_predict_request(body: bytes, request: predict_pb2.PredictRequest, signa
             raise _format_error(document, "Expecting 'instances' to be an list/array")
         if not instances:
             raise _format_error(document, "No values in 'instances' array")
-        _fill_from_rows(instances, inputs, request)
+        _fill_from_rows(instances, inputs, defaults, request)
         return Format.ROW
     if "inputs" in document:
-        _fill_from_columns(document["inputs"], inputs, request)
+        _fill_from_columns(document["inputs"], inputs, defaults, request)
         return Format.COLUMN
     raise invalid_argument("Missing 'inputs' or 'instances' key")
 
@@ -143,7 +146,9 @@ def _parse(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _fill_from_rows(instances: list[Any], inputs: _Inputs, request: predict_pb2.PredictRequest) -> None:
+def _fill_from_rows(
+    instances: list[Any], inputs: _Inputs, defaults: _Defaults, request: predict_pb2.PredictRequest
+) -> None:
     if not isinstance(instances[0], dict) and len(inputs) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
@@ -167,17 +172,19 @@ def _fill_from_rows(instances: list[Any], inputs: _Inputs, request: predict_pb2.
                     f"{where} of 'instances' list. Error: INVALID_ARGUMENT: {error.message}"
                 ) from error
         if set(row) != set(inputs):
-            missing = ",".join(sorted(set(inputs) - set(row)))
+            missing = ",".join(
+                f"{name}{_default_hint(name, defaults, Format.ROW)}" for name in sorted(set(inputs) - set(row))
+            )
             raise invalid_argument(
                 f"Failed to process element: {position} of 'instances' list. JSON object: {_debug(element)} keys must "
-                f"be equal to: {','.join(sorted(inputs))}. Missing: {missing} (REST takes every input, with or without "
-                "a default in the signature)"
+                f"be equal to: {','.join(sorted(inputs))}. Missing: {missing}. REST takes every input, with or "
+                "without a default in the signature"
             )
     for name, column in columns.items():
         request.inputs[name].CopyFrom(column.tensor(len(instances)))
 
 
-def _fill_from_columns(value: Any, inputs: _Inputs, request: predict_pb2.PredictRequest) -> None:
+def _fill_from_columns(value: Any, inputs: _Inputs, defaults: _Defaults, request: predict_pb2.PredictRequest) -> None:
     if not _is_object(value):
         if len(inputs) > 1:
             raise invalid_argument(
@@ -187,13 +194,24 @@ def _fill_from_columns(value: Any, inputs: _Inputs, request: predict_pb2.Predict
         value = {next(iter(inputs)): value}
     for name in sorted(inputs):
         if name not in value:
+            hint = _default_hint(name, defaults, Format.COLUMN)
             raise invalid_argument(
-                f"Missing named input: {name} in 'inputs' object. REST takes every input, with or without a default "
-                f"in the signature: {','.join(sorted(inputs))}"
+                f"Missing named input: {name} in 'inputs' object{hint}. REST takes every input, with or without a "
+                f"default in the signature: {','.join(sorted(inputs))}"
             )
         column = _Column(name, inputs[name].dtype)
         column.add_row(value[name])
         request.inputs[name].CopyFrom(column.tensor(None))
+
+
+def _default_hint(name: str, defaults: _Defaults, layout: Format) -> str:
+    """What to send for an input that may be left out on gRPC."""
+    if name not in defaults:
+        return ""
+    value = _json_values(name, defaults[name])
+    if layout is Format.ROW and isinstance(value, list) and len(value) == 1:  # the one row that stands for all
+        value = value[0]
+    return f" (for its default send {_debug(value)})"
 
 
 class _Column:
@@ -207,16 +225,17 @@ class _Column:
 
     def add_row(self, value: Any) -> None:
         shape = _shape(value)
-        before = len(self._values)
         self._flatten(value, shape, 0)
         if self._shape is None:
             self._shape = shape
         elif self._shape != shape:
-            raise invalid_argument(
-                f"Expecting tensor size: {before} but got: {len(self._values) - before}"
-                if np.prod(self._shape) != np.prod(shape)
+            expected, got = math.prod(self._shape), math.prod(shape)
+            difference = (
+                f"Expecting tensor size: {expected} but got: {got}"
+                if expected != got
                 else f"Expecting shape {tensor_proto.shape_text(self._shape)} but got: {tensor_proto.shape_text(shape)}"
             )
+            raise invalid_argument(f"{difference} (an input has one shape in all instances: pad the shorter lists)")
 
     def _flatten(self, value: Any, shape: tuple[int, ...], level: int) -> None:
         if not isinstance(value, list):

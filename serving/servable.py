@@ -75,7 +75,7 @@ class _Signature:
         try:
             values = executor(*feeds)
         except tf.errors.OpError as error:
-            raise ServingError(code_from_number(error.error_code), error.message) from error
+            raise self._failure(error, request) from error
         for alias, value in zip(fetched_aliases, values, strict=True):
             if alias in wanted:
                 tensor_proto.fill(response.outputs[alias], value, self._definition.outputs[alias].dtype)
@@ -132,6 +132,18 @@ class _Signature:
                 f"{tensor_proto.shape_text(wanted.shape)} (-1 is any size)"
             )
         return value
+
+    def _failure(self, error: tf.errors.OpError, request: predict_pb2.PredictRequest) -> ServingError:
+        """The op's own error; where the request's inputs differ in rows, which only the graph can judge, these too."""
+        code = code_from_number(error.error_code)
+        shapes = {alias: request.inputs[alias].tensor_shape for alias in sorted(request.inputs)}
+        rows = {shape.dim[0].size for shape in shapes.values() if shape.dim}
+        if code is not grpc.StatusCode.INVALID_ARGUMENT or len(rows) < 2:
+            return ServingError(code, error.message)
+        sent = ", ".join(f"{alias} {_sent_shape(shape)}" for alias, shape in shapes.items())
+        return invalid_argument(
+            f"{error.message}\nSignature {self.name} was sent inputs with different numbers of rows: {sent}"
+        )
 
     def _wanted_outputs(self, request: predict_pb2.PredictRequest) -> tuple[str, ...]:
         if not request.output_filter:

@@ -12,6 +12,7 @@ import grpc
 import pydantic
 import tensorflow as tf
 from absl import logging
+from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
@@ -112,7 +113,8 @@ def ask(target: str, examples: list[bytes], settings: Settings) -> None:
             request.inputs["examples"].CopyFrom(tf.make_tensor_proto(examples, tf.string, [len(examples)]))
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             answer = stub.Predict(request, timeout=settings.request_timeout_s)
-            for name, values in answer.outputs.items():
+            numbers = {name: values for name, values in answer.outputs.items() if values.dtype != types_pb2.DT_STRING}
+            for name, values in numbers.items():
                 _check_finite(f"serving_default, {name}", tf.make_ndarray(values).ravel().tolist())
     except tandem_client.TandemClientError as error:
         raise NotServable(str(error)) from error

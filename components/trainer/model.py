@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
+from components.trainer.towers import FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -104,7 +104,7 @@ class TwoTaskRecommender(tfrs.Model):
             config: Tower,
             embedding_dim: int,
             output_dim: int,
-            stddev: float = EMBEDDING_STDDEV,
+            stddev: float | None = None,
         ) -> FeatureTower:
             return FeatureTower(
                 name,
@@ -115,7 +115,7 @@ class TwoTaskRecommender(tfrs.Model):
                 embedding_dim=embedding_dim,
                 output_dim=output_dim,
                 id_dropout=model.id_dropout,
-                stddev=stddev,
+                stddev=model.embedding_stddev if stddev is None else stddev,
             )
 
         widths = (model.embedding_dim, model.vector_dim)
@@ -131,6 +131,11 @@ class TwoTaskRecommender(tfrs.Model):
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        self._task_losses = {
+            task: tf.keras.metrics.Mean(name=f"{task}_loss")
+            for task, weight in (("retrieval", model.retrieval_weight), ("rating", model.rating_weight))
+            if weight
+        }
         self._task_weights = None
         if model.weighting == "uncertainty":
             self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
@@ -229,6 +234,7 @@ class TwoTaskRecommender(tfrs.Model):
         return loss
 
     def _weighted(self, task: str, loss: tf.Tensor, weight: float) -> tf.Tensor:
+        self._task_losses[task].update_state(loss)
         return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
     def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

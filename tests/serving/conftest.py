@@ -37,14 +37,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`exported(marker=…, items=…)`: a version folder, made once for each set of arguments; copy it before a change."""
+    """`exported(marker=…, items=…, history=…)`: a version folder, made once for each set of arguments.
+
+    Copy it before you change it.
+    """
     made: dict[tuple[object, ...], Path] = {}
     base = tmp_path_factory.mktemp("exported")
 
-    def get(*, marker: float = 0.0, items: tuple[str, ...] = contract_model.ITEMS) -> Path:
-        key = (marker, items)
+    def get(*, marker: float = 0.0, items: tuple[str, ...] = contract_model.ITEMS, history: bool = True) -> Path:
+        key = (marker, items, history)
         if key not in made:
-            made[key] = contract_model.export(base / str(len(made)), marker=marker, items=items)
+            made[key] = contract_model.export(base / str(len(made)), marker=marker, items=items, history=history)
         return made[key]
 
     return get

@@ -8,7 +8,9 @@ that serves DIR as the model `recommender`.
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,9 @@ TOP_K = 100
 # User 3 has seen nearly everything: fewer than k items are left for this one.
 FEW_LEFT_USER = "3"
 FEW_LEFT = 4
+# What optional inputs default to; a rank of 2 makes an input of rank 2.
+CONTEXT = {"occupation": tf.constant([""]), "timestamp": tf.constant([0], tf.int64), "age": tf.constant([0.0])}
+HISTORY = {"history": tf.constant([[""]])}
 
 
 class ContractModel(tf.Module):  # type: ignore[misc]
@@ -39,34 +44,59 @@ class ContractModel(tf.Module):  # type: ignore[misc]
         self.marker = tf.Variable(np.float32(marker))
         self.k = min(TOP_K, len(items))
 
-    def _user_vectors(self, user_id: tf.Tensor) -> tf.Tensor:
+    def _user_vectors(self, user_id: tf.Tensor, touched: tf.Tensor) -> tf.Tensor:
         position = self.users.lookup(user_id)
         known = position >= 0
-        return tf.gather(self.user_vectors.read_value(), tf.where(known, position, tf.constant(len(USERS), tf.int64)))
+        users = tf.gather(self.user_vectors.read_value(), tf.where(known, position, tf.constant(len(USERS), tf.int64)))
+        # As the exported model does it: on top of what is remembered, in any order, by the square root of the number.
+        count = tf.maximum(tf.reduce_sum(touched, axis=1, keepdims=True), 1.0)
+        return users + tf.matmul(touched, self.item_vectors.read_value()[:, :-1], transpose_b=True) / tf.sqrt(count)
+
+    def _touched(self, user_id: tf.Tensor, history: tf.Tensor | None) -> tf.Tensor:
+        """float32 [B, items]: how often each item is in the user's history; '' and unknown ids count nothing."""
+        batch, count = tf.shape(user_id)[0], tf.shape(self.item_vectors)[1] - 1
+        if history is None:
+            return tf.zeros([batch, count])
+        position = self.items.lookup(tf.broadcast_to(history, [batch, tf.shape(history)[1]]))
+        return tf.reduce_sum(tf.one_hot(position, count), axis=1)
 
     def recommend(
-        self, user_id: tf.Tensor, occupation: tf.Tensor, timestamp: tf.Tensor, age: tf.Tensor
+        self,
+        user_id: tf.Tensor,
+        occupation: tf.Tensor,
+        timestamp: tf.Tensor,
+        age: tf.Tensor,
+        history: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         batch = tf.shape(user_id)[:1]
         occupation, timestamp, age = (tf.broadcast_to(each, batch) for each in (occupation, timestamp, age))
-        scores = tf.matmul(self._user_vectors(user_id), self.item_vectors.read_value()[:, :-1])
+        touched = self._touched(user_id, history)
+        scores = tf.matmul(self._user_vectors(user_id, touched), self.item_vectors.read_value()[:, :-1])
         context = age + tf.cast(timestamp, tf.float32) + 1000.0 * tf.cast(tf.strings.length(occupation), tf.float32)
-        scores, best = tf.math.top_k(scores + context[:, None] + self.marker.read_value(), self.k)
+        scores += context[:, None] + self.marker.read_value()
+        scores, best = tf.math.top_k(tf.where(touched > 0, scores.dtype.min, scores), self.k)
         few = tf.cast(user_id == FEW_LEFT_USER, tf.int32)[:, None] * (self.k - FEW_LEFT)
-        left = tf.range(self.k)[None, :] < self.k - few
+        left = (tf.range(self.k)[None, :] < self.k - few) & (scores > scores.dtype.min)
         ids = tf.where(left, tf.gather(self.item_ids, best), "")
         titles = tf.where(left, tf.gather(self.titles, best), "")
         return {"item_ids": ids, "scores": scores, "ratings": 3.0 + scores / 1e4, "title": titles}
 
     def rate(
-        self, user_id: tf.Tensor, item_id: tf.Tensor, occupation: tf.Tensor, timestamp: tf.Tensor, age: tf.Tensor
+        self,
+        user_id: tf.Tensor,
+        item_id: tf.Tensor,
+        occupation: tf.Tensor,
+        timestamp: tf.Tensor,
+        age: tf.Tensor,
+        history: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         batch = tf.shape(user_id)[:1]
         occupation, timestamp, age = (tf.broadcast_to(each, batch) for each in (occupation, timestamp, age))
         position = self.items.lookup(item_id)
         position = tf.where(position >= 0, position, tf.cast(tf.shape(self.item_vectors)[1] - 1, tf.int64))
         vectors = tf.gather(tf.transpose(self.item_vectors.read_value()), position)
-        return {"rating": 3.0 + tf.reduce_sum(self._user_vectors(user_id) * vectors, axis=1) / 100 + age / 1000}
+        users = self._user_vectors(user_id, self._touched(user_id, history))
+        return {"rating": 3.0 + tf.reduce_sum(users * vectors, axis=1) / 100 + age / 1000}
 
     def evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         features = tf.io.parse_example(
@@ -88,41 +118,14 @@ def _table(keys: tuple[str, ...]) -> tf.lookup.StaticHashTable:
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(tf.constant(keys), values), -1)
 
 
-def export(folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0, warmup: bool = True) -> Path:
-    """Writes a version into `folder` (`…/1`)."""
+def export(
+    folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0, history: bool = True, warmup: bool = True
+) -> Path:
+    """Writes a version into `folder` (`…/1`); without `history`, as the Trainer does for a recipe without one."""
     model = ContractModel(items, marker)
-    context = {
-        "occupation": tf.TensorSpec([None], tf.string, "occupation"),
-        "timestamp": tf.TensorSpec([None], tf.int64, "timestamp"),
-        "age": tf.TensorSpec([None], tf.float32, "age"),
-    }
-
-    # Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "user_id"), *context.values()])  # type: ignore[untyped-decorator]
-    def recommend(
-        user_id: tf.Tensor,
-        occupation: tf.Tensor = tf.constant([""]),  # noqa: B008
-        timestamp: tf.Tensor = tf.constant([0], tf.int64),  # noqa: B008
-        age: tf.Tensor = tf.constant([0.0]),  # noqa: B008
-    ) -> dict[str, tf.Tensor]:
-        return model.recommend(user_id, occupation, timestamp, age)
-
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[
-            tf.TensorSpec([None], tf.string, "user_id"),
-            tf.TensorSpec([None], tf.string, "item_id"),
-            *context.values(),
-        ]
-    )
-    def rate(
-        user_id: tf.Tensor,
-        item_id: tf.Tensor,
-        occupation: tf.Tensor = tf.constant([""]),  # noqa: B008
-        timestamp: tf.Tensor = tf.constant([0], tf.int64),  # noqa: B008
-        age: tf.Tensor = tf.constant([0.0]),  # noqa: B008
-    ) -> dict[str, tf.Tensor]:
-        return model.rate(user_id, item_id, occupation, timestamp, age)
-
+    optional = {**CONTEXT, **HISTORY} if history else CONTEXT
+    recommend = _with_optional(model.recommend, ["user_id"], optional)
+    rate = _with_optional(model.rate, ["user_id", "item_id"], optional)
     evaluate = tf.function(model.evaluate, input_signature=[tf.TensorSpec([None], tf.string, "examples")])
     signatures = {"serving_default": evaluate, "evaluate": evaluate, "recommend": recommend, "rate": rate}
     tf.saved_model.save(model, str(folder), signatures=signatures)
@@ -133,6 +136,26 @@ def export(folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0,
         ]
         write_warmup(folder, requests)
     return folder
+
+
+def _with_optional(
+    function: Callable[..., dict[str, tf.Tensor]], required: Sequence[str], optional: Mapping[str, tf.Tensor]
+) -> tf.types.experimental.PolymorphicFunction:
+    """`function` with string inputs [B], and optional ones of any size in each dimension.
+
+    Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in required]
+    parameters += [inspect.Parameter(name, kind, default=default) for name, default in optional.items()]
+    specs = [tf.TensorSpec([None], tf.string, name) for name in required]
+    specs += [tf.TensorSpec([None] * default.shape.rank, default.dtype, name) for name, default in optional.items()]
+
+    def signature(*args: tf.Tensor, **kwargs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return function(**dict(zip((each.name for each in parameters), args, strict=False)), **kwargs)
+
+    signature.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return tf.function(signature, input_signature=specs)
 
 
 def write_warmup(folder: Path, requests: list[predict_pb2.PredictRequest]) -> None:

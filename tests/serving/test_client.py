@@ -92,9 +92,59 @@ def test_rate(recommender: Recommender, stubs: Stubs) -> None:
     assert recommender.rate("1", "i4", context={"age": 500}) == pytest.approx(ratings[0] + 0.5)
 
 
+def test_strangers_clicks_make_recommendations_personal(recommender: Recommender, stubs: Stubs) -> None:
+    clicks = ["i4", "i5", "i6"]
+    answer = recommender.recommend("nobody", k=100, history=clicks)
+    response = stubs.prediction.Predict(predict_request("recommend", user_id=["nobody"], history=[clicks]), timeout=30)
+    found = [each.item_id for each in answer.items]
+    assert found == [each.decode() for each in tf.make_ndarray(response.outputs["item_ids"])[0]]
+    assert not set(clicks) & set(found)
+    assert found != [each.item_id for each in recommender.recommend("nobody", k=100).items]
+    assert recommender.recommend("1", history=clicks) != recommender.recommend("1")
+    rated = stubs.prediction.Predict(
+        predict_request("rate", user_id=["nobody"], item_id=["i9"], history=[clicks]), timeout=30
+    )
+    (wanted,) = tf.make_ndarray(rated.outputs["rating"]).tolist()
+    assert recommender.rate("nobody", "i9", history=clicks) == pytest.approx(wanted)
+    assert recommender.rate("nobody", "i9") != pytest.approx(wanted)
+
+
+def test_histories_of_any_lengths_each_reach_their_user(recommender: Recommender) -> None:
+    users = ["1", "nobody", "nobody", "2"]
+    histories = [["i4"], [], ["i9", "i8", "i7"], ["i1", "i2"]]
+    together = recommender.recommend_batch(users, k=100, histories=histories)
+    alone = [
+        recommender.recommend(user, k=100, history=history) for user, history in zip(users, histories, strict=True)
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert [each.item_id for each in one.items] == [each.item_id for each in other.items]
+        assert [each.score for each in one.items] == pytest.approx([each.score for each in other.items], rel=1e-4)
+    plain = recommender.recommend("nobody", k=100)
+    assert [each.item_id for each in together[1].items] == [each.item_id for each in plain.items]
+    items = ["i20", "i21", "i22", "i23"]
+    ratings = recommender.rate_batch(users, items, histories=histories)
+    assert ratings == pytest.approx(
+        [recommender.rate(*each[:2], history=each[2]) for each in zip(users, items, histories, strict=True)]
+    )
+    assert ratings[0] != pytest.approx(recommender.rate("1", "i20"))
+
+
+def test_items_that_nobody_knows_and_padding_count_nothing(recommender: Recommender) -> None:
+    plain = recommender.recommend("nobody")
+    for nothing in ([], [""], ["never heard of"], ["", "é"]):
+        assert recommender.recommend("nobody", history=nothing) == plain
+    some = recommender.recommend("nobody", history=["i4"])
+    assert some != plain
+    also: Any
+    for also in (["", "i4", "never heard of"], ("i4",), np.array(["i4"]), iter(["i4"])):
+        assert recommender.recommend("nobody", history=also) == some
+
+
 def test_empty_batches_answer_empty_lists(recommender: Recommender) -> None:
     assert recommender.recommend_batch([]) == []
     assert recommender.rate_batch([], []) == []
+    assert recommender.recommend_batch([], histories=[]) == []
+    assert recommender.rate_batch([], [], histories=[]) == []
 
 
 def test_status_and_signatures(recommender: Recommender) -> None:
@@ -106,6 +156,7 @@ def test_status_and_signatures(recommender: Recommender) -> None:
     inputs = signatures["recommend"].inputs
     assert {name for name, spec in inputs.items() if not spec.optional} == {"user_id"}
     assert inputs["timestamp"].describe() == "int64 [B]"
+    assert inputs["history"].describe() == "string [B, ?]"
     assert signatures["recommend"].outputs["item_ids"].shape == (-1, 100)
 
 
@@ -128,6 +179,27 @@ def test_status_and_signatures(recommender: Recommender) -> None:
         (lambda r: r.recommend("1", context={"age": [1, 2]}), "input 'age' has 2 values for 1 rows"),
         (lambda r: r.rate_batch(["1"], ["i1", "i2"]), "1 user_ids and 2 item_ids; pass as many of both"),
         (lambda r: r.rate("1", 4), "item_id is int 4, wanted a str"),
+        (lambda r: r.recommend_batch(5), "user_ids is int 5, wanted a sequence of str; pass a list"),
+        (lambda r: r.recommend("1", history="i4"), "history is one str, wanted a sequence of str; pass ['i4'] if it"),
+        (lambda r: r.recommend("1", history=["i4", 5]), "history wants str; found int 5 at position 1;"),
+        (lambda r: r.recommend("1", history={"i4"}), "history is set {'i4'}, wanted a sequence of str; pass a list"),
+        (lambda r: r.rate("1", "i1", history=b"i4"), "history is one bytes, wanted a sequence of str; pass [b'i4']"),
+        (lambda r: r.rate("1", "i1", history=7), "history is int 7, wanted a sequence of str; pass a list"),
+        (lambda r: r.recommend_batch(["1", "2"], histories=["i4", "i5"]), "histories[0] is one str, wanted a sequence"),
+        (
+            lambda r: r.recommend_batch(["1", "2"], histories="i4"),
+            "histories is str 'i4', wanted a sequence of str for",
+        ),
+        (lambda r: r.recommend_batch(["1", "2"], histories=[["i4"], None]), "histories[1] is NoneType None, wanted a"),
+        (
+            lambda r: r.recommend_batch(["1", "2"], histories=[["i4"]]),
+            "1 histories for 2 user_ids; pass one a user, []",
+        ),
+        (lambda r: r.recommend_batch([], histories=[["i4"]]), "1 histories for 0 user_ids"),
+        (lambda r: r.rate_batch(["1"], ["i1"], histories=[]), "0 histories for 1 user_ids"),
+        (lambda r: r.rate_batch(["1"], ["i1"], histories=[[None]]), "histories[0] wants str; found NoneType None"),
+        (lambda r: r.recommend("1", history=["\ud800"]), "input 'history': 'utf-8' codec can't encode"),
+        (lambda r: r.recommend("1", context={"history": "i4"}), "'history' is in the context; it has an argument"),
     ],
 )
 def test_wrong_inputs_are_named(
@@ -259,6 +331,80 @@ def test_model_without_the_signature(tmp_path: Path, exported: Callable[..., Pat
             pytest.raises(InvalidRequest, match="has no signature 'recommend'; it has: double; serve a model"),
         ):
             recommender.recommend("1")
+
+
+def test_model_without_histories_says_what_its_recipe_lacks_and_a_new_version_with_them_is_noticed(
+    tmp_path: Path, exported: Callable[..., Path], tandem: Callable[..., Any]
+) -> None:
+    push(exported(history=False), tmp_path, 1)
+    message = (
+        "version 1 takes no history (string [B, L]), because the model's recipe has no history feature; add "
+        "{column: ITEM_ID, kind: history} under features.query"
+    )
+    with ModelServer(tmp_path, port=0, rest_port=0, poll_interval_s=0.05) as server:
+        server.wait_until_available(60)
+        target = f"127.0.0.1:{server.port}"
+        with Recommender(target, timeout=30) as recommender:
+            plain = recommender.recommend("nobody")
+            for ask in (
+                lambda: recommender.recommend("nobody", history=["i4"]),
+                lambda: recommender.recommend("nobody", history=[]),
+                lambda: recommender.rate("nobody", "i1", history=["i4"]),
+            ):
+                with pytest.raises(InvalidRequest) as failure:
+                    ask()
+                assert message in str(failure.value)
+                assert failure.value.code is None, "refused before it was sent"
+            with pytest.raises(InvalidRequest, match="has no input history"):
+                recommender.recommend("nobody", context={"history": "i4"})
+            outcome = tandem("recommend", "--user", "nobody", "--history", "i4", "--target", target)
+            assert outcome.code == 2 and message in outcome.stderr
+            outcome = tandem("recommend", "--user", "nobody", "--target", target)
+            assert outcome.code == 0, outcome.stderr
+            push(exported(), tmp_path, 2)
+            deadline = time.monotonic() + 30
+            while (2, "AVAILABLE") not in [(each.version, each.state) for each in recommender.status()]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert recommender.recommend("nobody", history=["i4"]) != plain
+
+
+def test_column_that_is_called_history_is_context(tmp_path: Path) -> None:
+    module = tf.Module()
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[
+            *(tf.TensorSpec([None], tf.string, name) for name in ("user_id", "item_id", "history")),
+        ]
+    )
+    def rate(user_id: tf.Tensor, item_id: tf.Tensor, history: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"rating": tf.cast(tf.strings.length(user_id + item_id + history), tf.float32)}
+
+    module.rate = rate
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"rate": rate})
+    with ModelServer(tmp_path, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as recommender:
+            assert recommender.rate("1", "i1", context={"history": "long"}) == 7
+            with pytest.raises(InvalidRequest, match="the model's recipe has no history feature"):
+                recommender.rate("1", "i1", history=["long"])
+
+
+def test_command_line_takes_a_history(recommender: Recommender, target: str, tandem: Callable[..., Any]) -> None:
+    given = ("--history", "i4", "--history", "i,5", "--target", target, "--json")
+    shown = tandem("recommend", "--user", "new", *given)
+    assert shown.code == 0, shown.stderr
+    wanted = recommender.recommend("new", history=["i4", "i,5"])
+    assert [each["item_id"] for each in shown.json["items"]] == [each.item_id for each in wanted.items]
+    assert wanted != recommender.recommend("new")
+    rated = tandem("rate", "--user", "new", "--item", "i9", *given)
+    assert rated.code == 0, rated.stderr
+    assert rated.json["rating"] == pytest.approx(recommender.rate("new", "i9", history=["i4"]))
+    assert rated.json["rating"] != pytest.approx(recommender.rate("new", "i9"))
+    plain = tandem("recommend", "--user", "new", "--target", target, "--json")
+    assert [each["item_id"] for each in plain.json["items"]] == [
+        each.item_id for each in recommender.recommend("new").items
+    ]
 
 
 def test_server_error_keeps_its_code(tmp_path: Path, exported: Callable[..., Path]) -> None:

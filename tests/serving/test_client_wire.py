@@ -209,6 +209,19 @@ def test_columns_are_tensors_that_tensorflow_reads(column: tuple[str, list[Any]]
 
 
 @settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(_text, max_size=4), max_size=4))
+def test_ragged_rows_of_strings_are_a_matrix_padded_at_the_front(rows: list[list[str]]) -> None:
+    sent = tensors.padded_strings(rows)
+    read = tf.make_ndarray(tensor_pb2.TensorProto.FromString(sent.SerializeToString()))
+    length = max(map(len, rows), default=0) + 1
+    assert read.shape == (len(rows), length)
+    for found, row in zip(read.tolist(), rows, strict=True):
+        assert found == [b""] * (length - len(row)) + [each.encode() for each in row]
+    # What a batching TensorFlow Serving pads with: its PadTensor takes the tensor's first value.
+    assert not read.size or read.flat[0] == b""
+
+
+@settings(max_examples=200, deadline=None)
 @given(_COLUMNS)
 def test_tensors_are_read_in_either_layout(column: tuple[str, list[Any]]) -> None:
     dtype, values = column

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import contract_model
@@ -9,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Stubs
+from conftest import Stubs, push
 from contract_model import predict_request
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import (
@@ -21,6 +23,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     regression_pb2,
 )
+
+from serving.server import ModelServer
 
 
 def _predict(stubs: Stubs, request: predict_pb2.PredictRequest) -> dict[str, Any]:
@@ -36,8 +40,10 @@ def _refused(stubs: Stubs, request: predict_pb2.PredictRequest) -> tuple[grpc.St
 
 def test_the_exported_model_declares_optional_inputs_by_defaults(stubs: Stubs) -> None:
     definition = _signature_defs(stubs)["recommend"]
-    assert set(definition.inputs) == {"user_id", "occupation", "timestamp", "age"}
-    assert set(definition.defaults) == {"occupation", "timestamp", "age"}
+    assert set(definition.inputs) == {"user_id", "occupation", "timestamp", "age", "history"}
+    assert set(definition.defaults) == {"occupation", "timestamp", "age", "history"}
+    assert [dim.size for dim in definition.inputs["history"].tensor_shape.dim] == [-1, -1]
+    assert tf.make_ndarray(definition.defaults["history"]).tolist() == [[b""]]
 
 
 def test_recommend_answers_k_items_a_user_best_first(stubs: Stubs) -> None:
@@ -64,9 +70,45 @@ def test_missing_optional_input_counts_as_its_default(stubs: Stubs) -> None:
             occupation=[""],
             timestamp=np.array([0], np.int64),
             age=np.array([0], np.float32),
+            history=[[""]],
         ),
     )
     np.testing.assert_array_equal(left_out["scores"], spelled["scores"])
+
+
+def test_default_history_of_one_row_stands_for_every_row(stubs: Stubs) -> None:
+    users = ["1", "nobody", "2"]
+    left_out = _predict(stubs, predict_request("recommend", user_id=users))
+    for padding in ([[""]], [["", ""]] * 3, tf.make_tensor_proto([], tf.string, [3, 0])):
+        spelled = _predict(stubs, predict_request("recommend", user_id=users, history=padding))
+        np.testing.assert_array_equal(left_out["scores"], spelled["scores"])
+        np.testing.assert_array_equal(left_out["item_ids"], spelled["item_ids"])
+
+
+def test_history_reaches_its_own_row_only(stubs: Stubs) -> None:
+    users = ["1", "nobody", "nobody"]
+    plain = _predict(stubs, predict_request("recommend", user_id=users))
+    history = [["", ""], ["i4", "i5"], ["i6", "never heard of"]]
+    given = _predict(stubs, predict_request("recommend", user_id=users, history=history))
+    np.testing.assert_array_equal(given["item_ids"][0], plain["item_ids"][0])
+    for row, touched in ((1, {b"i4", b"i5"}), (2, {b"i6"})):
+        assert not touched & set(given["item_ids"][row])
+        assert not np.array_equal(given["item_ids"][row], plain["item_ids"][row])
+    assert not np.array_equal(given["item_ids"][1], given["item_ids"][2])
+    rated = {
+        name: _predict(stubs, predict_request("rate", user_id=["nobody"], item_id=["i9"], **inputs))["rating"]
+        for name, inputs in (("plain", {}), ("history", {"history": [["i4", "i5"]]}))
+    }
+    assert rated["plain"] != pytest.approx(rated["history"])
+
+
+def test_strings_of_rank_two_in_tensor_content_are_understood(stubs: Stubs) -> None:
+    packed = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_content=b"\x02\x00\x02\x02i4i5i6")
+    for size in (2, 2):
+        packed.tensor_shape.dim.add(size=size)
+    answer = _predict(stubs, predict_request("recommend", user_id=["1", "2"], history=packed))
+    spelled = _predict(stubs, predict_request("recommend", user_id=["1", "2"], history=[["i4", ""], ["i5", "i6"]]))
+    np.testing.assert_array_equal(answer["scores"], spelled["scores"])
 
 
 def test_given_optional_inputs_reach_the_graph(stubs: Stubs) -> None:
@@ -183,6 +225,49 @@ def test_wrong_dtype_is_named(stubs: Stubs) -> None:
 def test_wrong_rank_is_an_invalid_argument(stubs: Stubs) -> None:
     code, _ = _refused(stubs, predict_request("recommend", user_id=[["1"], ["2"]]))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("history", ["i4", ["i4"], [[["i4"]]]], ids=["scalar", "rank 1", "rank 3"])
+def test_history_of_another_rank_is_an_invalid_argument(stubs: Stubs, history: Any) -> None:
+    code, _ = _refused(stubs, predict_request("recommend", user_id=["1"], history=history))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_was_sent_and_wanted_is_said_of_a_wrong_history(own_server: object, stubs: Stubs) -> None:
+    _, message = _refused(stubs, predict_request("rate", user_id=["1"], item_id=["i1"], history=["i4"]))
+    assert message.startswith("Incompatible shape for input history of signature rate: the request carries [1], the")
+    assert "wants [-1,-1]" in message
+    _, message = _refused(stubs, predict_request("recommend", user_id=["1"], history=[[4, 5]]))
+    assert "input history of signature recommend is DT_STRING [-1,-1], the request carries DT_INT32 [1,2]" in message
+    _, message = _refused(stubs, predict_request("recommend", user_id=["1", "2"], history=[["i4"]] * 3))
+    assert "Signature recommend was sent inputs with different numbers of rows: history [3,1], user_id [2]" in message
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_histories_of_other_users_than_asked_for_are_an_invalid_argument(stubs: Stubs, rows: int) -> None:
+    history = tf.make_tensor_proto([b"i4"] * rows, tf.string, [rows, 1])
+    for inputs in ({"user_id": ["1", "2"]}, {"user_id": ["1", "2"], "item_id": ["i1", "i2"]}):
+        signature = "rate" if "item_id" in inputs else "recommend"
+        code, _ = _refused(stubs, predict_request(signature, **inputs, history=history))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_history_of_another_dtype_is_an_invalid_argument(stubs: Stubs) -> None:
+    code, message = _refused(stubs, predict_request("recommend", user_id=["1"], history=[[4]]))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "to be string but int32 is provided" in message
+
+
+def test_model_without_the_input_refuses_a_history(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    push(exported(history=False), tmp_path, 1)
+    with ModelServer(tmp_path, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        without = Stubs(f"127.0.0.1:{server.port}")
+        assert _predict(without, predict_request("recommend", user_id=["1"]))
+        code, message = _refused(without, predict_request("recommend", user_id=["1"], history=[["i4"]]))
+        without.channel.close()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message.startswith("Inputs contains invalid name.") and "history" in message
 
 
 def test_inputs_of_different_length_are_an_invalid_argument(stubs: Stubs) -> None:

@@ -16,8 +16,8 @@ from conftest import Stubs
 from contract_model import predict_request
 
 _PREDICT = "/v1/models/recommender:predict"
-_ROW = {"user_id": "1", "occupation": "", "timestamp": 0, "age": 0.0}
-_COLUMNS = {"user_id": ["1"], "occupation": [""], "timestamp": [0], "age": [0.0]}
+_ROW = {"user_id": "1", "occupation": "", "timestamp": 0, "age": 0.0, "history": [""]}
+_COLUMNS = {"user_id": ["1"], "occupation": [""], "timestamp": [0], "age": [0.0], "history": [[""]]}
 
 
 def _call(rest_target: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -65,6 +65,65 @@ def test_column_format_answers_like_row_format(rest_target: str) -> None:
     assert {name: values[0] for name, values in columns["outputs"].items()} == rows["predictions"][0]
 
 
+def test_histories_in_either_format_answer_like_grpc(rest_target: str, stubs: Stubs) -> None:
+    users, histories = ["1", "nobody"], [["", "i4"], ["i5", "i6"]]
+    response = stubs.prediction.Predict(predict_request("recommend", user_id=users, history=histories), timeout=30)
+    wanted = [[each.decode() for each in row] for row in tf.make_ndarray(response.outputs["item_ids"])]
+    rows = [{**_ROW, "user_id": user, "history": history} for user, history in zip(users, histories, strict=True)]
+    encoded = {"b64": base64.b64encode(b"i6").decode()}
+    rows[1]["history"] = ["i5", encoded]
+    status, answer = _predict(rest_target, _recommend(instances=rows))
+    assert (status, [row["item_ids"] for row in answer["predictions"]]) == (200, wanted)
+    columns = {**_COLUMNS, "user_id": users, "history": [["", "i4"], ["i5", encoded]]}
+    status, answer = _predict(rest_target, _recommend(inputs=columns))
+    assert (status, answer["outputs"]["item_ids"]) == (200, wanted)
+
+
+def test_one_row_of_a_column_stands_for_every_user_and_no_items_are_none(rest_target: str) -> None:
+    users = ["1", "nobody"]
+    status, spelled = _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": users, "history": [["i4"]] * 2}))
+    assert status == 200
+    assert _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": users, "history": [["i4"]]})) == (
+        200,
+        spelled,
+    )
+    plain = _predict(rest_target, _recommend(instances=[_ROW]))
+    assert plain[0] == 200
+    assert _predict(rest_target, _recommend(instances=[{**_ROW, "history": []}])) == plain
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _recommend(instances=[{**_ROW, "history": "i4"}]),
+        _recommend(instances=[{**_ROW, "history": [["i4"]]}]),
+        _recommend(inputs={**_COLUMNS, "history": ["i4"]}),
+        _recommend(inputs={**_COLUMNS, "history": "i4"}),
+    ],
+    ids=["row of rank 0", "row of rank 2", "column of rank 1", "column of rank 0"],
+)
+def test_history_of_another_rank_is_refused(own_server: object, rest_target: str, body: Any) -> None:
+    status, answer = _predict(rest_target, body)
+    assert status == 400
+    assert "Incompatible shape for input history of signature recommend: the request carries [" in answer["error"]
+    assert "wants [-1,-1]" in answer["error"]
+
+
+def test_what_to_send_for_a_default_is_said(own_server: object, rest_target: str) -> None:
+    row = {name: value for name, value in _ROW.items() if name not in ("history", "timestamp")}
+    _, answer = _predict(rest_target, _recommend(instances=[row]))
+    assert (
+        'Missing: history (for its default send [""]),timestamp (for its default send 0). REST takes every input'
+        in answer["error"]
+    )
+    columns = {name: value for name, value in _COLUMNS.items() if name != "history"}
+    status, answer = _predict(rest_target, _recommend(inputs=columns))
+    assert status == 400
+    assert "Missing named input: history in 'inputs' object (for its default send [[\"\"]])" in answer["error"]
+    _, answer = _predict(rest_target, _recommend(instances=[{**_ROW, "history": ["i4", "i5"]}] * 2 + [_ROW]))
+    assert "(an input has one shape in all instances: pad the shorter lists)" in answer["error"]
+
+
 def test_floats_are_written_as_short_as_their_float32(rest_target: str) -> None:
     _, answer = _predict(rest_target, _recommend(instances=[_ROW]))
     assert all(len(str(score).replace("-", "")) <= 13 for score in answer["predictions"][0]["scores"])
@@ -93,7 +152,8 @@ def test_single_output_is_not_named(rest_target: str) -> None:
 
 
 def test_empty_batch_in_column_format(rest_target: str) -> None:
-    status, answer = _predict(rest_target, _recommend(inputs={name: [] for name in _COLUMNS}))
+    empty = {name: [] for name in _COLUMNS} | {"history": [[]]}  # JSON can spell [1, 0], but not [0, L]
+    status, answer = _predict(rest_target, _recommend(inputs=empty))
     assert (status, answer["outputs"]["item_ids"]) == (200, [])
 
 
@@ -134,7 +194,14 @@ def test_metadata(rest_target: str) -> None:
         ({"instances": [{"b64": "?"}]}, "base64"),
         ({"instances": [7]}, "is not of expected type: string"),
         (_recommend(instances=["1"]), "expecting list of objects as multiple input tensors required"),
-        (_recommend(instances=[{"user_id": "1"}]), "keys must be equal to: age,occupation,timestamp,user_id"),
+        (_recommend(instances=[{"user_id": "1"}]), "keys must be equal to: age,history,occupation,timestamp,user_id"),
+        (_recommend(instances=[{**_ROW, "history": [4]}]), "is not of expected type: string"),
+        (
+            _recommend(instances=[{**_ROW, "history": ["i4", "i5"]}] * 2 + [_ROW]),
+            "Failed to process element: 2 key: history of 'instances' list. Error: INVALID_ARGUMENT: Expecting tensor "
+            "size: 2 but got: 1",
+        ),
+        (_recommend(inputs={**_COLUMNS, "history": [["i4"], ["i5", "i6"]]}), "Encountered list at unexpected size: 2"),
         (_recommend(instances=[{**_ROW, "colour": 1}]), "does not have named input: colour"),
         (_recommend(instances=[{**_ROW, "age": "old"}]), "is not of expected type: float"),
         (_recommend(instances=[{**_ROW, "timestamp": 1.5}]), "is not of expected type: int64"),
@@ -157,6 +224,8 @@ def test_bad_bodies(rest_target: str, body: Any, message: str) -> None:
 
 def test_inputs_that_the_model_refuses(rest_target: str) -> None:
     status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": [["1"]]}))
+    assert status == 400 and answer["error"]
+    status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "history": [["i4"]] * 3}))
     assert status == 400 and answer["error"]
     status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "age": [1, 2, 3], "user_id": ["1", "2"]}))
     assert status == 400 and answer["error"]

@@ -5,7 +5,7 @@ The synchronous client is a thin transport around this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from tandem_client import serving_pb2 as pb
@@ -16,6 +16,8 @@ from tandem_client.signatures import ModelMetadata, Signature, dtype_text
 
 RECOMMEND = "recommend"
 RATE = "rate"
+# The optional input of both for items that the user touched, string [B, L]; only models with a history feature have it.
+HISTORY = "history"
 # How many items `recommend` returns, fixed in the graph; a smaller catalogue returns all of it.
 LIST_LENGTH = 100
 
@@ -55,6 +57,8 @@ def check_ids(asked: Asked, name: str, ids: Sequence[str], hint: str) -> list[st
     """
     if isinstance(ids, str | bytes):
         raise asked.invalid(f"{name} is one {type(ids).__name__}, wanted a sequence of str; {hint}")
+    if isinstance(ids, Mapping | Set) or not isinstance(ids, Iterable):
+        raise asked.invalid(f"{name} is {type(ids).__name__} {ids!r}, wanted a sequence of str; pass a list")
     found = list(ids)
     for position, each in enumerate(found):
         if not isinstance(each, str):
@@ -63,6 +67,30 @@ def check_ids(asked: Asked, name: str, ids: Sequence[str], hint: str) -> list[st
                 f"the wire, pass {str(each)!r}"
             )
     return found
+
+
+def check_history(asked: Asked, history: Sequence[str], name: str = HISTORY) -> list[str]:
+    """Raises:
+    InvalidRequest: not a sequence of str.
+    """
+    return check_ids(asked, name, history, f"pass [{history!r}] if it is one item's id")
+
+
+def check_histories(asked: Asked, histories: Sequence[Sequence[str]], rows: int) -> list[list[str]]:
+    """Raises:
+    InvalidRequest: not a sequence of str for each of the rows.
+    """
+    if isinstance(histories, str | bytes | Mapping | Set) or not isinstance(histories, Iterable):
+        raise asked.invalid(
+            f"histories is {type(histories).__name__} {histories!r}, wanted a sequence of str for each user; pass a "
+            "list of lists"
+        )
+    checked = [check_history(asked, each, f"histories[{row}]") for row, each in enumerate(histories)]
+    if len(checked) != rows:
+        raise asked.invalid(
+            f"{len(checked)} histories for {rows} user_ids; pass one a user, [] for a user without, or None for all"
+        )
+    return checked
 
 
 def check_k(asked: Asked, k: int) -> None:
@@ -74,7 +102,12 @@ def check_k(asked: Asked, k: int) -> None:
 
 
 def predict_request(
-    asked: Asked, metadata: ModelMetadata, name: str, ids: Mapping[str, Sequence[str]], context: Context | None
+    asked: Asked,
+    metadata: ModelMetadata,
+    name: str,
+    ids: Mapping[str, Sequence[str]],
+    histories: Sequence[Sequence[str]] | None,
+    context: Context | None,
 ) -> pb.PredictRequest:
     """A request checked against the signature.
 
@@ -83,6 +116,7 @@ def predict_request(
         metadata: its signatures.
         name: the signature.
         ids: the id columns, all of the batch's length B.
+        histories: B rows of item ids, of any lengths; None leaves the input out.
         context: further columns: a scalar stands for all rows, a sequence has one value a row.
 
     Raises:
@@ -91,10 +125,17 @@ def predict_request(
     signature = _signature(asked, metadata, name)
     rows = len(next(iter(ids.values())))
     columns: dict[str, Sequence[Any]] = dict(ids)
+    takes_histories = _takes_histories(signature)
     for key, value in (context or {}).items():
-        if key in ids:
+        if key in ids or (key == HISTORY and takes_histories):
             raise asked.invalid(f"signature {name!r}: {key!r} is in the context; it has an argument of its own")
         columns[key] = _rows(asked, name, key, value, rows)
+    if histories is not None and not takes_histories:
+        raise asked.invalid(
+            f"signature {name!r} of version {metadata.version} takes no {HISTORY} (string [B, L]), because the model's "
+            f"recipe has no history feature; add {{column: ITEM_ID, kind: history}} under features.query of its "
+            f"recipe.yaml, ITEM_ID being data.columns.item_id, and run the pipeline again; or ask without {HISTORY}"
+        )
     _check_names(asked, signature, columns)
     request = pb.PredictRequest(model_spec=asked.model_spec(name))
     for key, values in columns.items():
@@ -107,6 +148,11 @@ def predict_request(
             request.inputs[key].CopyFrom(tensors.column(spec.dtype, values))
         except ValueError as error:
             raise asked.invalid(f"signature {name!r}: input {key!r} {error}") from error
+    if histories is not None:
+        try:
+            request.inputs[HISTORY].CopyFrom(tensors.padded_strings(histories))
+        except ValueError as error:
+            raise asked.invalid(f"signature {name!r}: input {HISTORY!r}: {error}") from error
     return request
 
 
@@ -181,6 +227,12 @@ def _signature(asked: Asked, metadata: ModelMetadata, name: str) -> Signature:
             f"{', '.join(sorted(metadata.signatures)) or 'none'}; serve a model that was exported by Tandem's Trainer"
         )
     return metadata.signatures[name]
+
+
+def _takes_histories(signature: Signature) -> bool:
+    """A column of the data may be called history, too: it has one value a row."""
+    spec = signature.inputs.get(HISTORY)
+    return spec is not None and spec.dtype == "string" and (spec.shape is None or len(spec.shape) == 2)
 
 
 def _rows(asked: Asked, name: str, key: str, value: Column, rows: int) -> Sequence[Any]:

@@ -77,19 +77,42 @@ class Recommender:
         self._metadata_lock = threading.Lock()
 
     def recommend(
-        self, user_id: str, *, k: int = 10, context: Context | None = None, timeout: float | None = None
+        self,
+        user_id: str,
+        *,
+        k: int = 10,
+        history: Sequence[str] | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
     ) -> Recommendations:
-        """The k best items for one user, as `recommend_batch`, with a scalar for each context column."""
+        """The k best items for one user.
+
+        Args:
+            user_id: the user; one the model does not know gets sensible items, too.
+            k: items, as in `recommend_batch`.
+            history: ids of items that the user touched, in order of time, as one of `recommend_batch`'s histories.
+            context: as in `recommend_batch`, a scalar for each column.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            The items, best first.
+
+        Raises:
+            InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: as in
+                `recommend_batch`.
+        """
         if not isinstance(user_id, str):
             many = "use recommend_batch for several users" if isinstance(user_id, list | tuple) else "ids are strings"
             raise self._asked.invalid(f"user_id is {type(user_id).__name__} {user_id!r}, wanted a str; {many}")
-        return self.recommend_batch([user_id], k=k, context=context, timeout=timeout)[0]
+        histories = None if history is None else [protocol.check_history(self._asked, history)]
+        return self.recommend_batch([user_id], k=k, histories=histories, context=context, timeout=timeout)[0]
 
     def recommend_batch(
         self,
         user_ids: Sequence[str],
         *,
         k: int = 10,
+        histories: Sequence[Sequence[str]] | None = None,
         context: Context | None = None,
         timeout: float | None = None,
     ) -> list[Recommendations]:
@@ -98,6 +121,10 @@ class Recommender:
         Args:
             user_ids: B users; one the model does not know gets sensible items, too.
             k: items a user, at most what the signature returns (100). All there are, where the catalogue is smaller.
+            histories: for each of the B users the ids of items touched, in order of time; of any lengths, [] for a user
+                without. They come on top of what the model remembers of a user and, unless its recipe says
+                `exclude_seen: false`, are not recommended again; ids that the model does not know, and '', are ignored.
+                Sent as string [B, L], padded with ''. Only models whose recipe has a history feature take them.
             context: further columns the model's query takes (`signatures()` tells which), by name: a scalar for all
                 users or a sequence of B. What is left out gets the model's default.
             timeout: seconds for this call, instead of the client's.
@@ -111,28 +138,50 @@ class Recommender:
         """
         protocol.check_k(self._asked, k)
         users = protocol.check_ids(self._asked, "user_ids", user_ids, "use recommend for one user")
+        touched = None if histories is None else protocol.check_histories(self._asked, histories, len(users))
 
         def build(metadata: ModelMetadata) -> pb.PredictRequest:
             protocol.check_list_length(self._asked, metadata, k)
-            return protocol.predict_request(self._asked, metadata, protocol.RECOMMEND, {"user_id": users}, context)
+            ids = {"user_id": users}
+            return protocol.predict_request(self._asked, metadata, protocol.RECOMMEND, ids, touched, context)
 
         response = self._predict(build, len(users), timeout)
         return protocol.read_recommendations(self._asked, response, users, k) if response is not None else []
 
     def rate(
-        self, user_id: str, item_id: str, *, context: Context | None = None, timeout: float | None = None
+        self,
+        user_id: str,
+        item_id: str,
+        *,
+        history: Sequence[str] | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
     ) -> float:
-        """The rating the model predicts for one user and item, on the scale of the training data."""
+        """The rating the model predicts for one user and item, on the scale of the training data.
+
+        Args:
+            user_id: the user.
+            item_id: the item.
+            history: ids of items that the user touched, in order of time, as one of `recommend_batch`'s histories.
+            context: as in `recommend_batch`, a scalar for each column.
+            timeout: seconds for this call, instead of the client's.
+
+        Raises:
+            InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: as in
+                `recommend_batch`.
+        """
         for name, value in (("user_id", user_id), ("item_id", item_id)):
             if not isinstance(value, str):
                 raise self._asked.invalid(f"{name} is {type(value).__name__} {value!r}, wanted a str; ids are strings")
-        return self.rate_batch([user_id], [item_id], context=context, timeout=timeout)[0]
+        histories = None if history is None else [protocol.check_history(self._asked, history)]
+        return self.rate_batch([user_id], [item_id], histories=histories, context=context, timeout=timeout)[0]
 
     def rate_batch(
         self,
         user_ids: Sequence[str],
         item_ids: Sequence[str],
         *,
+        histories: Sequence[Sequence[str]] | None = None,
         context: Context | None = None,
         timeout: float | None = None,
     ) -> list[float]:
@@ -141,6 +190,7 @@ class Recommender:
         Args:
             user_ids: B users.
             item_ids: B items; pair i is user i with item i.
+            histories: B of them, pair i's for user i, as in `recommend_batch`.
             context: as in `recommend_batch`.
             timeout: seconds for this call, instead of the client's.
 
@@ -155,10 +205,11 @@ class Recommender:
         items = protocol.check_ids(self._asked, "item_ids", item_ids, "use rate for one pair")
         if len(users) != len(items):
             raise self._asked.invalid(f"{len(users)} user_ids and {len(items)} item_ids; pass as many of both")
+        touched = None if histories is None else protocol.check_histories(self._asked, histories, len(users))
 
         def build(metadata: ModelMetadata) -> pb.PredictRequest:
             ids = {"user_id": users, "item_id": items}
-            return protocol.predict_request(self._asked, metadata, protocol.RATE, ids, context)
+            return protocol.predict_request(self._asked, metadata, protocol.RATE, ids, touched, context)
 
         response = self._predict(build, len(users), timeout)
         return protocol.read_ratings(self._asked, response, len(users)) if response is not None else []

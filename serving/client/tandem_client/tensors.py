@@ -6,7 +6,7 @@ import array
 import math
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tandem_client import serving_pb2 as pb
@@ -48,6 +48,29 @@ def column(dtype: str, values: Iterable[Any]) -> pb.TensorProto:
     tensor = pb.TensorProto(dtype=f"DT_{dtype.upper()}")
     tensor.tensor_shape.dim.add(size=len(converted))
     getattr(tensor, field).extend(converted)
+    return tensor
+
+
+def padded_strings(rows: Sequence[Sequence[str]]) -> pb.TensorProto:
+    """Rows of strings, of any lengths, as a string tensor of shape [B, L], padded with '' at the front.
+
+    L is one more than the longest row has, so that the first column is all padding. TensorFlow Serving, where it
+    batches requests of different L (`pad_variable_length_inputs`), fills the shorter ones up with their own first value
+    (PadTensor in its batching_util.cc): that must be '', not somebody's item.
+
+    Args:
+        rows: B rows; an empty one becomes padding alone.
+
+    Raises:
+        ValueError: a string that is not valid Unicode.
+    """
+    length = 1 + max(map(len, rows), default=0)
+    tensor = pb.TensorProto(dtype=pb.DT_STRING)
+    for size in (len(rows), length):
+        tensor.tensor_shape.dim.add(size=size)
+    for row in rows:
+        tensor.string_val.extend([b""] * (length - len(row)))
+        tensor.string_val.extend(each.encode("utf-8") for each in row)
     return tensor
 
 

@@ -1,0 +1,1 @@
+"""Tuner: a search for better values of the recipe's keys, before the Trainer."""

@@ -1,0 +1,151 @@
+"""`tuner_fn` of the Tuner: transformed examples in, KerasTuner's search over the recipe's search space out."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import keras_tuner
+import tensorflow as tf
+import tensorflow_transform as tft
+from absl import logging
+from keras_tuner.engine import base_tuner, trial
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.components.trainer.fn_args_utils import FnArgs
+from tfx.components.tuner.component import TunerFnResult
+from tfx.utils import io_utils
+
+from components.trainer.curves import VALIDATION, Curves
+from components.trainer.export import label_bounds
+from components.trainer.training import TrainingDiverged, train
+from components.trainer.training_data import TrainingData, read_training_data
+from components.tuner.hyperparameters import EPOCHS, found_values, search_space
+from pipeline.recipe import Objective, RecipeError, TrainerRecipe, Tuner, TunerRecipe
+
+SCORE = "score"
+DEFAULT_TRIALS = 10
+# Trials in a row that could not be trained, after which more of them would only cost time.
+GIVE_UP_AFTER = 10
+
+
+def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
+    """Prepares the search; TFX's executor then runs it and writes the best hyperparameters.
+
+    Trials see the split `train` without the validation slice, and are measured on the slice. The eval split is never
+    read. The slot that TFX calls `eval_files` carries the catalogue.
+
+    Args:
+        fn_args: From TFX; `custom_config["recipe"]` is a `TunerRecipe` as JSON.
+    """
+    recipe = TunerRecipe.model_validate_json(fn_args.custom_config["recipe"])
+    schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
+    transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    data = read_training_data(
+        fn_args.train_files,
+        fn_args.eval_files,
+        transform_output,
+        recipe.features,
+        recipe.columns,
+        negatives=recipe.negatives is not None,
+    )
+    return TunerFnResult(
+        tuner=RecipeTuner(recipe, fn_args.working_dir),
+        fit_kwargs={
+            "data": data,
+            "transform_output": transform_output,
+            "bounds": label_bounds(schema, recipe.columns.label),
+        },
+    )
+
+
+class RecipeTuner(base_tuner.BaseTuner):
+    """Trains the recipe's model with each trial's values, and scores it by the recipe's objective."""
+
+    def __init__(self, recipe: TunerRecipe, directory: str) -> None:
+        """Makes the search.
+
+        Args:
+            recipe: With the section `tuner`.
+            directory: Where KerasTuner writes what it keeps of each trial.
+        """
+        self._recipe = TrainerRecipe(**{name: getattr(recipe, name) for name in TrainerRecipe.model_fields})
+        self._objective = recipe.tuner.objective
+        self._epochs = recipe.tuner.epochs or recipe.training.epochs
+        super().__init__(_oracle(recipe.tuner, self._epochs), directory=directory, project_name="tuner", overwrite=True)
+
+    def run_trial(
+        self,
+        trial: trial.Trial,
+        data: TrainingData,
+        transform_output: tft.TFTransformOutput,
+        bounds: tuple[float, float] | None,
+    ) -> dict[str, float]:
+        """Trains with the trial's values.
+
+        Args:
+            trial: From KerasTuner.
+            data: All of the split `train`; the validation slice is taken from it.
+            transform_output: Output of Transform.
+            bounds: The smallest and largest rating that the served model answers.
+
+        Returns:
+            The score of the weights that training ends with; greater is better.
+        """
+        values = found_values(trial.hyperparameters.get_config())
+        epochs = int(trial.hyperparameters.values.get(EPOCHS, self._epochs))
+        try:
+            recipe = self._recipe.with_values(values)
+        except RecipeError as error:
+            # Each value fits the recipe by itself, or it would not have loaded; these do not fit each other.
+            raise keras_tuner.errors.FailedTrialError(str(error)) from error
+        training = recipe.training.model_copy(update={"epochs": epochs, "steps": None})
+        try:
+            _, curves = train(recipe.model_copy(update={"training": training}), data, transform_output, bounds=bounds)
+        except TrainingDiverged as error:
+            raise keras_tuner.errors.FailedTrialError(str(error)) from error
+        except Exception as error:
+            # KerasTuner would take a fault of the program for a poor trial, and search on.
+            raise keras_tuner.errors.FatalRuntimeError(f"trial {trial.trial_id} with {values}: {error}") from error
+        finally:
+            tf.keras.backend.clear_session()
+            gc.collect()
+        measured = measured_metrics(curves)
+        score = _score(measured, self._objective)
+        logging.info("Trial %s: %s measured %s, score %.6g", trial.trial_id, values, measured, score)
+        if not math.isfinite(score):
+            raise keras_tuner.errors.FailedTrialError(f"the score is {score}, which is no number")
+        return {SCORE: score}
+
+    def on_search_end(self) -> None:
+        """Raises where there is no best trial: TFX would take one that failed."""
+        trials = list(self.oracle.trials.values())
+        if not any(each.status == trial.TrialStatus.COMPLETED for each in trials):
+            last = (trials[-1].message or "").strip().splitlines()[-1:] if trials else []
+            raise RecipeError(f"tuner: none of {len(trials)} trials could be trained. The last one: {''.join(last)}")
+
+
+def measured_metrics(curves: Curves) -> dict[str, float]:
+    """What the weights that training ended with measured on the validation slice, by metric."""
+    kept = curves["kept"].index(1)
+    return {metric: curves[f"{VALIDATION}{metric}"][kept] for metric in Objective.model_fields}
+
+
+def _score(measured: dict[str, float], objective: Objective) -> float:
+    return objective.top_100_accuracy * measured["top_100_accuracy"] - objective.rmse * measured["rmse"]
+
+
+def _oracle(tuner: Tuner, epochs: int) -> keras_tuner.Oracle:
+    shared: dict[str, Any] = {
+        "objective": keras_tuner.Objective(SCORE, "max"),
+        "hyperparameters": search_space(tuner),
+        "seed": tuner.seed,
+        "max_consecutive_failed_trials": GIVE_UP_AFTER,
+    }
+    if tuner.algorithm == "hyperband":
+        return keras_tuner.oracles.HyperbandOracle(max_epochs=epochs, **shared)
+    kinds = {
+        "random": keras_tuner.oracles.RandomSearchOracle,
+        "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
+    }
+    return kinds[tuner.algorithm](max_trials=tuner.trials or DEFAULT_TRIALS, **shared)
