@@ -152,7 +152,8 @@ class HistoryEmbedding(tf.keras.layers.Layer):
             stddev: Of the numbers that embeddings start with.
             name: Of the layer.
         """
-        super().__init__(name=name)
+        # Not cast to 16 bits: sums over long histories, and the deviations that they are multiplied with, stay exact.
+        super().__init__(name=name, autocast=False)
         self.feature = feature
         self._dimension = dimension
 

@@ -190,6 +190,9 @@ class TwoTaskRecommender(tfrs.Model):
         return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self._config.l2:
+            # A penalty times 0 would still make gradients, all of them 0, for towers that no task learns from.
+            return tf.zeros(tf.shape(vectors)[:1])
         return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
