@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from components.evaluator.verdict import VERDICT_FILE, Bound, Verdict
@@ -241,9 +242,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for column in drawn:
         table.add_column(f"{CURVES[column]} by epoch", no_wrap=True)
     best = {
-        name: (max if METRICS[name] == "higher" else min)(
-            row.metrics[name] for row in comparison.rows if name in row.metrics
-        )
+        name: _best(name, [row.metrics[name] for row in comparison.rows if name in row.metrics])
         for name in _measured(comparison)
     }
     for row in comparison.rows:
@@ -258,10 +257,10 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
     for row in comparison.rows:
         if row.error is not None:
-            console.print(f"[red]{row.preset}[/red]: {row.error}", soft_wrap=True)
+            console.print(f"[red]{escape(row.preset)}[/red]: {escape(row.error)}", soft_wrap=True)
     console.print(f"[dim]{comparison.note}[/dim]", soft_wrap=True)
     if comparison.plot is not None:
-        console.print(f"Curves: {comparison.plot}\n", soft_wrap=True)
+        console.print(f"Curves: {escape(comparison.plot)}\n", soft_wrap=True)
 
 
 def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
@@ -281,8 +280,12 @@ def _drawn(comparison: Comparison, preset: str, column: str) -> str:
     )
     if values is None:
         return ""
-    best = (max if METRICS[column.removeprefix("validation_")] == "higher" else min)(values)
+    best = _best(column.removeprefix("validation_"), values)
     return f"{spark(values)} [dim]{best:.4f} in {values.index(best) + 1}[/dim]"
+
+
+def _best(metric: str, values: Sequence[float]) -> float:
+    return min(values) if METRICS.get(metric) == "lower" else max(values)
 
 
 def _measured(comparison: Comparison) -> Sequence[str]:

@@ -661,6 +661,8 @@ class Model(Section):
 
     embedding_dim: PositiveInt = 64
     """Width of every embedding."""
+    embedding_stddev: PositiveFloat = 0.05
+    """Standard deviation of the random numbers that embeddings start with."""
     output_dim: PositiveInt | None = None
     """Width of the retrieval towers' output vectors; left out, that of the embeddings."""
     query_tower: Tower = Tower()
