@@ -1069,18 +1069,20 @@ class Recipe(Section):
         ready = {USER_ACTIVITY: self.slices.user_activity, ITEM_POPULARITY: self.slices.item_popularity}
         for index, gate in enumerate(self.gates):
             if gate.slice_key is not None and ready.get(gate.slice_key[0], True) is None:
-                raise ValueError(
+                raise Contradiction(
+                    f"gates.{index}.slice",
                     f"gates.{index} is for a slice of {gate.slice_key[0]}, which slices switches off; "
-                    "take one of the two out"
+                    "take one of the two out",
                 )
         many = {parts.user_id: "user", parts.item_id: "item", parts.timestamp: "moment", parts.label: "label"}
         for name, key in self._slice_columns():
             if name in ready:
-                raise ValueError(f"{key}: {name!r} is a slice that every dataset has; drop it here")
+                raise Contradiction(key, f"{key}: {name!r} is a slice that every dataset has; drop it here")
             if name in many:
-                raise ValueError(
+                raise Contradiction(
+                    key,
                     f"{key}: a slice for each {many[name]} would be too many; slices are for columns with few values, "
-                    f"and {USER_ACTIVITY} and {ITEM_POPULARITY} sum up users and items"
+                    f"and {USER_ACTIVITY} and {ITEM_POPULARITY} sum up users and items",
                 )
         return self
 
