@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from components.evaluator.verdict import Verdict
     from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
@@ -86,6 +87,34 @@ def run(
         _print_result(result)
     if not result.pushed_model:
         raise typer.Exit(NOT_BLESSED)
+
+
+@app.command()
+def gates(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of a run. [default: the latest]")] = None,
+    workdir: Annotated[
+        Path | None, typer.Option("--workdir", help="Folder of the run. [default: all folders in work/]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
+    from rich.console import Console
+
+    from pipeline.gates import print_gates, print_measured
+    from pipeline.run import find_result
+
+    result = find_result(run_id, [workdir] if workdir is not None else sorted(Path("work").glob("*/")))
+    if as_json:
+        found = {"run_id": result.run_id, "recipe": result.recipe, "blessed": result.verdict.blessed}
+        print(json.dumps({**found, "metrics": result.metrics, **_verdict_as_json(result.verdict)}, indent=1))
+        return
+    console = Console(highlight=False)
+    decision = "[green bold]blessed[/green bold]" if result.verdict.blessed else "[red bold]not blessed[/red bold]"
+    console.print(f"Run {result.run_id} of {result.recipe}: {decision}\n", soft_wrap=True)
+    print_gates(console, result.verdict)
+    for bound in result.verdict.failures():
+        console.print(f"  {bound}", soft_wrap=True)
+    print_measured(console, result.verdict)
 
 
 @app.command()
@@ -329,7 +358,8 @@ def print_recommendations(answer: Recommendations) -> None:
 def _print_result(result: RunResult) -> None:
     """Rows, metrics against the gates, and the verdict."""
     from rich.console import Console
-    from rich.table import Table
+
+    from pipeline.gates import print_gates
 
     console = Console(highlight=False)
     rows = result.rows
@@ -342,21 +372,7 @@ def _print_result(result: RunResult) -> None:
     if result.hyperparameters is not None:
         found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
         console.print(f"The Tuner found {found}", soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    table.add_column("gate")
-    for heading in ("measured", "wanted", "margin"):
-        table.add_column(heading, justify="right")
-    wording = {"at_least": "≥ {}", "at_most": "≤ {}", "may_drop": "≥ {} (last)", "may_rise": "≤ {} (last)"}
-    for bound in result.verdict.bounds:
-        table.add_row(
-            "[green]pass[/green]" if bound.passed else "[red]FAIL[/red]",
-            bound.metric,
-            "-" if bound.measured is None else f"{bound.measured:.4f}",
-            wording[bound.condition].format(f"{bound.limit:.4f}"),
-            "-" if bound.margin is None else f"{bound.margin:+.4f}",
-        )
-    console.print(table)
+    print_gates(console, result.verdict)
     if result.pushed_model:
         console.print(
             f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n", soft_wrap=True
@@ -381,12 +397,22 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "rows": result.rows,
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
-        "last_blessed_metrics": result.verdict.baseline_metrics,
-        "gates": [bound.model_dump() for bound in result.verdict.bounds],
+        **_verdict_as_json(result.verdict),
         "not_servable": result.not_servable,
         "blessed": result.blessed,
         "pushed_model": result.pushed_model,
         "log": result.log,
+    }
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "examples": verdict.examples,
+        "baselines": verdict.baselines,
+        "last_blessed_metrics": verdict.last_blessed,
+        "last_blessed_problem": verdict.last_blessed_problem,
+        "slices": [found.model_dump() for found in verdict.slices],
+        "gates": [bound.model_dump() for bound in verdict.bounds],
     }
 
 

@@ -142,7 +142,7 @@ class HistoryEmbedding(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, feature: History, item_count: int, dimension: int, stddev: float = 0.05, name: str | None = None
+        self, feature: History, item_count: int, dimension: int, stddev: float, name: str | None = None
     ) -> None:
         """
         Args:

@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
+from components.trainer.towers import FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -104,7 +104,7 @@ class TwoTaskRecommender(tfrs.Model):
             config: Tower,
             embedding_dim: int,
             output_dim: int,
-            stddev: float = EMBEDDING_STDDEV,
+            stddev: float | None = None,
         ) -> FeatureTower:
             return FeatureTower(
                 name,
@@ -115,7 +115,7 @@ class TwoTaskRecommender(tfrs.Model):
                 embedding_dim=embedding_dim,
                 output_dim=output_dim,
                 id_dropout=model.id_dropout,
-                stddev=stddev,
+                stddev=model.embedding_stddev if stddev is None else stddev,
             )
 
         widths = (model.embedding_dim, model.vector_dim)

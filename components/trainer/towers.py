@@ -12,9 +12,6 @@ import tensorflow_recommenders as tfrs
 from components.trainer.history import HistoryEmbedding
 from pipeline.recipe import AnyFeature, History, Identifier, Layers, MultiValue, Normalized, Text, Tower
 
-# Small against the damped means and the log popularity that training starts from.
-EMBEDDING_STDDEV = 0.05
-
 
 class LayerStack(tf.keras.layers.Layer):
     """Cross layers, then dense ones, then `output` if there is one: float [..., width] to float [..., units].
@@ -120,7 +117,7 @@ class FeatureTower(tf.keras.layers.Layer):
         embedding_dim: int,
         output_dim: int,
         id_dropout: float,
-        stddev: float = EMBEDDING_STDDEV,
+        stddev: float,
     ) -> None:
         """
         Args:
