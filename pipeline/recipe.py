@@ -605,7 +605,8 @@ class RatingHead(Layers):
     """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
     a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
     factor_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
+    """Weight of the squared factors of both sides in the loss: summed over a row's factors, averaged over the batch's
+    rows (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
@@ -613,11 +614,16 @@ class RatingHead(Layers):
     """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
 
     @pydantic.model_validator(mode="after")
-    def _crosses_what_lies_side_by_side(self) -> RatingHead:
+    def _has_what_its_options_are_for(self) -> RatingHead:
         if self.kind == "dot" and self.cross_layers:
             raise ValueError(
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
+            )
+        if self.linear and self.inputs == "shared":
+            raise ValueError(
+                "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
+                "or inputs: both, or drop linear"
             )
         return self
 
@@ -661,6 +667,8 @@ class Model(Section):
 
     embedding_dim: PositiveInt = 64
     """Width of every embedding."""
+    embedding_stddev: PositiveFloat = 0.05
+    """Standard deviation of the random numbers that embeddings start with."""
     output_dim: PositiveInt | None = None
     """Width of the retrieval towers' output vectors; left out, that of the embeddings."""
     query_tower: Tower = Tower()
@@ -679,7 +687,8 @@ class Model(Section):
     stranger_dropout: Share = 0.0
     """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared outputs of the retrieval towers in the loss, averaged over numbers and rows."""
+    """Weight of the squared outputs of the retrieval towers in the loss: summed over a row's numbers, averaged over the
+    batch's rows."""
 
     @property
     def vector_dim(self) -> int:

@@ -24,6 +24,7 @@ from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_sch
 
 if TYPE_CHECKING:
     from pipeline.runners.local import ComponentError
+
 RESULT_FILE = "result.json"
 
 ERROR_FILE = "error.txt"

@@ -60,6 +60,9 @@ WARMUP_BATCHES = (1, 8)
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
+# More than a vocabulary has items.
+_KEYS_A_ROW = 1 << 40
+
 
 class _Asked(NamedTuple):
     """B requests."""
@@ -262,21 +265,28 @@ class ServedRecommender(tf.Module):
         seen = self._of_users(self._seen_items, user)
         if self._history is None:
             return _Asked(user, self._encode_query(features), seen)
-        latest = slice(-self._history.max_length, None)
-        items, deviations = seen[:, latest], self._of_users(self._seen_deviations, user)[:, latest]
+        items, deviations = seen, self._of_users(self._seen_deviations, user)
         if history is not None:
             touched = self._touched(tf.broadcast_to(history, [tf.size(user), tf.shape(history)[1]]))
-            seen, items = tf.concat([seen, touched], axis=1), tf.concat([items, touched], axis=1)
-            deviations = tf.concat([deviations, tf.zeros_like(touched, tf.float32)], axis=1)
-        features[self._history.name] = whole_histories(items, deviations)
+            # An item counts once, at the later time, as in training.
+            others = tf.logical_not(_contains(touched, items))
+            items = tf.concat([tf.ragged.boolean_mask(items, others), touched], axis=1)
+            # Nobody said how much the user liked them.
+            neutral = tf.zeros_like(touched, tf.float32)
+            deviations = tf.concat([tf.ragged.boolean_mask(deviations, others), neutral], axis=1)
+            seen = items
+        latest = slice(-self._history.max_length, None)
+        features[self._history.name] = whole_histories(items[:, latest], deviations[:, latest])
         return _Asked(user, self._encode_query(features), seen)
 
     def _touched(self, history: tf.Tensor) -> tf.RaggedTensor:
-        """Item ids string [B, L] to the indices int64 [B, None] of those that are known."""
-        rows, columns = tf.shape(history)[0], tf.shape(history)[1]
-        indices = self._item_indices(_sparse(tf.reshape(history, [-1]), ""))
-        indices = tf.reshape(indices, [rows, columns])
-        return tf.ragged.boolean_mask(indices, indices > 0)
+        """Item ids string [B, L] to the indices int64 [B, None] of the known ones, each once, where it is last."""
+        rows = tf.shape(history, tf.int64)[0]
+        indices = tf.reshape(self._item_indices(_sparse(tf.reshape(history, [-1]), "")), tf.shape(history))
+        known = tf.ragged.boolean_mask(indices, indices > 0)
+        keys, _ = tf.unique(tf.reverse(_keys(known), [0]))
+        keys = tf.reverse(keys, [0])
+        return tf.RaggedTensor.from_value_rowids(keys % _KEYS_A_ROW, keys // _KEYS_A_ROW, nrows=rows)
 
     def _item_indices(self, raw: tf.SparseTensor) -> tf.Tensor:
         return self._transform({self._columns.item_id: raw})[self._item_feature]
@@ -364,6 +374,20 @@ def _rank(scores: tf.Tensor, true: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
     earlier = tf.range(tf.shape(scores, tf.int64)[1])[None, :] < item[:, None] - 1
     ahead = tf.logical_or(scores > true[:, None], tf.logical_and(tf.equal(scores, true[:, None]), earlier))
     return tf.reduce_sum(tf.cast(ahead, tf.int64), axis=1)
+
+
+def _keys(rows: tf.RaggedTensor) -> tf.Tensor:
+    """One number for each value, int64, which tells its row too."""
+    return tf.cast(rows.value_rowids(), tf.int64) * _KEYS_A_ROW + rows.flat_values
+
+
+def _contains(rows: tf.RaggedTensor, values: tf.RaggedTensor) -> tf.RaggedTensor:
+    """bool, shaped as `values` [B, None]: whether each of them is among the same row of `rows`, int64 [B, None]."""
+    # A last key that no value has, so that there is one at every place that the search can answer.
+    there = tf.concat([tf.sort(_keys(rows)), [tf.int64.max]], axis=0)
+    keys = _keys(values)
+    found = tf.equal(tf.gather(there, tf.searchsorted(there, keys)), keys)
+    return values.with_flat_values(found)
 
 
 def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:

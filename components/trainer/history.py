@@ -142,7 +142,7 @@ class HistoryEmbedding(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, feature: History, item_count: int, dimension: int, stddev: float = 0.05, name: str | None = None
+        self, feature: History, item_count: int, dimension: int, stddev: float, name: str | None = None
     ) -> None:
         """
         Args:
@@ -152,7 +152,8 @@ class HistoryEmbedding(tf.keras.layers.Layer):
             stddev: Of the numbers that embeddings start with.
             name: Of the layer.
         """
-        super().__init__(name=name)
+        # Not cast to 16 bits: sums over long histories, and the deviations that they are multiplied with, stay exact.
+        super().__init__(name=name, autocast=False)
         self.feature = feature
         self._dimension = dimension
 

@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
+from components.trainer.towers import FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -104,7 +104,7 @@ class TwoTaskRecommender(tfrs.Model):
             config: Tower,
             embedding_dim: int,
             output_dim: int,
-            stddev: float = EMBEDDING_STDDEV,
+            stddev: float | None = None,
         ) -> FeatureTower:
             return FeatureTower(
                 name,
@@ -115,7 +115,7 @@ class TwoTaskRecommender(tfrs.Model):
                 embedding_dim=embedding_dim,
                 output_dim=output_dim,
                 id_dropout=model.id_dropout,
-                stddev=stddev,
+                stddev=model.embedding_stddev if stddev is None else stddev,
             )
 
         widths = (model.embedding_dim, model.vector_dim)
@@ -190,6 +190,9 @@ class TwoTaskRecommender(tfrs.Model):
         return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self._config.l2:
+            # A penalty times 0 would still make gradients, all of them 0, for towers that no task learns from.
+            return tf.zeros(tf.shape(vectors)[:1])
         return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:

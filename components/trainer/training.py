@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
+import tf_keras
 from absl import logging
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components.trainer.fn_args_utils import FnArgs
@@ -27,6 +28,7 @@ from components.trainer.model import TwoTaskRecommender
 from components.trainer.optimizers import CompositeOptimizer, build_optimizer
 from components.trainer.training_data import TrainingData, id_feature, read_training_data
 from components.trainer.validation import Validation
+from components.tuner.hyperparameters import found_values
 from pipeline.recipe import BadInput, TrainerRecipe, Training
 
 WARMUP_USERS = 8
@@ -53,12 +55,16 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Args:
         fn_args: From TFX; `custom_config["recipe"]` is a `TrainerRecipe` as JSON, `custom_config["code"]` what tells
-            one version of the code from another.
+            one version of the code from another, and `hyperparameters` what the Tuner found, where there is one.
 
     Raises:
         TrainingDiverged: The loss became infinite or not a number.
     """
     recipe = TrainerRecipe.model_validate_json(fn_args.custom_config["recipe"])
+    if fn_args.hyperparameters is not None:
+        found = found_values(fn_args.hyperparameters)
+        logging.info("The Tuner found %s", found)
+        recipe = recipe.with_values(found)
     schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     data = read_training_data(
@@ -422,7 +428,7 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
         code: What tells one version of the code from another.
     """
     digest = hashlib.sha256()
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, tf.keras.__version__):
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, tf_keras.__version__):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]

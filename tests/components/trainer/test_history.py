@@ -109,7 +109,7 @@ def batch_of(rows: list[Interaction], history: History) -> dict[str, tf.Tensor]:
 
 def layer_of(history: History, seed: int = 3) -> HistoryEmbedding:
     tf.keras.utils.set_random_seed(seed)
-    return HistoryEmbedding(history, ITEMS, 5)
+    return HistoryEmbedding(history, ITEMS, 5, stddev=0.05)
 
 
 @pytest.mark.parametrize("order", ["any", "earlier"])
