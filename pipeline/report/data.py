@@ -1,4 +1,7 @@
-"""What the report says about the data: distributions, anomalies, rejected rows, and drift as TFDV measures it."""
+"""What the report says about the data: distributions, anomalies, rejected rows, and drift as TFDV measures it.
+
+Importing this starts no TensorFlow, which the report of a run that failed early can do without.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,48 @@ class Drift:
     @property
     def is_notable(self) -> bool:
         return any(distance > self.threshold for distance in self.distances.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Predicted against actual ratings of eval examples, in bins of about equal count by prediction."""
+
+    predicted: np.ndarray
+    """float64 [bins]: mean prediction."""
+    actual: np.ndarray
+    """float64 [bins]: mean label."""
+    error: np.ndarray
+    """float64 [bins]: half the width of the actual mean's 95 % confidence interval."""
+    counts: np.ndarray
+    """int64 [bins]."""
+    residuals: np.ndarray
+    """float64 [examples]: label minus prediction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownItem:
+    """An item as a person sees it."""
+
+    item_id: str
+    display: tuple[str, ...]
+    """Values of the recipe's display columns, as far as the item has some."""
+    rating: float
+    """What the user gave, or what the model predicts."""
+    chosen: bool = False
+    """Whether the user really chose the recommended item in the eval split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleUser:
+    """One user with what the model makes of them."""
+
+    user_id: str
+    kind: str
+    """Which user this is an example of."""
+    interactions: int
+    """In train."""
+    liked: tuple[ShownItem, ...]
+    recommended: tuple[ShownItem, ...]
 
 
 # --- distributions ----------------------------------------------------------------------------------------------------

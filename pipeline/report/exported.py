@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,7 +12,7 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.recipe import IS_POSITIVE, column_types
-from pipeline.report.data import Interactions
+from pipeline.report.data import Calibration, Interactions, SampleUser, ShownItem
 
 # More examples than these are not read: a page of figures does not get truer by them.
 MAX_EXAMPLES = 1_000_000
@@ -30,48 +29,6 @@ _DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
 
 class CannotAsk(Exception):
     """The exported model cannot be loaded or does not answer; the text says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Predicted against actual ratings of eval examples, in bins of about equal count by prediction."""
-
-    predicted: np.ndarray
-    """float64 [bins]: mean prediction."""
-    actual: np.ndarray
-    """float64 [bins]: mean label."""
-    error: np.ndarray
-    """float64 [bins]: half the width of the actual mean's 95 % confidence interval."""
-    counts: np.ndarray
-    """int64 [bins]."""
-    residuals: np.ndarray
-    """float64 [examples]: label minus prediction."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownItem:
-    """An item as a person sees it."""
-
-    item_id: str
-    display: tuple[str, ...]
-    """Values of the recipe's display columns, as far as the item has some."""
-    rating: float
-    """What the user gave, or what the model predicts."""
-    chosen: bool = False
-    """Whether the user really chose the recommended item in the eval split."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleUser:
-    """One user with what the model makes of them."""
-
-    user_id: str
-    kind: str
-    """Which user this is an example of."""
-    interactions: int
-    """In train."""
-    liked: tuple[ShownItem, ...]
-    recommended: tuple[ShownItem, ...]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from pipeline.report.data import Histogram
-from pipeline.report.exported import Calibration
+from pipeline.report.data import Calibration, Histogram
 from pipeline.report.words import metric_words, value
 
 # Colours of the light page and what the dark page takes for them; page.js exchanges them. Told apart by the

@@ -78,8 +78,7 @@ class Facts:
     drift: list[data.Drift] = dataclasses.field(default_factory=list)
     drift_against: tuple[str, ...] = ()
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
-    users: list[Any] = dataclasses.field(default_factory=list)
-    """`exported.SampleUser`s."""
+    users: list[data.SampleUser] = dataclasses.field(default_factory=list)
     display_columns: tuple[str, ...] = ()
     period: tuple[float, float] | None = None
     """The first and the last moment of train, seconds since 1970."""

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.report import data, figures
-from pipeline.report.data import Interactions
-from pipeline.report.exported import Calibration
+from pipeline.report.data import Calibration, Interactions
 from pipeline.report.figures import SliceScore
 
 
