@@ -31,6 +31,7 @@ SERIES = (MODEL, BASELINE, LAST, FOURTH, MUTED)
 
 _SPLIT_COLOURS = {"train": MODEL, "eval": BASELINE}
 _HEIGHT = 300
+NAME_LENGTH = 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +216,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
     figure.update_xaxes(dtick=max(1, math.ceil(longest / 10)))
     if kind == "top-k accuracy":
         figure.update_yaxes(tickformat=".0%")
-    first, last = rows[0][0], rows[0][-1]
+    first, last, form = rows[0][0], rows[0][-1], ".1%" if kind == "top-k accuracy" else ".4g"
     titles = {
         "loss": "Training loss",
         "top-k accuracy": "Accuracy by epoch",
@@ -226,7 +227,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
         figure,
         f"curve-{kind.replace(' ', '-')}",
         titles[kind],
-        f"{header[0][:1].upper()}{header[0][1:]} went from {first:.4g} to {last:.4g} in {len(rows[0])} epochs.",
+        f"{header[0][:1].upper()}{header[0][1:]} went from {first:{form}} to {last:{form}} in {len(rows[0])} epochs.",
         ("epoch", *header),
         [
             (str(epoch + 1), *(f"{row[epoch]:.4g}" if epoch < len(row) else "" for row in rows))
@@ -236,7 +237,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
 
 
 def _curve_name(name: str) -> str:
-    return name.replace("_", " ").replace("rmse", "RMSE").replace("val ", "validation ")
+    return name.replace("_", " ").replace("rmse", "RMSE")
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
         figure.add_annotation(
             x=0,
             y=score.name,
-            text=f"{score.name} · {score.examples:,} examples · {value(metric, score.measured)}",
+            text=f"{_short(score.name)} · {score.examples:,} · {value(metric, score.measured)}",
             showarrow=False,
             xanchor="left",
             yshift=18,
@@ -350,7 +351,7 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
             bgcolor=PAPER,
             borderpad=0,
         )
-    figure.update_yaxes(showticklabels=False, showgrid=False)
+    figure.update_yaxes(showticklabels=False, showgrid=False, range=[-0.5, len(drawn) - 0.3])
     figure.update_layout(showlegend=bool(compared), margin={"l": 8, "t": 46 if compared else 24})
     if words.is_share:
         figure.update_xaxes(tickformat=".0%")
@@ -362,7 +363,8 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
         figure,
         f"slices-{metric}",
         f"{words.label} by slice",
-        f"Worst first: {worst.name} with {value(metric, worst.measured)}. Whiskers are 95 % confidence."
+        f"Worst first: {worst.name} with {value(metric, worst.measured)}. After each name stand the number of examples "
+        f"and the value; whiskers are 95 % confidence."
         f"{overall}{better}",
         ("slice", "examples", words.label, "95 % confidence", "baseline"),
         [
@@ -467,6 +469,11 @@ def _chart(
 ) -> Chart:
     figure.update_layout(height=height)
     return Chart(id_, title, takeaway, str(figure.to_json()), tuple(header), tuple(map(tuple, rows)), height)
+
+
+def _short(name: str) -> str:
+    """A name that fits above a bar on a phone."""
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def _bin_names(histogram: Histogram) -> list[str]:

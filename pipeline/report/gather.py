@@ -240,12 +240,15 @@ def _add_slices(facts: Facts) -> None:
             if metric in found.metrics
         ]
         if scores:
-            shown = sorted(scores, key=lambda score: -score.examples)[:SLICES_DRAWN]
+            # The verdict has those that every dataset has first, then the most frequent values of columns.
+            shown = scores[:SLICES_DRAWN]
             facts.charts.setdefault("slices", []).append(
                 figures.slice_chart(metric, shown, verdict.metrics.get(metric))
             )
             if len(scores) > len(shown) and metric == hits:
-                facts.note("slices", f"The {len(shown)} largest of {len(scores)} slices are drawn.")
+                facts.note(
+                    "slices", f"The first {len(shown)} of {len(scores)} slices are drawn; `tandem gates` prints all."
+                )
 
 
 def _interval(metric: str, measured: float, count: int) -> tuple[float | None, float | None]:

@@ -168,10 +168,18 @@ def test_slices_stand_worst_first_whichever_way_is_better() -> None:
 def test_curves_of_several_runs_lie_over_each_other() -> None:
     runs = {"this run": {"loss": [3.0, 2.0, 1.0]}, "tutorial": {"loss": [4.0, 3.5], "validation_rmse": [1.0, 0.9]}}
     loss, error = figures.curve_charts(runs)
+    assert "This run went from 3 to 1 in 3 epochs." in loss.takeaway
     assert loss.header == ("epoch", "this run", "tutorial")
     assert loss.rows == (("1", "3", "4"), ("2", "2", "3.5"), ("3", "1", ""))
     assert [line["name"] for line in json.loads(loss.plot)["data"]] == ["this run", "tutorial"]
     assert error.header == ("epoch", "tutorial")
+
+
+def test_curves_keep_the_names_of_their_columns() -> None:
+    (chart,) = figures.curve_charts({"this run": {"loss": [2.0, 1.0], "retrieval_loss": [1.5, 0.5]}})
+    assert chart.header == ("epoch", "loss", "retrieval loss")
+    (chart,) = figures.curve_charts({"this run": {"validation_top_100_accuracy": [0.25, 0.5]}})
+    assert "went from 25.0% to 50.0%" in chart.takeaway
 
 
 def test_curves_that_never_change_or_repeat_another_are_not_drawn() -> None:
