@@ -132,7 +132,14 @@ def train(
     tf.keras.utils.set_random_seed(config.seed + done)
 
     def new_model() -> TwoTaskRecommender:
-        return TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, fit, transform_output)
+        return TwoTaskRecommender(
+            recipe.model,
+            recipe.features.query,
+            recipe.features.candidate,
+            fit,
+            transform_output,
+            static_shapes=config.xla,
+        )
 
     plan = Plan.of(config, len(fit.labels), strategy.num_replicas_in_sync)
     with strategy.scope(), _precision(config.mixed_precision):

@@ -119,7 +119,7 @@ def test_what_is_measured_is_what_comes_out(world: World, optimizer: Any) -> Non
 
 
 def test_rating_learning_rate_is_the_rating_head_s_alone(world: World) -> None:
-    recipe = light(world, optimizer={"kind": "adagrad", "rating_learning_rate": 1e-9})
+    recipe = light(world, optimizer={"kind": "adagrad", "learning_rate": 0.5, "rating_learning_rate": 1e-9})
     data = world.data(recipe)
     tf.keras.utils.set_random_seed(recipe.training.seed)
     start = training.TwoTaskRecommender(
