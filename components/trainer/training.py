@@ -429,7 +429,7 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
         code: What tells one version of the code from another.
     """
     digest = hashlib.sha256()
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, tf.keras.__version__):
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]
