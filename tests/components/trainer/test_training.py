@@ -267,13 +267,11 @@ def test_the_model_run_has_curves_events_and_a_checkpoint_and_the_log_a_line_an_
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = light(world, validation=SLICE)
-    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
-    logger.addHandler(caplog.handler)
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.INFO)
     try:
         run_fn(SimpleNamespace(**fn_args(world, recipe, tmp_path)))
     finally:
-        logger.removeHandler(caplog.handler)
         logging.set_verbosity(verbosity)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Epoch ")]
     assert [line.split(":")[0] for line in lines] == ["Epoch 1 of 3", "Epoch 2 of 3", "Epoch 3 of 3"]
