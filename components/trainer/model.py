@@ -78,6 +78,7 @@ class TwoTaskRecommender(tfrs.Model):
         candidate_features: Sequence[AnyFeature],
         data: TrainingData,
         transform_output: tft.TFTransformOutput,
+        static_shapes: bool = False,
     ) -> None:
         """
         Args:
@@ -86,6 +87,8 @@ class TwoTaskRecommender(tfrs.Model):
             candidate_features: What is known of an item.
             data: The catalogue, and what biases and popularities start from.
             transform_output: Output of Transform; says how many indices each feature has.
+            static_shapes: Whether the graph is for XLA, which compiles anew for every shape: no tensor may then be as
+                long as a batch has different items.
         """
         super().__init__()
         self._config = model
@@ -131,6 +134,8 @@ class TwoTaskRecommender(tfrs.Model):
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        # Hard negatives are counted with their copies.
+        self._distinct_items = not static_shapes and model.retrieval.hard_negatives is None
         self._task_losses = {
             task: tf.keras.metrics.Mean(name=f"{task}_loss")
             for task, weight in (("retrieval", model.retrieval_weight), ("rating", model.rating_weight))
@@ -215,6 +220,20 @@ class TwoTaskRecommender(tfrs.Model):
             every = self._items(tf.range(self._item_count + 1, dtype=tf.int64), training)
             item = tf.nest.map_structure(lambda values: tf.gather(values, items), every)
             retrieval = self._catalogue_loss(query, every, inputs)
+        elif self._config.retrieval_weight and self._distinct_items:
+            drawn = self._batch_softmax.draw(training)
+            distinct, places = tf.unique(tf.concat([items, drawn], axis=0))
+            every = self._items(distinct, training)
+            item = tf.nest.map_structure(lambda values: tf.gather(values, places[: tf.shape(items)[0]]), every)
+            ones = tf.ones_like(inputs["label"])
+            retrieval = self._batch_softmax.of_distinct(
+                query.encoded.retrieval,
+                every.encoded.retrieval,
+                distinct,
+                places,
+                inputs.get("weight", ones),
+                tf.cast(inputs["positive"], tf.float32) if "positive" in inputs else ones,
+            )
         elif self._config.retrieval_weight:
             candidates = tf.concat([items, self._batch_softmax.draw(training)], axis=0)
             together = self._items(candidates, training)
