@@ -10,12 +10,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
-import tf_keras
 from absl import logging
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components.trainer.fn_args_utils import FnArgs
@@ -437,7 +437,7 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
         code: What tells one version of the code from another.
     """
     digest = hashlib.sha256()
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, tf_keras.__version__):
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, version("tf-keras")):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]
