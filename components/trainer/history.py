@@ -165,12 +165,13 @@ class HistoryEmbedding(tf.keras.layers.Layer):
         self.feature = feature
         self._dimension = dimension
 
-        initial = tf.keras.initializers.RandomNormal(stddev=stddev)
-        shape = (item_count + 1, dimension)
-        self._table = self.add_weight(name="items", shape=shape, initializer=initial)
-        self._deviation_table = None
-        if feature.labels:
-            self._deviation_table = self.add_weight(name="deviations", shape=shape, initializer=initial)
+        def table(name: str) -> tf.Variable:
+            # One initializer for both would give them the same numbers.
+            initial = tf.keras.initializers.RandomNormal(stddev=stddev)
+            return self.add_weight(name=name, shape=(item_count + 1, dimension), initializer=initial)
+
+        self._table = table("items")
+        self._deviation_table = table("deviations") if feature.labels else None
         if feature.pooling == "attention":
             self._attention = tf.keras.layers.Dense(1, use_bias=False)
         elif feature.pooling == "gru":

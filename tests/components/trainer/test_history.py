@@ -211,3 +211,8 @@ def test_gradients_reach_the_items(pooling: Pooling) -> None:
         loss = tf.reduce_sum(tf.square(layer(batch)))
     for weight, gradient in zip(layer.weights, tape.gradient(loss, layer.weights), strict=True):
         assert np.abs(tf.convert_to_tensor(gradient).numpy()).max() > 0, weight.name
+
+
+def test_both_embeddings_of_an_item_start_differently() -> None:
+    first, second = (weight.numpy() for weight in layer_of(feature(labels=True)).weights)
+    assert not np.allclose(first, second)
