@@ -720,7 +720,7 @@ class Optimizer(Section):
     learning_rate: PositiveFloat = 1e-3
     """Size of a step, after the warm-up and before the decay."""
     rating_learning_rate: PositiveFloat | None = None
-    """Another one for the weights that only the rating head has."""
+    """Another one for the weights that only the rating head has: its biases, layers and own towers."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Part of every weight that a step takes off, times the learning rate (`adamw` and `radam`)."""
     warm_up: Share = 0.0
@@ -728,10 +728,11 @@ class Optimizer(Section):
     decay: Literal["none", "cosine"] = "none"
     """What becomes of the learning rate after the warm-up: it stays, or falls to 0 along a cosine."""
     clip_norm: PositiveFloat | None = None
-    """The largest norm of all gradients together; larger ones are scaled down."""
+    """The largest norm of all gradients together, both tasks' and all embeddings'; larger ones are scaled down."""
     ema: Share | None = None
     """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
-    average. Left out, the weights are the last ones."""
+    average. It is corrected for its start, so the initial weights are no part of it, however short the training. Left
+    out, the weights are the last ones, or Lookahead's slow ones."""
     lookahead: Lookahead | None = None
     """Left out, the optimizer's own steps are the weights."""
 
@@ -773,7 +774,8 @@ class Training(Section):
     epochs: PositiveInt = 10
     """How often training goes through all interactions, at most."""
     steps: PositiveInt | None = None
-    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be."""
+    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be, and `epochs` does
+    not count."""
     batch_size: PositiveInt = 4096
     """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
@@ -786,7 +788,8 @@ class Training(Section):
     mixed_precision: bool = False
     """Computes in 16 bits where that is safe: float16 on GPUs, bfloat16 elsewhere."""
     xla: bool = False
-    """Compiles a step with XLA; worth its start-up time in long runs."""
+    """Compiles a step with XLA, once for full batches and once for the last one of an epoch: worth its start-up time in
+    long runs on a GPU. Without, a batch's copies of an item are scored once, which is faster on CPUs."""
     seed: int = 0
     """Of the initial weights, the order of the interactions and dropout."""
 

@@ -192,7 +192,7 @@ def test_a_stranger_gets_an_answer_between_the_users(
         scores[name] = model.encode_query(query).retrieval.numpy() @ model.encode_items(items).retrieval.numpy().T
         distances[name] = np.abs(scores[name] - scores[name][1:].mean(axis=0)).mean(axis=1)
     assert distances["after"][1:].mean() > 5 * distances["before"][1:].mean()
-    assert distances["after"][0] < 0.4 * distances["after"][1:].min()
+    assert distances["after"][0] < distances["after"][1:].min()
 
 
 HISTORY = {
