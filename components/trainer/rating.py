@@ -15,6 +15,10 @@ from pipeline.recipe import AnyFeature, Identifier, RatingHead, Tower
 # Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
 BIAS_DAMPING = 10.0
 
+PROJECTION_SCALE = 0.09
+"""Of the variance of the towers' projections where there are biases: training starts near the damped means then, and
+the towers' vectors, which retrieval makes large, count for ratings only as far as that helps."""
+
 MakeTower = Callable[[Sequence[AnyFeature], str, Tower, int, float | None], FeatureTower]
 
 
@@ -95,7 +99,16 @@ class RatingPredictor(tf.keras.layers.Layer):
         self._project_query = self._project_item = None
         if head.kind == "dot" and head.inputs != "own":
             self._project_query, self._project_item = (
-                tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2), name=name)
+                tf.keras.layers.Dense(
+                    head.dimension,
+                    kernel_initializer=(
+                        tf.keras.initializers.VarianceScaling(PROJECTION_SCALE, "fan_in", "untruncated_normal")
+                        if head.biases
+                        else "glorot_uniform"
+                    ),
+                    kernel_regularizer=weight_penalty(head.l2),
+                    name=name,
+                )
                 for name in ("query_projection", "item_projection")
             )
         if head.kind == "mlp":
