@@ -206,7 +206,7 @@ def summed_up(trained: Sequence[Trained]) -> tuple[Row, ...]:
                 seconds=statistics.fmean(each.seconds for each in done) if done else 0.0,
                 passed=all(each.passed for each in own),
                 failed_gates=tuple(
-                    dict.fromkeys(bound.metric for each in done for bound in each.bounds if not bound.passed)
+                    dict.fromkeys(bound.subject for each in done for bound in each.bounds if not bound.passed)
                 ),
                 error=next((each.error for each in own if each.error is not None), None),
             )

@@ -59,7 +59,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             **{
                 EXAMPLES_KEY: examples,
                 MODEL_KEY: model,
-                BASELINE_MODEL_KEY: baseline_model,
+                **({} if baseline_model is None else {BASELINE_MODEL_KEY: baseline_model}),
                 SETTINGS_KEY: settings.model_dump_json(),
                 EVALUATION_KEY: types.Channel(type=standard_artifacts.ModelEvaluation),
                 BLESSING_KEY: types.Channel(type=standard_artifacts.ModelBlessing),

@@ -10,12 +10,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
-import tf_keras
 from absl import logging
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components.trainer.fn_args_utils import FnArgs
@@ -138,7 +138,14 @@ def train(
     tf.keras.utils.set_random_seed(config.seed + done)
 
     def new_model() -> TwoTaskRecommender:
-        return TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, fit, transform_output)
+        return TwoTaskRecommender(
+            recipe.model,
+            recipe.features.query,
+            recipe.features.candidate,
+            fit,
+            transform_output,
+            static_shapes=config.xla,
+        )
 
     plan = Plan.of(config, len(fit.labels), strategy.num_replicas_in_sync)
     with strategy.scope(), _precision(config.mixed_precision):
@@ -246,7 +253,9 @@ class Fitting(tf.keras.Model):
         gradients = tape.gradient(target, variables)
         if scaling:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        # What a task with the weight 0 alone has gets no gradient, and Keras would warn of it in every replica.
+        pairs = zip(gradients, variables, strict=True)
+        self.optimizer.apply_gradients([pair for pair in pairs if pair[0] is not None])
         self._loss.update_state(loss + regularization)
         self._regularization_loss.update_state(regularization)
 
@@ -329,7 +338,7 @@ class Epochs(tf.keras.callbacks.Callback):
             "epoch": epoch + 1,
             "steps": epoch * self._plan.steps_an_epoch + self._plan.steps_in(epoch),
             "seconds": time.perf_counter() - self._start,
-            "learning_rate": float(self._optimizer.learning_rate),
+            "learning_rate": float(self._optimizer.learning_rate.read_value()),
             **losses,
             **measured,
             "kept": 0,
@@ -428,7 +437,7 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
         code: What tells one version of the code from another.
     """
     digest = hashlib.sha256()
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, tf_keras.__version__):
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, version("tf-keras")):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]

@@ -78,7 +78,8 @@ def test_rows_keep_the_order_that_was_asked_for() -> None:
 
 def test_one_failed_gate_of_one_seed_fails_the_preset() -> None:
     poor = trained("a", 1)
-    bound = {"metric": "rmse", "condition": "at_most", "limit": 0.9, "measured": 1.0, "passed": False, "margin": -0.1}
+    bound = {"metric": "rmse", "condition": "at_most", "allowed": 0.9, "limit": 0.9, "measured": 1.0, "passed": False,
+             "margin": -0.1}  # fmt: skip
     poor = Trained.model_validate(poor.model_dump() | {"bounds": [bound]})
     (row,) = summed_up([trained("a"), poor])
     assert not row.passed and row.failed_gates == ("rmse",)

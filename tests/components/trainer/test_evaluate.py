@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from components.trainer.export import ServedRecommender
-from components.trainer.model import damped_means
+from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData
 
 World = Any
