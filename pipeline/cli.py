@@ -45,6 +45,10 @@ Overrides = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
 ]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of a run or its beginning, `latest`, or `previous`: the one before it.")
+]
+RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
@@ -187,6 +191,58 @@ def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) ->
     told += [f"preset {preset}"] if preset else []
     told += [f"presets {', '.join(names)}"] if names else []
     print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
+
+
+@app.command()
+def report(
+    run: RunName = "latest",
+    workdir: RunsDir = Path("work/movielens"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
+) -> None:
+    """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
+    from pipeline.report.report import write_report
+
+    run_id = write_report(workdir, run, out, model_card)
+    print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
+
+
+@app.command()
+def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
+    """List the runs of a work folder: when, verdict, main metrics, pushed version."""
+    from rich.console import Console
+
+    from pipeline.runs import list_runs
+    from pipeline.runs_table import print_runs, runs_as_json
+
+    found = list_runs(workdir)
+    if as_json:
+        print(json.dumps(runs_as_json(found), indent=1))
+    else:
+        print_runs(Console(highlight=False), found)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="The earlier run, as for `tandem report`.")],
+    run_b: Annotated[str, typer.Argument(help="The later run.")],
+    workdir: RunsDir = Path("work/movielens"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two runs: recipe, data and metrics."""
+    from rich.console import Console
+
+    from pipeline.lineage import Lineage
+    from pipeline.runs import diff_runs, find_run, read_run
+    from pipeline.runs_table import print_diff
+
+    lineage = Lineage(workdir)
+    before, after = (read_run(workdir, find_run(workdir, name, lineage), lineage) for name in (run_a, run_b))
+    found = diff_runs(workdir, before, after, lineage)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print_diff(Console(highlight=False), found)
 
 
 @app.command()

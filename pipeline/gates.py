@@ -15,8 +15,8 @@ _WANTED: dict[Condition, str] = {
     "may_rise": "≤ {} (last)",
 }
 
-# As many of the gates' metrics fit beside each other.
-_SLICE_METRICS = 3
+# As many of the gates' metrics fit beside each other on 80 columns.
+_SLICE_METRICS = 2
 
 
 def print_gates(console: Console, verdict: Verdict) -> None:
@@ -48,13 +48,16 @@ def print_measured(console: Console, verdict: Verdict) -> None:
         table.add_row(name, *(_number(found.get(name)) for found in values))
     console.print()
     console.print(table)
-    console.print("[dim]The baseline is user and item means for rmse and mae, else the most popular items.[/dim]\n")
+    console.print(
+        "[dim]The baseline is user and item means for rmse and mae, else the most popular items.[/dim]\n",
+        soft_wrap=True,
+    )
     if not verdict.slices:
         return
     gated = list(dict.fromkeys(bound.metric for bound in verdict.bounds))[:_SLICE_METRICS]
-    table = _table("slice", right=("examples", *(heading for name in gated for heading in (name, "baseline"))))
+    table = _table("slice", right=("examples", *(f"{name} (baseline)" for name in gated)))
     for found in verdict.slices:
-        numbers = [_number(values.get(name)) for name in gated for values in (found.metrics, found.baselines)]
+        numbers = [f"{_number(found.metrics.get(name))} ({_number(found.baselines.get(name))})" for name in gated]
         table.add_row(f"{found.name}: {found.value}", f"{found.examples:,}", *numbers)
     console.print(table)
 
@@ -62,7 +65,7 @@ def print_measured(console: Console, verdict: Verdict) -> None:
 def _table(*left: str, right: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in left:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "slice")
     for heading in right:
         table.add_column(heading, justify="right")
     return table

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RESULT_FILE = "result.json"
 
+ERROR_FILE = "error.txt"
+
 
 class ComponentFailure(Exception):
     """A component failed for a reason that is not the user's input; names the component, the error and the log."""
@@ -109,7 +111,7 @@ def run_recipe(
         (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
         schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
-        with output_to_file(folder / "log.txt") as terminal:
+        with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
         result = result.model_copy(update={"preset": preset})
         (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
@@ -270,6 +272,19 @@ def check_folder(flag: str, place: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         found = "cannot be written" if there.is_dir() else "is not a folder"
         raise BadInput(f"{flag} {place}: {there} {found}. Name a folder that can be made and written.")
+
+
+@contextlib.contextmanager
+def _error_kept(path: Path) -> Iterator[None]:
+    """Leaves the reason why a run failed for its report."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        path.write_text("The run was stopped by hand (Ctrl-C).")
+        raise
+    except Exception as error:
+        path.write_text(str(error) or type(error).__name__)
+        raise
 
 
 @contextlib.contextmanager

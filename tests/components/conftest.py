@@ -48,7 +48,8 @@ def run_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Eva
             return made
 
         data = artifact(standard_artifacts.Examples, examples)
-        data.split_names = artifact_utils.encode_split_names(["eval"])
+        splits = sorted(path.name.removeprefix("Split-") for path in examples.iterdir())
+        data.split_names = artifact_utils.encode_split_names(splits)
         inputs = {"examples": [data], "model": [artifact(standard_artifacts.Model, candidate, 7)]}
         if last is not None:
             inputs["baseline_model"] = [artifact(standard_artifacts.Model, last, 3)]

@@ -122,3 +122,13 @@ def test_examples_in_several_files_and_batches_add_up(
     verdict = evaluate(model(), ANY, split_=folder).verdict
     assert verdict.metrics == pytest.approx(rows.metrics(), abs=1e-6)
     assert verdict.baselines == pytest.approx(rows.baselines(), abs=1e-6)
+
+
+def test_other_splits_are_never_measured(
+    evaluate: Any, model: Callable[..., Path], rows: Any, examples: Callable[..., Path]
+) -> None:
+    folder = examples(rows.only(np.arange(len(rows.label)) < 100))
+    (examples(rows) / "Split-eval").rename(folder / "Split-train")
+    verdict = evaluate(model(), ANY, split_=folder).verdict
+    assert verdict.examples == 100
+    assert verdict.metrics == pytest.approx(rows.only(np.arange(len(rows.label)) < 100).metrics(), abs=1e-6)
