@@ -232,6 +232,13 @@ def cells(comparison: Comparison, row: Row) -> Sequence[str]:
     return (row.preset, *metrics, f"{row.epochs:.3g}", f"{row.seconds:.1f} s", gates)
 
 
+def headline(metrics: Mapping[str, float]) -> str:
+    """The two tasks in a few words; a metric that could not be computed is a dash."""
+    return ", ".join(
+        f"{COLUMNS[name]} {f'{metrics[name]:.4f}' if name in metrics else '-'}" for name in ("top_100_accuracy", "rmse")
+    )
+
+
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """The table, with a small picture of each curve, and where the large ones are."""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -375,8 +382,7 @@ class _Trainings:
             tf.keras.backend.clear_session()
             gc.collect()
         trained = _read(preset, seed, components)
-        headlines = [f"{COLUMNS[name]} {trained.metrics[name]:.4f}" for name in ("top_100_accuracy", "rmse")]
-        progress.done(label, time.monotonic() - start, ", ".join(headlines))
+        progress.done(label, time.monotonic() - start, headline(trained.metrics))
         return trained
 
 
