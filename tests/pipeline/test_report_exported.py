@@ -70,9 +70,14 @@ class Model:
 
 
 def test_interactions_are_read_without_sampled_negatives(tmp_path: Path) -> None:
-    uri = write(tmp_path, "train", [row("a", "x", 5.0, 7, is_positive=1.0), row("a", "y", 0.0, 7, is_positive=0.0)])
+    uri = write(tmp_path, "train", [row("a", "x", 5.0, 7, is_positive=1.0), row("b", "y", 0.0, 8, is_positive=0.0)])
     found = exported.read_interactions(uri, "train", COLUMNS, schema(negatives=True))
-    assert found.items.tolist() == [b"x"] and found.labels.tolist() == [5.0] and found.is_whole
+    assert (
+        found.users.tolist() == [b"a"]
+        and found.items.tolist() == [b"x"]
+        and found.labels.tolist() == [5.0]
+        and found.is_whole
+    )
     assert found.times is not None and found.times.tolist() == [7]
     timeless = exported.read_interactions(uri, "train", {**COLUMNS, "timestamp": None}, schema())
     assert timeless.times is None and timeless.items.tolist() == [b"x", b"y"]

@@ -357,6 +357,7 @@ def test_a_run_of_gates_that_failed_says_which_and_by_how_much(
     stopped["verdict"]["slices"] += [
         {"name": "city", "value": f"{long} {place}", "examples": 10_000 + place, "metrics": few} for place in range(30)
     ]
+    stopped["verdict"]["slices"][2]["value"] = "</script><script>alert(1)</script>"
     marks.folder("20260105-120000", result=stopped, recipe={"name": "movielens"})
     out = marks.workdir / "report.html"
     assert tandem("report", "--workdir", marks.workdir, "--out", out).code == 0
@@ -375,6 +376,7 @@ def test_a_run_of_gates_that_failed_says_which_and_by_how_much(
     # Those that every dataset has are always among those that are drawn.
     assert (slices[0], slices[-1], len(slices)) == ("users: light", "items: head", 24)
     browser.open(out, width=375)
+    assert browser.console() == [] and browser.run("return document.documentElement.dataset.drawn") == "yes"
     for check in (OVERFLOWING, CLIPPED, SMALL_TEXT):
         assert browser.run(check) == []
 
