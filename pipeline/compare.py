@@ -206,7 +206,7 @@ def summed_up(trained: Sequence[Trained]) -> tuple[Row, ...]:
                 seconds=statistics.fmean(each.seconds for each in done) if done else 0.0,
                 passed=all(each.passed for each in own),
                 failed_gates=tuple(
-                    dict.fromkeys(bound.metric for each in done for bound in each.bounds if not bound.passed)
+                    dict.fromkeys(bound.subject for each in done for bound in each.bounds if not bound.passed)
                 ),
                 error=next((each.error for each in own if each.error is not None), None),
             )
@@ -230,6 +230,13 @@ def cells(comparison: Comparison, row: Row) -> Sequence[str]:
     else:
         gates = "pass" if row.passed else f"fails {', '.join(row.failed_gates)}"
     return (row.preset, *metrics, f"{row.epochs:.3g}", f"{row.seconds:.1f} s", gates)
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The two tasks in a few words; a metric that could not be computed is a dash."""
+    return ", ".join(
+        f"{COLUMNS[name]} {f'{metrics[name]:.4f}' if name in metrics else '-'}" for name in ("top_100_accuracy", "rmse")
+    )
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -375,8 +382,7 @@ class _Trainings:
             tf.keras.backend.clear_session()
             gc.collect()
         trained = _read(preset, seed, components)
-        headlines = [f"{COLUMNS[name]} {trained.metrics[name]:.4f}" for name in ("top_100_accuracy", "rmse")]
-        progress.done(label, time.monotonic() - start, ", ".join(headlines))
+        progress.done(label, time.monotonic() - start, headline(trained.metrics))
         return trained
 
 

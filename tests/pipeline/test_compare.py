@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.compare import SPARKS, Comparison, Trained, print_comparison, spark, summed_up
+from pipeline.compare import SPARKS, Comparison, Trained, headline, print_comparison, spark, summed_up
 from pipeline.compare import _take_over_metadata as take_over_metadata
 from pipeline.recipe import Validation
 
@@ -78,7 +78,8 @@ def test_rows_keep_the_order_that_was_asked_for() -> None:
 
 def test_one_failed_gate_of_one_seed_fails_the_preset() -> None:
     poor = trained("a", 1)
-    bound = {"metric": "rmse", "condition": "at_most", "limit": 0.9, "measured": 1.0, "passed": False, "margin": -0.1}
+    bound = {"metric": "rmse", "condition": "at_most", "allowed": 0.9, "limit": 0.9, "measured": 1.0, "passed": False,
+             "margin": -0.1}  # fmt: skip
     poor = Trained.model_validate(poor.model_dump() | {"bounds": [bound]})
     (row,) = summed_up([trained("a"), poor])
     assert not row.passed and row.failed_gates == ("rmse",)
@@ -90,6 +91,15 @@ def test_a_preset_that_could_not_be_trained_spoils_neither_the_others_nor_its_ow
     assert rows[1].passed
     text = printed(comparison(Trained(preset="a", seed=0, error="Trainer: no [/way]"), trained("b")))
     assert "could not be trained" in text and "Trainer: no [/way]" in text
+
+
+def test_a_metric_that_could_not_be_computed_is_a_dash() -> None:
+    """Ratings that are not numbers have no RMSE; the comparison goes on."""
+    astray = Trained.model_validate(trained("a").model_dump() | {"metrics": {"top_100_accuracy": 0.1}})
+    assert headline(astray.metrics) == "top-100 0.1000, RMSE -"
+    found = comparison(astray, trained("b"))
+    (line, _) = (line for line in printed(found).splitlines() if line.startswith("a "))
+    assert re.match(r"a +0\.1000 +- +- +3", line)
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
