@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types tests docs bench-ingest bench-train lock clean
+.PHONY: help setup demo test test-slow lint types tests docs bench-ingest bench-train lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -15,6 +15,9 @@ demo: setup  ## MovieLens-100K through the whole pipeline to served recommendati
 	@$(BIN)/tandem demo
 
 test: lint types tests  ## Lint, types, and every test, the end-to-end runs included
+
+test-slow: setup  ## Train every preset on both splits, and hold it against schemas/movielens/expected.yaml (an hour)
+	$(BIN)/python -m pytest -m floors
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from components.evaluator.verdict import Verdict
     from pipeline.recipe import Recipe
     from pipeline.run import RunResult
     from tandem_client import Recommendations
@@ -44,6 +45,10 @@ Overrides = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
 ]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of a run or its beginning, `latest`, or `previous`: the one before it.")
+]
+RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
@@ -86,6 +91,34 @@ def run(
         _print_result(result)
     if not result.pushed_model:
         raise typer.Exit(NOT_BLESSED)
+
+
+@app.command()
+def gates(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of a run. [default: the latest]")] = None,
+    workdir: Annotated[
+        Path | None, typer.Option("--workdir", help="Folder of the run. [default: all folders in work/]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
+    from rich.console import Console
+
+    from pipeline.gates import print_gates, print_measured
+    from pipeline.run import find_result
+
+    result = find_result(run_id, [workdir] if workdir is not None else sorted(Path("work").glob("*/")))
+    if as_json:
+        found = {"run_id": result.run_id, "recipe": result.recipe, "blessed": result.verdict.blessed}
+        print(json.dumps({**found, "metrics": result.metrics, **_verdict_as_json(result.verdict)}, indent=1))
+        return
+    console = Console(highlight=False)
+    decision = "[green bold]blessed[/green bold]" if result.verdict.blessed else "[red bold]not blessed[/red bold]"
+    console.print(f"Run {result.run_id} of {result.recipe}: {decision}\n", soft_wrap=True)
+    print_gates(console, result.verdict)
+    for bound in result.verdict.failures():
+        console.print(f"  {bound}", soft_wrap=True)
+    print_measured(console, result.verdict)
 
 
 @app.command()
@@ -158,6 +191,58 @@ def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) ->
     told += [f"preset {preset}"] if preset else []
     told += [f"presets {', '.join(names)}"] if names else []
     print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
+
+
+@app.command()
+def report(
+    run: RunName = "latest",
+    workdir: RunsDir = Path("work/movielens"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
+) -> None:
+    """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
+    from pipeline.report.report import write_report
+
+    run_id = write_report(workdir, run, out, model_card)
+    print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
+
+
+@app.command()
+def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
+    """List the runs of a work folder: when, verdict, main metrics, pushed version."""
+    from rich.console import Console
+
+    from pipeline.runs import list_runs
+    from pipeline.runs_table import print_runs, runs_as_json
+
+    found = list_runs(workdir)
+    if as_json:
+        print(json.dumps(runs_as_json(found), indent=1))
+    else:
+        print_runs(Console(highlight=False), found)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="The earlier run, as for `tandem report`.")],
+    run_b: Annotated[str, typer.Argument(help="The later run.")],
+    workdir: RunsDir = Path("work/movielens"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two runs: recipe, data and metrics."""
+    from rich.console import Console
+
+    from pipeline.lineage import Lineage
+    from pipeline.runs import diff_runs, find_run, read_run
+    from pipeline.runs_table import print_diff
+
+    lineage = Lineage(workdir)
+    before, after = (read_run(workdir, find_run(workdir, name, lineage), lineage) for name in (run_a, run_b))
+    found = diff_runs(workdir, before, after, lineage)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print_diff(Console(highlight=False), found)
 
 
 @app.command()
@@ -329,7 +414,8 @@ def print_recommendations(answer: Recommendations) -> None:
 def _print_result(result: RunResult) -> None:
     """Rows, metrics against the gates, and the verdict."""
     from rich.console import Console
-    from rich.table import Table
+
+    from pipeline.gates import print_gates
 
     console = Console(highlight=False)
     rows = result.rows
@@ -342,21 +428,7 @@ def _print_result(result: RunResult) -> None:
     if result.hyperparameters is not None:
         found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
         console.print(f"The Tuner found {found}", soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    table.add_column("gate")
-    for heading in ("measured", "wanted", "margin"):
-        table.add_column(heading, justify="right")
-    wording = {"at_least": "≥ {}", "at_most": "≤ {}", "may_drop": "≥ {} (last)", "may_rise": "≤ {} (last)"}
-    for bound in result.verdict.bounds:
-        table.add_row(
-            "[green]pass[/green]" if bound.passed else "[red]FAIL[/red]",
-            bound.metric,
-            "-" if bound.measured is None else f"{bound.measured:.4f}",
-            wording[bound.condition].format(f"{bound.limit:.4f}"),
-            "-" if bound.margin is None else f"{bound.margin:+.4f}",
-        )
-    console.print(table)
+    print_gates(console, result.verdict)
     if result.pushed_model:
         console.print(
             f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n", soft_wrap=True
@@ -381,12 +453,22 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "rows": result.rows,
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
-        "last_blessed_metrics": result.verdict.baseline_metrics,
-        "gates": [bound.model_dump() for bound in result.verdict.bounds],
+        **_verdict_as_json(result.verdict),
         "not_servable": result.not_servable,
         "blessed": result.blessed,
         "pushed_model": result.pushed_model,
         "log": result.log,
+    }
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "examples": verdict.examples,
+        "baselines": verdict.baselines,
+        "last_blessed_metrics": verdict.last_blessed,
+        "last_blessed_problem": verdict.last_blessed_problem,
+        "slices": [found.model_dump() for found in verdict.slices],
+        "gates": [bound.model_dump() for bound in verdict.bounds],
     }
 
 

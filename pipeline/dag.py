@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
 
+import components.evaluator
 import components.example_gen
 import components.infra_validator
 import components.trainer
@@ -18,6 +19,7 @@ import components.transform
 import components.tuner
 import serving
 from components.evaluator.component import Evaluator
+from components.evaluator.settings import Settings as EvaluatorSettings
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
@@ -134,9 +136,14 @@ def create_pipeline(
         examples=example_gen.outputs["examples"],
         model=trainer.outputs["model"],
         baseline_model=baseline_model,
-        gates=recipe.gates,
-        label=columns.label,
-        negatives=recipe.data.negatives is not None,
+        settings=EvaluatorSettings(
+            gates=recipe.gates,
+            slices=recipe.slices,
+            label=columns.label,
+            exclude_seen=recipe.serving.exclude_seen,
+            negatives=recipe.data.negatives is not None,
+            code_version=code_version(components.evaluator),
+        ),
     )
     parts.append(evaluator)
 

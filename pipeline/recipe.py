@@ -605,7 +605,8 @@ class RatingHead(Layers):
     """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
     a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
     factor_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
+    """Weight of the squared factors of both sides in the loss: summed over a row's factors, averaged over the batch's
+    rows (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
@@ -613,11 +614,16 @@ class RatingHead(Layers):
     """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
 
     @pydantic.model_validator(mode="after")
-    def _crosses_what_lies_side_by_side(self) -> RatingHead:
+    def _has_what_its_options_are_for(self) -> RatingHead:
         if self.kind == "dot" and self.cross_layers:
             raise ValueError(
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
+            )
+        if self.linear and self.inputs == "shared":
+            raise ValueError(
+                "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
+                "or inputs: both, or drop linear"
             )
         return self
 
@@ -661,6 +667,8 @@ class Model(Section):
 
     embedding_dim: PositiveInt = 64
     """Width of every embedding."""
+    embedding_stddev: PositiveFloat = 0.05
+    """Standard deviation of the random numbers that embeddings start with."""
     output_dim: PositiveInt | None = None
     """Width of the retrieval towers' output vectors; left out, that of the embeddings."""
     query_tower: Tower = Tower()
@@ -679,7 +687,8 @@ class Model(Section):
     stranger_dropout: Share = 0.0
     """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared outputs of the retrieval towers in the loss, averaged over numbers and rows."""
+    """Weight of the squared outputs of the retrieval towers in the loss: summed over a row's numbers, averaged over the
+    batch's rows."""
 
     @property
     def vector_dim(self) -> int:
@@ -877,23 +886,99 @@ class Tuner(Section):
 
 # --- gates and serving ------------------------------------------------------------------------------------------------
 
-# What the Evaluator measures on the eval split, and whether more of it is better.
+# What the Evaluator measures on the eval split, and whether more of it is better; components/evaluator/metrics.py says
+# what each one is.
 METRICS: dict[str, Literal["higher", "lower"]] = {
     "top_1_accuracy": "higher",
     "top_5_accuracy": "higher",
     "top_10_accuracy": "higher",
     "top_50_accuracy": "higher",
     "top_100_accuracy": "higher",
+    "top_1_accuracy_unseen": "higher",
+    "top_5_accuracy_unseen": "higher",
+    "top_10_accuracy_unseen": "higher",
+    "top_50_accuracy_unseen": "higher",
+    "top_100_accuracy_unseen": "higher",
+    "ndcg_10": "higher",
+    "recall_10": "higher",
+    "mrr": "higher",
+    "coverage_10": "higher",
+    "popularity_bias_10": "lower",
     "rmse": "lower",
     "mae": "lower",
 }
 
+RATING_METRICS = ("rmse", "mae")
+"""Those of the rating task, whose baseline is the damped user and item means; the others' is the most popular items."""
+
+CONDITIONS = ("at_least", "at_most", "may_drop", "may_rise", "beats_baseline_by")
+"""The bounds that a gate may have."""
+
+USER_ACTIVITY = "user_activity"
+ITEM_POPULARITY = "item_popularity"
+
+# The slices that every dataset has, from the least known to the best.
+READY_SLICES: dict[str, tuple[str, ...]] = {
+    USER_ACTIVITY: ("new", "light", "heavy"),
+    ITEM_POPULARITY: ("cold", "tail", "torso", "head"),
+}
+
+
+class UserActivity(Section):
+    """Eval examples by how many interactions their user has in train.
+
+    `new`: none; `light`: fewer than most; `heavy`: the others.
+    """
+
+    heavy: Share = 0.5
+    """Heavy users have more interactions than this part of train's users."""
+
+
+class ItemPopularity(Section):
+    """Eval examples by how many interactions their item has in train.
+
+    `cold`: none; `tail`, `torso` and `head`: few, more and most.
+    """
+
+    torso: Share = 0.5
+    """Items above the tail have more interactions than this part of train's items."""
+    head: Share = 0.8
+    """Items of the head have more interactions than this part of train's items."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_in_order(self) -> ItemPopularity:
+        if self.torso > self.head:
+            raise ValueError(f"torso is {self.torso:g} and head {self.head:g}; the torso begins below the head")
+        return self
+
+
+class Slices(Section):
+    """Parts of the eval split that are measured on their own, besides the whole of it."""
+
+    columns: tuple[str, ...] = ()
+    """Columns, of text or whole numbers, with few different values; each value is a slice. Examples without a value
+    are in none. The columns of the gates' slices are measured too, whether or not they are listed here."""
+    user_activity: UserActivity | None = UserActivity()
+    """Left out, it is on; `null` switches it off."""
+    item_popularity: ItemPopularity | None = ItemPopularity()
+    """Left out, it is on; `null` switches it off."""
+
+
+def _is_a_value(value: Any) -> Any:
+    # YAML 1.1 reads `no` and `off` as false, which pydantic would take for 0.
+    if isinstance(value, bool):
+        raise ValueError(f"the value was read as {str(value).lower()}; put it in quotes")
+    return value
+
 
 class Gate(Section):
-    """A condition on one metric. A model that fails any gate is not pushed."""
+    """A condition on one metric, on the whole eval split or on a slice. A model that fails any gate is not pushed."""
 
     metric: str
     """What is measured on the eval split: one of `METRICS`."""
+    slice: dict[str, Annotated[str | int, pydantic.BeforeValidator(_is_a_value)]] | None = None
+    """Which part of the eval split is measured, as `{user_activity: new}` or `{COLUMN: VALUE}`; left out, all of it.
+    A gate whose slice has no examples fails."""
     at_least: float | None = None
     """The smallest value that passes."""
     at_most: float | None = None
@@ -902,18 +987,47 @@ class Gate(Section):
     """How far the metric may fall below the last blessed model's."""
     may_rise: Annotated[float, Field(ge=0)] | None = None
     """How far the metric may climb above the last blessed model's."""
+    beats_baseline_by: Annotated[float, Field(ge=0)] | None = None
+    """How much better than the baseline the metric must be, at least; 0 is as good. For `rmse` and `mae` the baseline
+    predicts damped user and item means, for the others it recommends the most popular items."""
+
+    @property
+    def conditions(self) -> dict[str, float]:
+        """The bounds that are given, by key."""
+        given = {name: getattr(self, name) for name in CONDITIONS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def slice_key(self) -> tuple[str, str] | None:
+        """Name and value of the slice; None for the whole eval split."""
+        return None if self.slice is None else next((name, str(value)) for name, value in self.slice.items())
 
     @pydantic.model_validator(mode="after")
     def _is_a_condition(self) -> Gate:
         if self.metric not in METRICS:
             raise ValueError(f"unknown metric {self.metric!r}{did_you_mean(self.metric, METRICS)}")
-        if all(bound is None for bound in (self.at_least, self.at_most, self.may_drop, self.may_rise)):
-            raise ValueError("the gate has no bound; give at_least, at_most, may_drop or may_rise")
+        if not self.conditions:
+            raise ValueError(f"the gate has no bound; give {', '.join(CONDITIONS[:-1])} or {CONDITIONS[-1]}")
         wrong = "may_rise" if METRICS[self.metric] == "higher" else "may_drop"
         if getattr(self, wrong) is not None:
             right = "may_drop" if wrong == "may_rise" else "may_rise"
             raise ValueError(f"{wrong} makes no sense for {self.metric}, where {METRICS[self.metric]} is better; "
                              f"use {right}")  # fmt: skip
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_slice(self) -> Gate:
+        if self.slice is not None and len(self.slice) != 1:
+            raise ValueError(
+                f"slice has {len(self.slice)} entries; one was wanted, such as slice: {{{USER_ACTIVITY}: new}}"
+            )
+        if self.slice_key is not None:
+            name, value = self.slice_key
+            known = READY_SLICES.get(name)
+            if known is not None and value not in known:
+                raise ValueError(
+                    f"the slice {name} has no part {value!r}{did_you_mean(value, known)}; it has {', '.join(known)}"
+                )
         return self
 
 
@@ -939,16 +1053,49 @@ class Recipe(Section):
     training: Training = Training()
     tuner: Tuner | None = None
     """A search for better values of some keys before training; left out, nothing is searched."""
+    slices: Slices = Slices()
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     serving: Serving = Serving()
 
     @pydantic.model_validator(mode="after")
     def _gates_differ(self) -> Recipe:
-        metrics = [gate.metric for gate in self.gates]
-        for metric in metrics:
-            if metrics.count(metric) > 1:
-                raise Contradiction("gates", f"{metric} has two gates; write all its bounds into one")
+        found = [(gate.metric, gate.slice_key, condition) for gate in self.gates for condition in gate.conditions]
+        for metric, key, condition in found:
+            if found.count((metric, key, condition)) > 1:
+                where = f" where {key[0]} is {key[1]}" if key else ""
+                raise Contradiction("gates", f"{metric}{where} has two gates with {condition}; keep one of them")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _slices_can_be_made(self) -> Recipe:
+        parts = self.data.columns
+        ready = {USER_ACTIVITY: self.slices.user_activity, ITEM_POPULARITY: self.slices.item_popularity}
+        for index, gate in enumerate(self.gates):
+            if gate.slice_key is not None and ready.get(gate.slice_key[0], True) is None:
+                raise Contradiction(
+                    f"gates.{index}.slice",
+                    f"gates.{index} is for a slice of {gate.slice_key[0]}, which slices switches off; "
+                    "take one of the two out",
+                )
+        many = {parts.user_id: "user", parts.item_id: "item", parts.timestamp: "moment", parts.label: "label"}
+        for name, key in self._slice_columns():
+            if name in ready:
+                raise Contradiction(key, f"{key}: {name!r} is a slice that every dataset has; drop it here")
+            if name in many:
+                raise Contradiction(
+                    key,
+                    f"{key}: a slice for each {many[name]} would be too many; slices are for columns with few values, "
+                    f"and {USER_ACTIVITY} and {ITEM_POPULARITY} sum up users and items",
+                )
+        return self
+
+    def _slice_columns(self) -> list[tuple[str, str]]:
+        """Columns that slices look at, each with the key that names it."""
+        listed = [(name, f"slices.columns.{index}") for index, name in enumerate(self.slices.columns)]
+        gates = [(gate.slice_key, index) for index, gate in enumerate(self.gates)]
+        return listed + [
+            (key[0], f"gates.{index}.slice") for key, index in gates if key is not None and key[0] not in READY_SLICES
+        ]
 
     @pydantic.model_validator(mode="after")
     def _features_are_known_when_asked(self) -> Recipe:
@@ -1110,6 +1257,7 @@ class Recipe(Section):
             ]
         if self.data.negatives is not None:
             used.append((IS_POSITIVE, "data.negatives", ("FLOAT",)))
+        used += [(name, key, (*STRINGS, "INT")) for name, key in self._slice_columns()]
         for tower, features in (("query", self.features.query), ("candidate", self.features.candidate)):
             for index, feature in enumerate(features):
                 used.append((feature.column, f"features.{tower}.{index}.column", feature.types))

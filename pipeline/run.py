@@ -25,6 +25,10 @@ from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_sch
 if TYPE_CHECKING:
     from pipeline.runners.local import ComponentError
 
+RESULT_FILE = "result.json"
+
+ERROR_FILE = "error.txt"
+
 
 class ComponentFailure(Exception):
     """A component failed for a reason that is not the user's input; names the component, the error and the log."""
@@ -107,17 +111,46 @@ def run_recipe(
         (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
         schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
-        with output_to_file(folder / "log.txt") as terminal:
+        with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
             result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
         result = result.model_copy(update={"preset": preset})
-        (folder / "result.json.new").write_text(result.model_dump_json(indent=1))
-        os.replace(folder / "result.json.new", folder / "result.json")
+        (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
+        os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
     return result
 
 
 def run_folder(workdir: Path, run_id: str) -> Path:
     """Where a run keeps its recipe, log and result."""
     return workdir / "runs" / run_id
+
+
+def find_result(run_id: str | None, workdirs: Sequence[Path]) -> RunResult:
+    """What came of an earlier run that went through to its verdict.
+
+    Args:
+        run_id: Which one; None for the latest.
+        workdirs: Work folders to look in.
+
+    Raises:
+        BadInput: There is no such run, it did not come to a verdict, or another version wrote it.
+    """
+    folders = [path for workdir in workdirs for path in (workdir / "runs").glob("*/") if run_id in (None, path.name)]
+    finished = sorted((path for path in folders if (path / RESULT_FILE).exists()), key=lambda path: path.name)
+    if not finished:
+        looked = ", ".join(map(str, workdirs)) or "work/"
+        if folders and run_id is not None:
+            raise BadInput(
+                f"{folders[0]}: the run did not come to a verdict; why is at the end of {folders[0] / 'log.txt'}"
+            )
+        wanted = "no run has come to a verdict yet" if run_id is None else f"there is no run {run_id!r}"
+        raise BadInput(f"{looked}: {wanted}. `tandem run` makes one; --workdir names the folder it worked in.")
+    if run_id is not None and len(finished) > 1:
+        raise BadInput(f"{run_id}: there is such a run in {' and in '.join(map(str, finished))}; say --workdir.")
+    found = finished[-1] / RESULT_FILE
+    try:
+        return RunResult.model_validate_json(found.read_text())
+    except pydantic.ValidationError:
+        raise BadInput(f"{found}: another version of tandem wrote it; run the pipeline again.") from None
 
 
 def _run(
@@ -239,6 +272,19 @@ def check_folder(flag: str, place: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         found = "cannot be written" if there.is_dir() else "is not a folder"
         raise BadInput(f"{flag} {place}: {there} {found}. Name a folder that can be made and written.")
+
+
+@contextlib.contextmanager
+def _error_kept(path: Path) -> Iterator[None]:
+    """Leaves the reason why a run failed for its report."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        path.write_text("The run was stopped by hand (Ctrl-C).")
+        raise
+    except Exception as error:
+        path.write_text(str(error) or type(error).__name__)
+        raise
 
 
 @contextlib.contextmanager

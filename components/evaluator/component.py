@@ -1,30 +1,51 @@
-"""TFX's Evaluator, with an executor that also writes the verdict."""
+"""Evaluator that decides by the recipe's gates, on the whole eval split and on slices of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
-from tfx import v1 as tfx
-from tfx.dsl.components.base import executor_spec
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import component_spec, standard_artifacts
+from tfx.types.standard_component_specs import (
+    BASELINE_MODEL_KEY,
+    BLESSING_KEY,
+    EVALUATION_KEY,
+    EXAMPLES_KEY,
+    MODEL_KEY,
+)
 
-from components.evaluator.eval_config import eval_config
-from components.evaluator.executor import Executor
-from pipeline.recipe import Gate
+from components.evaluator.executor import SETTINGS_KEY, Executor
+from components.evaluator.settings import Settings
 
 
-class Evaluator(tfx.components.Evaluator):
+class EvaluatorSpec(component_spec.ComponentSpec):
+    """Models and raw examples in; ModelEvaluation and ModelBlessing out, as TFX's Resolver and Pusher expect them."""
+
+    PARAMETERS: ClassVar = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar = {
+        EXAMPLES_KEY: component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        MODEL_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model),
+        BASELINE_MODEL_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model, optional=True),
+    }
+    OUTPUTS: ClassVar = {
+        EVALUATION_KEY: component_spec.ChannelParameter(type=standard_artifacts.ModelEvaluation),
+        BLESSING_KEY: component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
+    }
+
+
+class Evaluator(base_beam_component.BaseBeamComponent):
     """Measures the exported model on the raw eval split and blesses it if it passes every gate of the recipe."""
 
+    SPEC_CLASS = EvaluatorSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
     def __init__(
         self,
-        examples: tfx.types.BaseChannel,
-        model: tfx.types.BaseChannel,
-        baseline_model: tfx.types.BaseChannel | None,
-        gates: Sequence[Gate],
-        label: str,
-        negatives: bool = False,
+        examples: types.BaseChannel,
+        model: types.BaseChannel,
+        baseline_model: types.BaseChannel | None,
+        settings: Settings,
     ) -> None:
         """Builds the component.
 
@@ -32,14 +53,16 @@ class Evaluator(tfx.components.Evaluator):
             examples: Raw examples; the split `eval` is measured.
             model: The candidate.
             baseline_model: The last blessed model, if there is one; None where none is looked up.
-            gates: The recipe's gates.
-            label: The raw feature that holds the label.
-            negatives: Whether the examples hold sampled negatives.
+            settings: What the recipe decides.
         """
-        super().__init__(
-            examples=examples,
-            model=model,
-            baseline_model=baseline_model,
-            example_splits=["eval"],
-            eval_config=eval_config(gates, label, negatives),
+        spec = EvaluatorSpec(
+            **{
+                EXAMPLES_KEY: examples,
+                MODEL_KEY: model,
+                **({} if baseline_model is None else {BASELINE_MODEL_KEY: baseline_model}),
+                SETTINGS_KEY: settings.model_dump_json(),
+                EVALUATION_KEY: types.Channel(type=standard_artifacts.ModelEvaluation),
+                BLESSING_KEY: types.Channel(type=standard_artifacts.ModelBlessing),
+            }
         )
+        super().__init__(spec=spec)

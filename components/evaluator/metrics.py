@@ -1,83 +1,237 @@
-"""What the Evaluator measures, as TFMA metrics; TFMA finds them by the names that eval_config.py gives it.
+"""What the Evaluator measures, as a TFMA metric; TFMA finds it by the name that measurement.py gives it.
 
-TFMA's own metrics would each unpack every example again, and its MeanAbsoluteError leaves out the examples whose
-prediction is not a number, so that a model with such ratings could pass.
+TFMA's own metrics would each unpack every example again, have no per-user averages over an example's own outputs, and
+leave out the examples whose prediction is not a number, so that a model with such ratings could pass. Here one pass
+over batches of examples gives all of the recipe's `METRICS`, and each one's baseline, for each slice:
+
+    top_{k}_accuracy         share of the interactions whose item is among the first k of the whole catalogue:
+                             TFRS's FactorizedTopK
+    top_{k}_accuracy_unseen  the same without the items that the user has interactions with in train
+    ndcg_10, recall_10, mrr  averages over users with interactions here, of what is found among the items that
+                             `recommend` chooses from: unseen ones, unless the recipe says exclude_seen: false
+        recall_10            share of the user's interactions whose item is among the first 10
+        ndcg_10              sum of 1 / log2(1 + place) over those, relative to that of an ideal order (Järvelin and
+                             Kekäläinen 2002, doi:10.1145/582415.582418)
+        mrr                  1 / place of the best-placed one, however far down (Voorhees 1999, TREC-8)
+    coverage_10              share of the catalogue that is among anybody's first 10 (Ge et al. 2010,
+                             doi:10.1145/1864708.1864761)
+    popularity_bias_10       mean of log(1 + interactions in train) over the recommended first tens, minus the same mean
+                             over the items that users really chose here: 0 where recommendations are as popular as
+                             choices, log 2 where they are twice as popular; the popularity lift of Abdollahpouri et al.
+                             2020, doi:10.1145/3383313.3418487, on the scale of self-information (Zhou et al. 2010,
+                             doi:10.1073/pnas.1000488107)
+    rmse, mae                of the predicted labels
+
+Each interaction is ranked by the request that its own example makes, with the context it has; where a user's requests
+differ in context, so may the ranks, and ndcg_10 is at most 1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import tensorflow_model_analysis as tfma
 from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
-from pipeline.recipe import METRICS
+from pipeline.recipe import METRICS, RATING_METRICS
 
 EXAMPLE_COUNT = "example_count"
-RATING_OUTPUT = "rating"
-RATING_METRICS = ("rmse", "mae")
+BASELINE = "baseline_"
+"""Stands before the name of a metric where it is the baseline's."""
 
-# The hits are 0 or 1 for each example, so their mean is the top-k accuracy.
-HIT_OUTPUTS = {name: name.replace("_accuracy", "_hit") for name in METRICS if name not in RATING_METRICS}
+TOP_K = (1, 5, 10, 50, 100)
+LIST_LENGTH = 10
+
+# The outputs of `evaluate` that the metrics read, of the model and of the baselines beside it.
+_RANKED = (
+    *(f"top_{k}{suffix}_hit" for suffix in ("", "_unseen") for k in TOP_K),
+    *("rank", "rank_unseen", f"top_{LIST_LENGTH}_items", f"top_{LIST_LENGTH}_popularity", "rating"),
+)
+_POPULAR = ("rank", "rank_unseen", f"top_{LIST_LENGTH}_items", f"top_{LIST_LENGTH}_popularity")
+OUTPUTS = (
+    *_RANKED,
+    *(f"popularity_{name}" for name in _POPULAR),
+    *("mean_rating", "user_key", "catalogue_size"),
+    *("user_interactions", "user_activity", "item_interactions", "item_popularity"),
+)
+
+_RETRIEVAL = tuple(name for name in METRICS if name not in RATING_METRICS)
+
+Outputs = Mapping[str, np.ndarray]
+Found = dict[str, float]
 
 
-class RecommenderMetric(tfma.metrics.Metric):
-    """One of the recipe's `METRICS`, or `example_count`. Any number of them costs one pass over the examples."""
+class RecommenderMetrics(tfma.metrics.Metric):
+    """The recipe's `METRICS`, their baselines under `BASELINE`, and `EXAMPLE_COUNT`, in one pass."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(_computations, name=name)
+    def __init__(self, name: str = "recommender", exclude_seen: bool = True) -> None:
+        super().__init__(_computations, name=name, exclude_seen=exclude_seen)
 
 
-def _computations(name: str, model_names: Sequence[str]) -> list[tfma.metrics.MetricComputation]:
-    # Every metric asks for all of them; TFMA keeps one of equal computations.
+def _computations(name: str, exclude_seen: bool, model_names: Sequence[str]) -> list[tfma.metrics.MetricComputation]:
+    names = [*METRICS, *(BASELINE + metric for metric in METRICS), EXAMPLE_COUNT]
     return [
         tfma.metrics.MetricComputation(
-            keys=[tfma.metrics.MetricKey(metric, model_name=model) for metric in (*METRICS, EXAMPLE_COUNT)],
+            keys=[tfma.metrics.MetricKey(metric, model_name=model) for metric in names],
             preprocessors=None,
-            combiner=_AllMetrics(model),
+            combiner=_AllMetrics(model, exclude_seen),
         )
         for model in model_names
     ]
 
 
+@dataclasses.dataclass
+class _Side:
+    """Sums for the model or for its baseline."""
+
+    errors: np.ndarray
+    """float64 [2]: sums of squared and of absolute rating errors, over all examples."""
+    hits: np.ndarray
+    """float64 [10]: interactions that are hits, for each k without and then with seen items left out."""
+    log_popularity: float
+    """Sum over interactions of the mean log popularity of the first ten."""
+    recommended: np.ndarray
+    """int64, sorted: the different items among the first tens; at most the catalogue."""
+
+
+@dataclasses.dataclass
+class _Sums:
+    """What adds up over the examples of a slice. It grows with the users and the recommended items in the slice."""
+
+    examples: float
+    positives: float
+    """Interactions: the examples that are no sampled negatives."""
+    log_popularity: float
+    """Sum of log(1 + interactions in train) over the interactions' items."""
+    catalogue_size: int
+    model: _Side
+    baseline: _Side
+    users: dict[int, np.ndarray]
+    """By user key, float64 [7]: interactions; discounted gain and hits of the model and of the baseline; the best
+    reciprocal rank of the model and of the baseline."""
+
+
+# Of the columns of `_Sums.users` the last ones are maxima, the others sums.
+_USER_SUMS = 5
+
+
 class _AllMetrics(beam.CombineFn):
-    """Sums over the examples of a slice: their number, squared and absolute errors, positives, and hits at each k.
+    """Adds up batches of examples.
 
     The example weight, where there is one, is 1 for interactions and 0 for sampled negatives. A negative's label counts
     for the ratings; its item is one that the user did not choose, so how it ranks says nothing about retrieval.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, exclude_seen: bool) -> None:
         self._model = model
+        self._rank = "rank_unseen" if exclude_seen else "rank"
 
-    def create_accumulator(self) -> list[float]:
-        return [0.0] * (4 + len(HIT_OUTPUTS))
+    def create_accumulator(self) -> _Sums:
+        return _Sums(0.0, 0.0, 0.0, 0, _no_side(), _no_side(), {})
 
-    def add_input(self, sums: list[float], example: Any) -> list[float]:
-        outputs = example.get_predictions(self._model or None)
+    def add_input(self, sums: _Sums, batch: Any) -> _Sums:
+        outputs: Outputs = batch.get_predictions(self._model or None)
         # A float64 sum of a million float32 errors is exact to more digits than anyone reads.
-        error = outputs[RATING_OUTPUT].item() - example.get_labels(self._model or None).item()
-        weights = example.get_example_weights(self._model or None)
-        positive = 1.0 if weights is None else weights.item()
-        sums[0] += 1.0
-        sums[1] += error * error
-        sums[2] += abs(error)
-        sums[3] += positive
-        for place, output in enumerate(HIT_OUTPUTS.values(), start=4):
-            sums[place] += positive * outputs[output].item()
+        labels = batch.get_labels(self._model or None).ravel().astype(np.float64)
+        weights = batch.get_example_weights(self._model or None)
+        positive = np.ones(len(labels), bool) if weights is None else weights.ravel() > 0
+        sums.examples += len(labels)
+        sums.model.errors += _errors(outputs["rating"], labels)
+        sums.baseline.errors += _errors(outputs["mean_rating"], labels)
+        if positive.any():
+            self._add_interactions(sums, {name: outputs[name][positive] for name in OUTPUTS})
         return sums
 
-    def merge_accumulators(self, accumulators: Iterable[list[float]]) -> list[float]:
-        return [math.fsum(column) for column in zip(*accumulators, strict=True)]
+    def _add_interactions(self, sums: _Sums, outputs: Outputs) -> None:
+        sums.positives += len(outputs["rank"])
+        sums.log_popularity += float(np.log1p(outputs["item_interactions"].astype(np.float64)).sum())
+        sums.catalogue_size = max(sums.catalogue_size, int(outputs["catalogue_size"].max()))
+        hits = [outputs[f"top_{k}{suffix}_hit"] for suffix in ("", "_unseen") for k in TOP_K]
+        sums.model.hits += [float(hit.sum(dtype=np.float64)) for hit in hits]
+        places = [outputs[f"popularity_rank{suffix}"].ravel() for suffix in ("", "_unseen")]
+        sums.baseline.hits += [float(((place >= 0) & (place < k)).sum()) for place in places for k in TOP_K]
+        for side, prefix in ((sums.model, ""), (sums.baseline, "popularity_")):
+            popularity = outputs[f"{prefix}top_{LIST_LENGTH}_popularity"]
+            side.log_popularity += float(popularity.sum(dtype=np.float64))
+            side.recommended = np.union1d(side.recommended, outputs[f"{prefix}top_{LIST_LENGTH}_items"])
+        ids, owner = np.unique(outputs["user_key"].ravel(), return_inverse=True)
+        table = np.zeros((len(ids), 7))
+        table[:, 0] = np.bincount(owner, minlength=len(ids))
+        for place, prefix in enumerate(("", "popularity_")):
+            rank = outputs[f"{prefix}{self._rank}"].ravel().astype(np.float64)
+            first = (rank >= 0) & (rank < LIST_LENGTH)
+            gain = np.where(first, 1 / np.log2(np.maximum(rank, 0) + 2), 0.0)
+            table[:, 1 + 2 * place] = np.bincount(owner, weights=gain, minlength=len(ids))
+            table[:, 2 + 2 * place] = np.bincount(owner, weights=first, minlength=len(ids))
+            reciprocal = np.where(rank >= 0, 1 / (np.maximum(rank, 0) + 1), 0.0)
+            np.maximum.at(table[:, _USER_SUMS + place], owner, reciprocal)
+        _add_users(sums.users, dict(zip(ids.tolist(), table, strict=True)))
 
-    def extract_output(self, sums: list[float]) -> dict[tfma.metrics.MetricKey, float]:
-        count, squared, absolute, positives, *hits = sums
-        values = {EXAMPLE_COUNT: count}
-        if count:
-            values |= {"rmse": math.sqrt(squared / count), "mae": absolute / count}
-        if positives:
-            values |= {metric: hit / positives for metric, hit in zip(HIT_OUTPUTS, hits, strict=True)}
+    def merge_accumulators(self, accumulators: Iterable[_Sums]) -> _Sums:
+        total = self.create_accumulator()
+        for sums in accumulators:
+            total.examples += sums.examples
+            total.positives += sums.positives
+            total.log_popularity += sums.log_popularity
+            total.catalogue_size = max(total.catalogue_size, sums.catalogue_size)
+            for side, other in ((total.model, sums.model), (total.baseline, sums.baseline)):
+                side.errors += other.errors
+                side.hits += other.hits
+                side.log_popularity += other.log_popularity
+                side.recommended = np.union1d(side.recommended, other.recommended)
+            _add_users(total.users, sums.users)
+        return total
+
+    def extract_output(self, sums: _Sums) -> dict[tfma.metrics.MetricKey, float]:
+        values = {EXAMPLE_COUNT: sums.examples}
+        values |= _finished(sums, sums.model, 0)
+        values |= {BASELINE + name: value for name, value in _finished(sums, sums.baseline, 1).items()}
         return {tfma.metrics.MetricKey(name, model_name=self._model): value for name, value in values.items()}
+
+
+def _no_side() -> _Side:
+    return _Side(np.zeros(2), np.zeros(2 * len(TOP_K)), 0.0, np.zeros(0, np.int64))
+
+
+def _errors(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    error = predicted.ravel().astype(np.float64) - labels
+    return np.array([np.sum(error**2), np.sum(np.abs(error))])
+
+
+def _add_users(users: dict[int, np.ndarray], more: Mapping[int, np.ndarray]) -> None:
+    for user, row in more.items():
+        found = users.get(user)
+        if found is None:
+            users[user] = row.copy()
+        else:
+            found[:_USER_SUMS] += row[:_USER_SUMS]
+            np.maximum(found[_USER_SUMS:], row[_USER_SUMS:], out=found[_USER_SUMS:])
+
+
+def _finished(sums: _Sums, side: _Side, place: int) -> Found:
+    """The metrics of the model (`place` 0) or of the baseline (1); those that nothing was measured for are left out."""
+    values: Found = {}
+    if sums.positives:
+        accuracies = [f"top_{k}_accuracy{suffix}" for suffix in ("", "_unseen") for k in TOP_K]
+        values |= dict(zip(accuracies, (side.hits / sums.positives).tolist(), strict=True))
+        users = np.array(list(sums.users.values()))
+        interactions, gain, hits = users[:, 0], users[:, 1 + 2 * place], users[:, 2 + 2 * place]
+        ideal = np.cumsum(1 / np.log2(np.arange(LIST_LENGTH) + 2))
+        best = ideal[np.minimum(interactions, LIST_LENGTH).astype(int) - 1]
+        recommended = side.recommended[side.recommended > 0]
+        values |= {
+            "ndcg_10": float(np.minimum(gain / best, 1.0).mean()),
+            "recall_10": float((hits / interactions).mean()),
+            "mrr": float(users[:, _USER_SUMS + place].mean()),
+            "coverage_10": len(recommended) / sums.catalogue_size,
+            "popularity_bias_10": (side.log_popularity - sums.log_popularity) / sums.positives,
+        }
+    if sums.examples:
+        squared, absolute = (side.errors / sums.examples).tolist()
+        values |= {"rmse": math.sqrt(squared), "mae": absolute}
+    return values

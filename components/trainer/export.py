@@ -60,6 +60,9 @@ WARMUP_BATCHES = (1, 8)
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
+# More than a vocabulary has items.
+_KEYS_A_ROW = 1 << 40
+
 
 class _Asked(NamedTuple):
     """B requests."""
@@ -182,8 +185,8 @@ class ServedRecommender(tf.Module):
         """What the Evaluator needs to know of each example, for the model and for the baselines beside it.
 
         Ranks are places among the whole catalogue, the first one 0; -1 where there is none, because the item is unknown
-        or the scores are no numbers. Those that end in `_unseen` are among the items without those that the user has
-        interactions with in train; the example's own item is always a candidate.
+        or has another id in `recommend`, or the scores are no numbers. Those that end in `_unseen` are places among the
+        items that the user has no interaction with in train; the example's own item is always a candidate.
 
         Args:
             examples: string [B], serialized raw tf.Examples.
@@ -198,7 +201,7 @@ class ServedRecommender(tf.Module):
             mean_rating                      float32 [B]: the rating of the damped user and item means
             popularity_rank, popularity_rank_unseen, popularity_top_10_items, popularity_top_10_popularity
                                              the same of the most popular items
-            user_id                          string [B]
+            user_key                         int64 [B]: the same for the same user id, known or not
             user_interactions, user_activity, item_interactions, item_popularity
                                              see `Baselines.familiarity`
             catalogue_size                   int64 [B]: the number of items
@@ -206,11 +209,14 @@ class ServedRecommender(tf.Module):
         names = [*self._query_columns, self._columns.user_id, self._columns.item_id]
         spec = {name: tf.io.VarLenFeature(_DTYPES[self._types[name]]) for name in names}
         raw = tf.io.parse_example(examples, spec)
-        item = self._item_indices(raw.pop(self._columns.item_id))
+        item_ids = raw.pop(self._columns.item_id)
+        item = self._item_indices(item_ids)
         asked = self._encode(raw)
         scores = self._scores(asked.query)
-        # Not-a-number compares false with everything and would win every comparison.
-        counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
+        # A hit is one only if `recommend` calls the item by its name, and if its scores are numbers: not-a-number
+        # compares false with everything and would win every comparison.
+        named = tf.equal(tf.gather(self._item_ids, item), _dense(item_ids))
+        counts = tf.reduce_all([item > 0, named, tf.reduce_all(tf.math.is_finite(scores), axis=1)], axis=0)
         true = tf.gather(scores, tf.maximum(item - 1, 0), batch_dims=1)
         answer = {"rating": self._rating(asked.query, item)}
         for suffix, candidates in (("", scores), ("_unseen", self._without_seen(scores, asked.seen))):
@@ -224,13 +230,13 @@ class ServedRecommender(tf.Module):
             answer[f"{prefix}top_{LIST_LENGTH}_items"] = items
             answer[f"{prefix}top_{LIST_LENGTH}_popularity"] = self._baselines.log_popularity(items)
         popularity_rank, popularity_rank_unseen = self._baselines.rank(item, asked.seen)
-        ids = tf.RaggedTensor.from_sparse(raw[self._columns.user_id]).to_tensor("", shape=[None, 1])
+        users = _dense(raw[self._columns.user_id])
         return {
             **answer,
             "mean_rating": self._within_bounds(self._baselines.rating(asked.user, item)),
             "popularity_rank": popularity_rank,
             "popularity_rank_unseen": popularity_rank_unseen,
-            "user_id": tf.squeeze(ids, axis=1),
+            "user_key": tf.strings.to_hash_bucket_fast(users, np.iinfo(np.int64).max),
             **self._baselines.familiarity(asked.user, item),
             "catalogue_size": tf.fill(tf.shape(item), tf.shape(scores, tf.int64)[1]),
         }
@@ -259,21 +265,28 @@ class ServedRecommender(tf.Module):
         seen = self._of_users(self._seen_items, user)
         if self._history is None:
             return _Asked(user, self._encode_query(features), seen)
-        latest = slice(-self._history.max_length, None)
-        items, deviations = seen[:, latest], self._of_users(self._seen_deviations, user)[:, latest]
+        items, deviations = seen, self._of_users(self._seen_deviations, user)
         if history is not None:
             touched = self._touched(tf.broadcast_to(history, [tf.size(user), tf.shape(history)[1]]))
-            seen, items = tf.concat([seen, touched], axis=1), tf.concat([items, touched], axis=1)
-            deviations = tf.concat([deviations, tf.zeros_like(touched, tf.float32)], axis=1)
-        features[self._history.name] = whole_histories(items, deviations)
+            # An item counts once, at the later time, as in training.
+            others = tf.logical_not(_contains(touched, items))
+            items = tf.concat([tf.ragged.boolean_mask(items, others), touched], axis=1)
+            # Nobody said how much the user liked them.
+            neutral = tf.zeros_like(touched, tf.float32)
+            deviations = tf.concat([tf.ragged.boolean_mask(deviations, others), neutral], axis=1)
+            seen = items
+        latest = slice(-self._history.max_length, None)
+        features[self._history.name] = whole_histories(items[:, latest], deviations[:, latest])
         return _Asked(user, self._encode_query(features), seen)
 
     def _touched(self, history: tf.Tensor) -> tf.RaggedTensor:
-        """Item ids string [B, L] to the indices int64 [B, None] of those that are known."""
-        rows, columns = tf.shape(history)[0], tf.shape(history)[1]
-        indices = self._item_indices(_sparse(tf.reshape(history, [-1]), ""))
-        indices = tf.reshape(indices, [rows, columns])
-        return tf.ragged.boolean_mask(indices, indices > 0)
+        """Item ids string [B, L] to the indices int64 [B, None] of the known ones, each once, where it is last."""
+        rows = tf.shape(history, tf.int64)[0]
+        indices = tf.reshape(self._item_indices(_sparse(tf.reshape(history, [-1]), "")), tf.shape(history))
+        known = tf.ragged.boolean_mask(indices, indices > 0)
+        keys, _ = tf.unique(tf.reverse(_keys(known), [0]))
+        keys = tf.reverse(keys, [0])
+        return tf.RaggedTensor.from_value_rowids(keys % _KEYS_A_ROW, keys // _KEYS_A_ROW, nrows=rows)
 
     def _item_indices(self, raw: tf.SparseTensor) -> tf.Tensor:
         return self._transform({self._columns.item_id: raw})[self._item_feature]
@@ -363,12 +376,31 @@ def _rank(scores: tf.Tensor, true: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(ahead, tf.int64), axis=1)
 
 
+def _keys(rows: tf.RaggedTensor) -> tf.Tensor:
+    """One number for each value, int64, which tells its row too."""
+    return tf.cast(rows.value_rowids(), tf.int64) * _KEYS_A_ROW + rows.flat_values
+
+
+def _contains(rows: tf.RaggedTensor, values: tf.RaggedTensor) -> tf.RaggedTensor:
+    """bool, shaped as `values` [B, None]: whether each of them is among the same row of `rows`, int64 [B, None]."""
+    # A last key that no value has, so that there is one at every place that the search can answer.
+    there = tf.concat([tf.sort(_keys(rows)), [tf.int64.max]], axis=0)
+    keys = _keys(values)
+    found = tf.equal(tf.gather(there, tf.searchsorted(there, keys)), keys)
+    return values.with_flat_values(found)
+
+
 def _sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
     """[B] to a sparse [B, 1] without the rows that say "not given"."""
     given = values == values if values.dtype.is_floating else tf.not_equal(values, tf.constant(not_given, values.dtype))
     rows = tf.where(given)
     indices = tf.concat([rows, tf.zeros_like(rows)], axis=1)
     return tf.SparseTensor(indices, tf.boolean_mask(values, given), tf.stack([tf.size(values, tf.int64), 1]))
+
+
+def _dense(column: tf.SparseTensor) -> tf.Tensor:
+    """The one string of each row, [B]; empty where there is none."""
+    return tf.squeeze(tf.RaggedTensor.from_sparse(column).to_tensor("", shape=[None, 1]), axis=1)
 
 
 def _is_given(column: tf.SparseTensor) -> tf.Tensor:

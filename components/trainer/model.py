@@ -13,7 +13,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower
+from components.trainer.towers import FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -107,7 +107,7 @@ class TwoTaskRecommender(tfrs.Model):
             config: Tower,
             embedding_dim: int,
             output_dim: int,
-            stddev: float = EMBEDDING_STDDEV,
+            stddev: float | None = None,
         ) -> FeatureTower:
             return FeatureTower(
                 name,
@@ -118,7 +118,7 @@ class TwoTaskRecommender(tfrs.Model):
                 embedding_dim=embedding_dim,
                 output_dim=output_dim,
                 id_dropout=model.id_dropout,
-                stddev=stddev,
+                stddev=model.embedding_stddev if stddev is None else stddev,
             )
 
         widths = (model.embedding_dim, model.vector_dim)
@@ -195,6 +195,9 @@ class TwoTaskRecommender(tfrs.Model):
         return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self._config.l2:
+            # A penalty times 0 would still make gradients, all of them 0, for towers that no task learns from.
+            return tf.zeros(tf.shape(vectors)[:1])
         return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
@@ -232,11 +235,10 @@ class TwoTaskRecommender(tfrs.Model):
                 tf.cast(inputs["positive"], tf.float32) if "positive" in inputs else ones,
             )
         elif self._config.retrieval_weight:
-            drawn = self._batch_softmax.draw(training)
-            together = self._items(tf.concat([items, drawn], axis=0), training)
-            batch = tf.shape(items)[0]
-            item = tf.nest.map_structure(lambda values: values[:batch], together)
-            retrieval = self._batch_loss(query, item, together.encoded.retrieval[batch:], drawn, inputs)
+            candidates = tf.concat([items, self._batch_softmax.draw(training)], axis=0)
+            together = self._items(candidates, training)
+            item = tf.nest.map_structure(lambda values: values[: tf.shape(items)[0]], together)
+            retrieval = self._batch_loss(query, together, candidates, inputs)
         else:
             item = self._items(items, training)
         loss = tf.reduce_mean(query.penalty) + tf.reduce_mean(item.penalty)
@@ -275,19 +277,23 @@ class TwoTaskRecommender(tfrs.Model):
             self._config.retrieval.hard_negatives,
         )
 
-    def _batch_loss(
-        self, query: _Side, item: _Side, others: tf.Tensor, drawn: tf.Tensor, inputs: Mapping[str, Any]
-    ) -> tf.Tensor:
+    def _batch_loss(self, query: _Side, together: _Side, candidates: tf.Tensor, inputs: Mapping[str, Any]) -> tf.Tensor:
         weights = inputs.get("weight", tf.ones_like(inputs["label"]))
-        rows = (query.encoded.retrieval, item.encoded.retrieval, inputs["item"], weights)
-
-        def loss(query: tf.Tensor, item: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-            candidates, indices = tf.concat([item, others], axis=0), tf.concat([items, drawn], axis=0)
-            return self._batch_softmax(query, candidates, indices, weights)
-
+        factors, others = query.encoded.retrieval, together.encoded.retrieval
         if "positive" not in inputs:
-            return loss(*rows)
+            return self._batch_softmax(factors, others, candidates, weights)
         # A weight of 0 would not do here: the negatives' items would still stand in the softmax, drawn from another
-        # distribution than the one that the logQ correction undoes.
-        positives = [tf.boolean_mask(values, inputs["positive"]) for values in rows]
-        return tf.cond(tf.size(positives[2]) > 0, lambda: loss(*positives), lambda: tf.constant(0.0))
+        # distribution than the one that the logQ correction undoes. Places are gathered instead of masked rows joined
+        # with what is drawn, because XLA gives such a concatenation of unknown length wrong gradients.
+        rows = tf.where(inputs["positive"])[:, 0]
+        places = tf.concat([rows, tf.range(tf.size(weights, tf.int64), tf.size(candidates, tf.int64))], axis=0)
+        return tf.cond(
+            tf.size(rows) > 0,
+            lambda: self._batch_softmax(
+                tf.gather(factors, rows),
+                tf.gather(others, places),
+                tf.gather(candidates, places),
+                tf.gather(weights, rows),
+            ),
+            lambda: tf.constant(0.0),
+        )

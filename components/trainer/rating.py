@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.towers import EMBEDDING_STDDEV, FeatureTower, LayerStack, TowerOutput, weight_penalty
+from components.trainer.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import AnyFeature, Identifier, RatingHead, Tower
 
 # Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
 BIAS_DAMPING = 10.0
 
-MakeTower = Callable[[Sequence[AnyFeature], str, Tower, int, float], FeatureTower]
+MakeTower = Callable[[Sequence[AnyFeature], str, Tower, int, float | None], FeatureTower]
 
 
 class BiasTable(tf.keras.layers.Layer):
@@ -69,7 +69,7 @@ class RatingPredictor(tf.keras.layers.Layer):
             query_features: What is known of a request.
             candidate_features: What is known of an item.
             make_tower: Makes a tower over features, of a name, a section, a width, and a standard deviation of the
-                numbers that its embeddings start with.
+                numbers that its embeddings start with; None for that of the recipe.
         """
         super().__init__(name="rating_head", autocast=False)
         self._head = head
@@ -84,8 +84,7 @@ class RatingPredictor(tf.keras.layers.Layer):
                 candidate_features, "rating_candidate", head.candidate_tower
             )  # fmt: skip
             self._query_tower, self._candidate_tower = (
-                make_tower(features, f"{name}_tower", tower, head.dimension, EMBEDDING_STDDEV)
-                for features, name, tower in sides
+                make_tower(features, f"{name}_tower", tower, head.dimension, None) for features, name, tower in sides
             )
             if head.linear:
                 self._query_terms, self._candidate_terms = (
@@ -95,14 +94,17 @@ class RatingPredictor(tf.keras.layers.Layer):
         self._dropout = tf.keras.layers.Dropout(head.dropout, dtype="float32")
         self._project_query = self._project_item = None
         if head.kind == "dot" and head.inputs != "own":
-            self._project_query = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
-            self._project_item = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
+            self._project_query, self._project_item = (
+                tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2), name=name)
+                for name in ("query_projection", "item_projection")
+            )
         if head.kind == "mlp":
             output = tf.keras.layers.Dense(
                 1,
                 kernel_initializer="zeros" if head.biases else "glorot_uniform",
                 kernel_regularizer=weight_penalty(head.l2),
                 dtype="float32",
+                name="output",
             )
             self._layers = LayerStack(head, head.layers, output, name="mlp")
 
@@ -134,7 +136,8 @@ class RatingPredictor(tf.keras.layers.Layer):
         bias = penalty = tf.zeros(tf.shape(indices))
         if biases is not None:
             bias, change = biases(indices)
-            penalty += self._head.bias_l2 * tf.square(change)
+            if self._head.bias_l2:
+                penalty += self._head.bias_l2 * tf.square(change)
         parts = []
         if self._head.inputs != "own":
             parts.append(tf.cast(projection(shared), tf.float32) if projection is not None else shared)
@@ -147,7 +150,8 @@ class RatingPredictor(tf.keras.layers.Layer):
         if self._head.kind == "mlp":
             return RatingSide(tf.concat(parts, axis=-1), bias, penalty)
         factors = tf.add_n(parts)
-        penalty += self._head.factor_l2 * tf.reduce_sum(tf.square(factors), axis=-1)
+        if self._head.factor_l2:
+            penalty += self._head.factor_l2 * tf.reduce_sum(tf.square(factors), axis=-1)
         return RatingSide(factors, bias, penalty)
 
     def _first_order_terms(

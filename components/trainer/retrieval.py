@@ -82,10 +82,11 @@ class BatchSoftmax:
 
     def draw(self, training: bool) -> tf.Tensor:
         """Items drawn uniformly, int64 [M]; the same ones every time where `training` is False."""
-        bounds = {"shape": [self._config.uniform_negatives], "minval": 1, "maxval": self._item_count + 1}
+        count = self._config.uniform_negatives
         if training:
-            return tf.random.uniform(**bounds, dtype=tf.int64)
-        return tf.random.stateless_uniform(**bounds, seed=[0, 0], dtype=tf.int64)
+            return tf.random.uniform([count], 1, self._item_count + 1, tf.int64)
+        # NumPy's, because the same seed gives other numbers under XLA.
+        return tf.constant(np.random.default_rng(0).integers(1, self._item_count + 1, count), tf.int64)
 
     def __call__(self, query: tf.Tensor, candidates: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """The loss, a float32 scalar; 0 where the weights add up to 0.

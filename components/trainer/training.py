@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from components.trainer.model import TwoTaskRecommender
 from components.trainer.optimizers import CompositeOptimizer, build_optimizer
 from components.trainer.training_data import TrainingData, id_feature, read_training_data
 from components.trainer.validation import Validation
+from components.tuner.hyperparameters import found_values
 from pipeline.recipe import BadInput, TrainerRecipe, Training
 
 WARMUP_USERS = 8
@@ -53,12 +55,16 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Args:
         fn_args: From TFX; `custom_config["recipe"]` is a `TrainerRecipe` as JSON, `custom_config["code"]` what tells
-            one version of the code from another.
+            one version of the code from another, and `hyperparameters` what the Tuner found, where there is one.
 
     Raises:
         TrainingDiverged: The loss became infinite or not a number.
     """
     recipe = TrainerRecipe.model_validate_json(fn_args.custom_config["recipe"])
+    if fn_args.hyperparameters is not None:
+        found = found_values(fn_args.hyperparameters)
+        logging.info("The Tuner found %s", found)
+        recipe = recipe.with_values(found)
     schema = io_utils.parse_pbtxt_file(fn_args.schema_path, schema_pb2.Schema())
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     data = read_training_data(
@@ -433,7 +439,8 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
     digest = hashlib.sha256()
     # The number of devices decides how many steps an epoch has, and their kind what mixed precision is.
     devices = str(len(tf.config.list_logical_devices("GPU")))
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, devices):
+    versions = (tf.__version__, version("tf-keras"))
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, *versions, devices):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]

@@ -94,6 +94,23 @@ def test_the_metrics_are_those_of_the_exported_model_on_the_eval_rows(first_run:
     popular = set(items[np.argsort(-counts)][:100])
     popularity = np.mean([item in popular for item in column(evaluation, "item_id")])
     assert metrics["top_100_accuracy"] > popularity, "a model that loses to 'most popular' is not worth serving"
+    # Films that are equally popular may stand in another order.
+    assert first_run.result["baselines"]["top_100_accuracy"] == pytest.approx(popularity, abs=0.003)
+    assert 0.94 < first_run.result["baselines"]["rmse"] < 0.95
+
+
+def test_every_gate_and_slice_is_in_the_result(first_run: Any) -> None:
+    result = first_run.result
+    assert set(result["baselines"]) == set(result["metrics"])
+    gates = {(gate["metric"], gate["condition"], str(gate["slice"])) for gate in result["gates"]}
+    assert gates >= {
+        ("top_100_accuracy", "beats_baseline_by", "None"),
+        ("top_100_accuracy_unseen", "beats_baseline_by", "{'user_activity': 'light'}"),
+    }
+    examples = {(part["name"], part["value"]): part["examples"] for part in result["slices"]}
+    assert set(examples) >= {("gender", "F"), ("gender", "M"), ("item_popularity", "cold"), ("user_activity", "heavy")}
+    assert sum(count for (name, _), count in examples.items() if name == "item_popularity") == result["examples"]
+    assert examples[("gender", "F")] + examples[("gender", "M")] == result["rows"]["eval"]
 
 
 def test_the_pushed_model_answers_in_the_loader_that_tensorflow_serving_uses(first_run: Any) -> None:

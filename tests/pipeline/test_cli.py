@@ -257,7 +257,7 @@ def test_bad_input_is_told_before_tensorflow_starts(inputs: Inputs) -> None:
 def test_check_says_that_all_is_well(inputs: Inputs) -> None:
     done = tandem("check", inputs.schema_dir, "--data", inputs.data)
     assert done.returncode == 0, done.stderr
-    assert "'movielens'" in done.stdout and "10 features" in done.stdout and "2 gates" in done.stdout
+    assert "'movielens'" in done.stdout and "10 features" in done.stdout and "4 gates" in done.stdout
     assert done.stderr == ""
 
 
@@ -270,6 +270,79 @@ def test_check_finds_what_run_would_find(inputs: Inputs, case: str) -> None:
     assert done.stdout == ""
     for part in told:
         assert part in done.stderr
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+
+def finished(workdir: Path, run_id: str, top_100: float) -> Path:
+    """A work folder with a run that came to a verdict."""
+    from components.evaluator.verdict import Measured, decide
+    from pipeline.recipe import Gate
+    from pipeline.run import RESULT_FILE, RunResult
+
+    gates = [
+        Gate(metric="top_100_accuracy", at_least=0.27, may_drop=0.1, beats_baseline_by=0),
+        Gate(metric="rmse", slice={"user_activity": "new"}, at_most=1.0),
+    ]
+    values = {"metrics": {"top_100_accuracy": top_100, "rmse": 0.9}, "baselines": {"top_100_accuracy": 0.299}}
+    measured = {None: Measured(examples=1200, **values), ("user_activity", "new"): Measured(examples=30, **values)}
+    verdict = decide(gates, measured)
+    result = RunResult(
+        run_id=run_id, recipe="movielens", seconds=1.0, components=(), rows={}, metrics=verdict.metrics,
+        verdict=verdict, not_servable=None, blessed=verdict.blessed, pushed_model=None, log="log.txt",
+    )  # fmt: skip
+    folder = workdir / "runs" / run_id
+    folder.mkdir(parents=True)
+    (folder / RESULT_FILE).write_text(result.model_dump_json())
+    return workdir
+
+
+def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_path: Path) -> None:
+    finished(tmp_path, "20260101-000000", 0.1)
+    finished(tmp_path, "20260102-000000", 0.4)
+    (tmp_path / "runs" / "20260103-000000").mkdir()
+    latest = tandem("gates", "--workdir", tmp_path)
+    assert latest.returncode == 0 and latest.stderr == ""
+    lines = latest.stdout.splitlines()
+    assert lines[0] == "Run 20260102-000000 of movielens: blessed"
+    assert any(
+        line.split() == ["pass", "top_100_accuracy", "0.4000", "≥", "0.2990", "(popular)", "+0.1010"] for line in lines
+    )
+    assert any(line.startswith("skip  top_100_accuracy") for line in lines)
+    assert any(line.split()[:2] == ["user_activity:", "new"] for line in lines)
+    earlier = tandem("gates", "20260101-000000", "--workdir", tmp_path)
+    assert earlier.returncode == 0
+    assert "not blessed" in earlier.stdout.splitlines()[0]
+    assert "(recommending the most popular items gives 0.2990)" in earlier.stdout
+
+
+def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> None:
+    done = tandem("gates", "--workdir", finished(tmp_path, "20260101-000000", 0.1), "--json")
+    found = json.loads(done.stdout)
+    assert (found["run_id"], found["blessed"], found["examples"]) == ("20260101-000000", False, 1200)
+    assert found["baselines"] == {"top_100_accuracy": 0.299}
+    assert [(gate["condition"], gate["limit"], gate["passed"]) for gate in found["gates"]] == [
+        ("at_least", 0.27, False), ("may_drop", None, True), ("beats_baseline_by", 0.299, False), ("at_most", 1.0, True)
+    ]  # fmt: skip
+    assert found["gates"][3]["slice"] == {"user_activity": "new"}
+    assert [(part["name"], part["value"], part["examples"]) for part in found["slices"]] == [
+        ("user_activity", "new", 30)
+    ]
+
+
+def test_gates_of_no_run_an_unfinished_one_or_another_version_s_is_bad_input(tmp_path: Path) -> None:
+    none = tandem("gates", "--workdir", tmp_path)
+    assert none.returncode == 2 and "no run has come to a verdict yet" in none.stderr
+    finished(tmp_path, "20260101-000000", 0.4)
+    unknown = tandem("gates", "yesterday", "--workdir", tmp_path)
+    assert unknown.returncode == 2 and "there is no run 'yesterday'" in unknown.stderr
+    (tmp_path / "runs" / "20260102-000000").mkdir()
+    failed = tandem("gates", "20260102-000000", "--workdir", tmp_path)
+    assert failed.returncode == 2 and "did not come to a verdict" in failed.stderr and "log.txt" in failed.stderr
+    (tmp_path / "runs" / "20260102-000000" / "result.json").write_text('{"run_id": "20260102-000000"}')
+    other = tandem("gates", "--workdir", tmp_path)
+    assert other.returncode == 2 and "another version of tandem" in other.stderr
 
 
 # --- asking a server --------------------------------------------------------------------------------------------------

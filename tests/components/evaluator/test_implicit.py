@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from pipeline.recipe import IS_POSITIVE, METRICS, Gate
-
-LABEL = "stars"
+from pipeline.recipe import METRICS, RATING_METRICS, Gate
 
 
 @pytest.fixture(scope="module")
@@ -21,36 +18,13 @@ def is_positive(rows: Any) -> np.ndarray:
     return np.arange(len(rows.label)) % 3 == 0
 
 
-@pytest.fixture(scope="module")
-def split(rows: Any, is_positive: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Callable[[np.ndarray], Path]:
-    """Writes an eval split whose rows are marked as interactions or negatives."""
-
-    def write(marks: np.ndarray) -> Path:
-        folder = tmp_path_factory.mktemp("examples")
-        (folder / "Split-eval").mkdir()
-        options = tf.io.TFRecordOptions(compression_type="GZIP")
-        with tf.io.TFRecordWriter(str(folder / "Split-eval" / "data-00000-of-00001.gz"), options) as writer:
-            for label, predicted, rank, mark in zip(rows.label, rows.predicted, rows.rank, marks, strict=True):
-                example = tf.train.Example()
-                features = example.features.feature
-                features[LABEL].float_list.value.append(label)
-                features["predicted"].float_list.value.append(predicted)
-                features["rank"].int64_list.value.append(rank)
-                features[IS_POSITIVE].float_list.value.append(float(mark))
-                writer.write(example.SerializeToString())
-        return folder
-
-    return write
-
-
-def test_negatives_weigh_in_the_ratings_and_not_in_the_top_k(
-    evaluate: Any, model: Callable[..., Path], split: Callable[..., Path], rows: Any, is_positive: np.ndarray
+def test_negatives_weigh_in_the_ratings_and_not_in_what_is_retrieved(
+    evaluate: Any, model: Callable[..., Path], examples: Callable[..., Path], rows: Any, is_positive: np.ndarray
 ) -> None:
-    expected = rows.metrics()
+    expected, unmarked = rows.metrics(is_positive), rows.metrics()
     for name in METRICS:
-        if name.startswith("top_"):
-            expected[name] = float(np.mean(rows.rank[is_positive] < int(name.split("_")[1])))
-    assert expected["top_100_accuracy"] != pytest.approx(rows.metrics()["top_100_accuracy"], abs=1e-3)
+        same = name in RATING_METRICS
+        assert (expected[name] == pytest.approx(unmarked[name], abs=1e-4)) is same, f"{name} cannot show it here"
     evaluated = evaluate(
         model(),
         [
@@ -58,24 +32,30 @@ def test_negatives_weigh_in_the_ratings_and_not_in_the_top_k(
             Gate(metric="rmse", at_most=expected["rmse"] + 1e-6),
         ],
         model(ranks_lost=5),
-        split(is_positive),
+        examples(rows, is_positive),
         negatives=True,
     )
-    assert evaluated.verdict.metrics == pytest.approx(expected, abs=1e-6)
-    assert evaluated.verdict.examples == len(rows.label)
-    assert evaluated.blessed and len(evaluated.verdict.bounds) == 3
+    verdict = evaluated.verdict
+    assert verdict.metrics == pytest.approx(expected, abs=1e-6)
+    assert verdict.baselines == pytest.approx(rows.baselines(is_positive), abs=1e-6)
+    assert verdict.examples == len(rows.label)
+    for part in verdict.slices:
+        inside = rows.slice(part.name, part.value)
+        assert part.metrics == pytest.approx(rows.only(inside).metrics(is_positive[inside]), abs=1e-6)
+    assert evaluated.blessed and len(verdict.bounds) == 3
 
 
 def test_without_a_single_interaction_there_is_no_top_k_and_the_gate_fails(
-    evaluate: Any, model: Callable[..., Path], split: Callable[..., Path], rows: Any
+    evaluate: Any, model: Callable[..., Path], examples: Callable[..., Path], rows: Any
 ) -> None:
     evaluated = evaluate(
         model(),
         [Gate(metric="top_100_accuracy", at_least=0.0)],
-        split=split(np.zeros(len(rows.label), bool)),
+        split_=examples(rows, np.zeros(len(rows.label), bool)),
         negatives=True,
     )
     assert not evaluated.blessed
     (bound,) = evaluated.verdict.bounds
     assert (bound.metric, bound.measured, bound.passed) == ("top_100_accuracy", None, False)
+    assert "sampled negative" in str(bound)
     assert evaluated.verdict.metrics["rmse"] == pytest.approx(rows.metrics()["rmse"], abs=1e-6)

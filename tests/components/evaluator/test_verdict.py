@@ -1,55 +1,188 @@
-"""The verdict's words are what a person reads when a model is turned down."""
+"""The decision itself: from what was measured to a verdict in words, in both directions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from components.evaluator.verdict import Bound, Verdict
+from components.evaluator.verdict import Measured, SliceKey, Verdict, decide
+from pipeline.recipe import METRICS, Gate
+
+NEW = ("user_activity", "new")
 
 
-def make(**changes: Any) -> Bound:
-    values = {
-        "metric": "rmse",
-        "condition": "at_most",
-        "limit": 1.0,
-        "measured": 1.25,
-        "passed": False,
-        "margin": -0.25,
-    }
-    return Bound.model_validate(values | changes)
+def whole(**values: Any) -> Measured:
+    defaults = {"examples": 10, "metrics": {"rmse": 1.25, "top_100_accuracy": 0.4, "popularity_bias_10": 0.5}}
+    return Measured.model_validate(defaults | values)
+
+
+def text(gate: Gate, measured: Measured, problem: str | None = None) -> str:
+    (bound,) = decide([gate], {None: measured, NEW: measured}, problem).bounds
+    return str(bound)
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("gate", "expected"),
     [
-        ({}, "rmse: at most 1.0000 wanted, 1.2500 measured"),
-        ({"condition": "at_least"}, "rmse: at least 1.0000 wanted, 1.2500 measured"),
-        ({"condition": "may_rise"}, "rmse: at most 1.0000 wanted (last blessed model), 1.2500 measured"),
+        (Gate(metric="rmse", at_most=1.0), "rmse: at most 1.0000 wanted, 1.2500 measured"),
+        (Gate(metric="rmse", at_least=2.0), "rmse: at least 2.0000 wanted, 1.2500 measured"),
         (
-            {"metric": "top_100_accuracy", "condition": "may_drop", "limit": 0.27, "measured": 0.123456},
-            "top_100_accuracy: at least 0.2700 wanted (last blessed model), 0.1235 measured",
+            Gate(metric="rmse", may_rise=0.1),
+            "rmse: at most 1.1000 wanted, 1.2500 measured (the last blessed model has 1.0000)",
         ),
-        ({"measured": None, "margin": None}, "rmse: at most 1.0000 wanted, nothing measured"),
+        (
+            Gate(metric="top_100_accuracy", may_drop=0.02),
+            "top_100_accuracy: at least 0.4800 wanted, 0.4000 measured (the last blessed model has 0.5000)",
+        ),
+        (
+            Gate(metric="top_100_accuracy", beats_baseline_by=0.1),
+            "top_100_accuracy: at least 0.5500 wanted, 0.4000 measured "
+            "(recommending the most popular items gives 0.4500)",
+        ),
+        (
+            Gate(metric="rmse", beats_baseline_by=0),
+            "rmse: at most 0.9500 wanted, 1.2500 measured (predicting user and item means gives 0.9500)",
+        ),
+        (
+            Gate(metric="popularity_bias_10", beats_baseline_by=0.1),
+            "popularity_bias_10: at most 0.2000 wanted, 0.5000 measured "
+            "(recommending the most popular items gives 0.3000)",
+        ),
+        (
+            Gate(metric="rmse", at_most=1.0, slice={"user_activity": "new"}),
+            "rmse where user_activity is new: at most 1.0000 wanted, 1.2500 measured",
+        ),
     ],
+    ids=str,
 )
-def test_a_bound_says_what_was_wanted_and_what_was_measured(changes: dict[str, Any], text: str) -> None:
-    assert str(make(**changes)) == text
+def test_a_failed_bound_says_what_was_wanted_of_what_and_what_was_measured(gate: Gate, expected: str) -> None:
+    measured = whole(
+        last_blessed={"rmse": 1.0, "top_100_accuracy": 0.5},
+        baselines={"rmse": 0.95, "top_100_accuracy": 0.45, "popularity_bias_10": 0.3},
+    )
+    assert text(gate, measured) == expected
+    assert not decide([gate], {None: measured, NEW: measured}).blessed
 
 
 def test_the_text_never_shows_the_same_number_for_a_limit_and_a_value_that_misses_it() -> None:
-    text = str(make(limit=0.27, condition="at_least", measured=0.26999996, margin=-4e-8))
-    assert text == "rmse: at least 0.27000000 wanted, 0.26999996 measured"
+    said = text(Gate(metric="top_100_accuracy", at_least=0.27), whole(metrics={"top_100_accuracy": 0.26999996}))
+    assert said == "top_100_accuracy: at least 0.27000000 wanted, 0.26999996 measured"
 
 
-def test_failures_are_the_bounds_that_did_not_pass_in_the_recipe_s_order() -> None:
-    bounds = (make(metric="mae"), make(passed=True, margin=0.1), make(metric="top_1_accuracy"))
-    verdict = Verdict(blessed=False, examples=3, metrics={}, baseline_metrics={}, bounds=bounds)
-    assert [bound.metric for bound in verdict.failures()] == ["mae", "top_1_accuracy"]
+@pytest.mark.parametrize(
+    ("gate", "measured", "problem", "expected", "passed"),
+    [
+        (Gate(metric="rmse", may_rise=0.1), whole(), None, "there is no blessed model yet to compare with", True),
+        (Gate(metric="rmse", may_rise=0.1), whole(), "it is broken", "it is broken", True),
+        (
+            Gate(metric="rmse", may_rise=0.1), whole(last_blessed={"mae": 1.0}), None,
+            "the last blessed model has no rmse to compare with", True,
+        ),
+        (
+            Gate(metric="rmse", beats_baseline_by=0.1), whole(), None,
+            "the baseline has no rmse to compare with", False,
+        ),
+        (
+            Gate(metric="rmse", at_most=9.0), whole(metrics={}), None,
+            "nothing was measured, because some of the model's ratings are not numbers; its training went astray",
+            False,
+        ),
+        (
+            Gate(metric="mrr", at_least=0.0), whole(metrics={"rmse": 1.0}), None,
+            "nothing was measured, because every example here is a sampled negative, and those say nothing about what "
+            "the model should recommend",
+            False,
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_has_a_reason(
+    gate: Gate, measured: Measured, problem: str | None, expected: str, passed: bool
+) -> None:
+    verdict = decide([gate], {None: measured}, problem)
+    assert str(verdict.bounds[0]) == f"{gate.metric}: {expected}"
+    assert verdict.bounds[0].passed is verdict.blessed is passed
 
 
-def test_a_verdict_survives_its_file() -> None:
-    bounds = (make(), make(measured=None, margin=None))
-    verdict = Verdict(blessed=False, examples=3, metrics={"rmse": 1.25}, baseline_metrics={"rmse": 1.0}, bounds=bounds)
+@pytest.mark.parametrize(
+    "condition", [{"at_least": 0.0}, {"at_most": 9.0}, {"may_drop": 1.0}, {"beats_baseline_by": 0.0}], ids=str
+)
+def test_a_gate_on_a_slice_without_examples_fails_whatever_it_asks(condition: dict[str, float]) -> None:
+    gate = Gate(metric="top_100_accuracy", slice={"user_activity": "new"}, **condition)
+    verdict = decide([gate], {None: whole()})
+    assert not verdict.blessed
+    (failure,) = verdict.failures()
+    assert (failure.examples, failure.measured) == (0, None)
+    assert str(failure) == (
+        "top_100_accuracy where user_activity is new: nothing was measured, because no eval example is in this slice; "
+        "drop the gate, or split the data so that the slice has examples"
+    )
+
+
+def test_every_condition_of_every_gate_is_listed_in_the_recipe_s_order() -> None:
+    gates = [
+        Gate(metric="rmse", beats_baseline_by=0.0, at_most=2.0, may_rise=0.1),
+        Gate(metric="rmse", slice={"user_activity": "new"}, at_most=2.0),
+        Gate(metric="top_100_accuracy", at_least=0.9),
+    ]
+    bounds = decide(gates, {None: whole(), NEW: whole(examples=3)}).bounds
+    assert [(bound.metric, bound.condition, bound.slice, bound.examples) for bound in bounds] == [
+        ("rmse", "at_most", None, 10),
+        ("rmse", "may_rise", None, 10),
+        ("rmse", "beats_baseline_by", None, 10),
+        ("rmse", "at_most", {"user_activity": "new"}, 3),
+        ("top_100_accuracy", "at_least", None, 10),
+    ]
+
+
+numbers = st.floats(-5, 5)
+FOUND = st.fixed_dictionaries({}, optional={"rmse": numbers, "top_100_accuracy": numbers, "coverage_10": numbers})
+MEASURED = st.builds(Measured, examples=st.integers(0, 3), metrics=FOUND, baselines=FOUND, last_blessed=FOUND)
+
+
+@st.composite
+def gates(draw: st.DrawFn) -> Gate:
+    metric = draw(st.sampled_from(["rmse", "top_100_accuracy", "coverage_10"]))
+    change = "may_drop" if METRICS[metric] == "higher" else "may_rise"
+    keys = draw(
+        st.lists(st.sampled_from(["at_least", "at_most", change, "beats_baseline_by"]), min_size=1, unique=True)
+    )
+    values = {key: draw(numbers) if key.startswith("at_") else draw(st.floats(0, 5)) for key in keys}
+    return Gate(metric=metric, slice=draw(st.sampled_from([None, {"user_activity": "new"}])), **values)
+
+
+@given(
+    st.lists(gates(), min_size=1, max_size=4),
+    st.dictionaries(st.sampled_from([None, NEW]), MEASURED),
+    st.sampled_from([None, "it is broken"]),
+)
+def test_blessed_is_exactly_what_passes_every_bound_on_some_examples(
+    chosen: list[Gate], measured: dict[SliceKey | None, Measured], problem: str | None
+) -> None:
+    verdict = decide(chosen, measured, problem)
+    assert len(verdict.bounds) == sum(len(gate.conditions) for gate in chosen)
+    assert verdict.blessed is (verdict.examples > 0 and not verdict.failures())
+    for bound in verdict.bounds:
+        assert str(bound)
+        if bound.measured is None:
+            assert not bound.passed
+        elif bound.margin is not None:
+            assert bound.passed is (bound.margin >= (0 if bound.reference is None else -1e-9))
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+@given(gates(), MEASURED.filter(lambda found: found.examples > 0), st.floats(0, 1))
+def test_a_better_model_never_fails_where_a_worse_one_passes(gate: Gate, measured: Measured, better: float) -> None:
+    """Unless the gate says at_most about what should be high, or at_least about what should be low."""
+    wrong = "at_most" if METRICS[gate.metric] == "higher" else "at_least"
+    if gate.metric not in measured.metrics or wrong in gate.conditions:
+        return
+    change = better if METRICS[gate.metric] == "higher" else -better
+    improved = measured.model_copy(
+        update={"metrics": measured.metrics | {gate.metric: measured.metrics[gate.metric] + change}}
+    )
+    before = decide([gate], {None: measured, NEW: measured})
+    after = decide([gate], {None: improved, NEW: improved})
+    assert after.blessed or not before.blessed

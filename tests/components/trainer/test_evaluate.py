@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from components.trainer.export import ServedRecommender
-from components.trainer.model import damped_means
+from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData
 
 World = Any
@@ -184,7 +184,6 @@ def test_examples_say_how_well_train_knows_their_user_and_item(
     users = Counter(row["customer"] for row in world.interactions)
     for place, row in enumerate(chosen):
         user, item = users[row["customer"]], counts[row["item"]]
-        assert evaluated["user_id"][place].decode() == row["customer"]
         assert (evaluated["user_interactions"][place], evaluated["item_interactions"][place]) == (user, item)
         fewer_users = np.mean([count < user for count in users.values()])
         fewer_items = np.mean([count < item for count in counts.values()])
@@ -196,7 +195,19 @@ def test_examples_say_how_well_train_knows_their_user_and_item(
 
 def test_an_example_without_a_user_is_a_stranger_s(unseen_items: Loaded, example: Example) -> None:
     found = unseen_items("evaluate", examples=[example({"item": "g0i02"})])
-    assert found["user_id"] == [b""] and found["user_interactions"] == [0]
+    assert found["user_interactions"] == [0] and found["rank_unseen"] == found["rank"]
+
+
+def test_every_user_has_a_key_of_its_own_even_strangers(
+    chosen: list[Any], unseen_items: Loaded, example: Example
+) -> None:
+    users = [row["customer"] for row in chosen] + ["a stranger", "another stranger", "a stranger"]
+    found = unseen_items("evaluate", examples=[example({"customer": user, "item": "g0i02"}) for user in users])
+    keys: dict[str, set[int]] = {}
+    for user, key in zip(users, found["user_key"].tolist(), strict=True):
+        keys.setdefault(user, set()).add(key)
+    assert all(len(values) == 1 for values in keys.values())
+    assert len({key for values in keys.values() for key in values}) == len(keys)
 
 
 def test_scores_that_are_no_numbers_have_no_rank(

@@ -46,7 +46,7 @@ def test_signatures_are_the_contract(all_items: Loaded) -> None:
             *(f"top_{k}{suffix}_hit" for k in TOP_K for suffix in ("", "_unseen")),
             *(f"{prefix}{name}" for name in ("rank", "rank_unseen") for prefix in ("", "popularity_")),
             *(f"{prefix}top_10_{name}" for name in ("items", "popularity") for prefix in ("", "popularity_")),
-            *("rating", "mean_rating", "user_id", "catalogue_size"),
+            *("rating", "mean_rating", "user_key", "catalogue_size"),
             *("user_interactions", "user_activity", "item_interactions", "item_popularity"),
         ]
     )

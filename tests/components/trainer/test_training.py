@@ -152,6 +152,7 @@ def fn_args(world: World, recipe: TrainerRecipe, folder: Path, execution: int = 
     """What TFX gives the `execution`th Trainer of a pipeline."""
     return {
         "custom_config": {"recipe": recipe.model_dump_json(), "code": code},
+        "hyperparameters": None,
         "schema_path": str(world.folder / "schema.pbtxt"),
         "transform_output": str(world.folder / "transform"),
         "train_files": world.files["train"],

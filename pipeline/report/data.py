@@ -1,0 +1,268 @@
+"""What the report says about the data: distributions, anomalies, rejected rows, and drift as TFDV measures it.
+
+Importing this starts no TensorFlow, which the report of a run that failed early can do without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
+
+from components.example_validator.anomalies import in_words
+
+# A distance above this is marked where the schema has no drift_comparator of its own: Linf and the Jensen-Shannon
+# divergence lie between 0 and 1, and day-to-day noise stays well below.
+NOTABLE_DRIFT = 0.1
+
+ANOMALIES_FILE = "SchemaDiff.pb"
+REJECTED_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """Counts by bin."""
+
+    edges: np.ndarray
+    """float64 [bins + 1]; where `discrete`, the values themselves [bins]."""
+    counts: dict[str, np.ndarray]
+    """int64 [bins] by split."""
+    discrete: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """The raw examples of a split as columns; sampled negatives are left out."""
+
+    users: np.ndarray
+    """object (bytes) [n]."""
+    items: np.ndarray
+    """object (bytes) [n]."""
+    labels: np.ndarray
+    """float64 [n]."""
+    times: np.ndarray | None
+    """int64 [n], seconds since 1970; None where the recipe names no timestamp."""
+    is_whole: bool
+    """Whether these are all examples, or the first ones of a large split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """How far a feature's distribution is from another's."""
+
+    feature: str
+    measure: Literal["L∞", "JS"]
+    distances: dict[str, float]
+    """By what was compared."""
+    threshold: float
+    """The schema's, or `NOTABLE_DRIFT`."""
+
+    @property
+    def is_notable(self) -> bool:
+        return any(distance > self.threshold for distance in self.distances.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Predicted against actual ratings of eval examples, in bins of about equal count by prediction."""
+
+    predicted: np.ndarray
+    """float64 [bins]: mean prediction."""
+    actual: np.ndarray
+    """float64 [bins]: mean label."""
+    error: np.ndarray
+    """float64 [bins]: half the width of the actual mean's 95 % confidence interval."""
+    counts: np.ndarray
+    """int64 [bins]."""
+    residuals: np.ndarray
+    """float64 [examples]: label minus prediction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownItem:
+    """An item as a person sees it."""
+
+    item_id: str
+    display: tuple[str, ...]
+    """Values of the recipe's display columns, as far as the item has some."""
+    rating: float
+    """What the user gave, or what the model predicts."""
+    chosen: bool = False
+    """Whether the user really chose the recommended item in the eval split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleUser:
+    """One user with what the model makes of them."""
+
+    user_id: str
+    kind: str
+    """Which user this is an example of."""
+    interactions: int
+    """In train."""
+    liked: tuple[ShownItem, ...]
+    recommended: tuple[ShownItem, ...]
+
+
+# --- distributions ----------------------------------------------------------------------------------------------------
+
+
+def label_histogram(splits: Mapping[str, Interactions], bins: int = 20) -> Histogram:
+    """How often each rating is given; ratings with few different values are their own bins."""
+    return _histogram({name: split.labels for name, split in splits.items()}, bins)
+
+
+def time_histogram(splits: Mapping[str, Interactions], bins: int = 30) -> Histogram | None:
+    """When interactions happened; None where there are no times."""
+    times = {name: split.times.astype(float) for name, split in splits.items() if split.times is not None}
+    return _histogram(times, bins, discrete=False) if times else None
+
+
+def _histogram(values: Mapping[str, np.ndarray], bins: int, discrete: bool = True) -> Histogram:
+    together = np.concatenate(list(values.values()))
+    together = together[np.isfinite(together)]
+    different = np.unique(together)
+    if discrete and len(different) <= bins:
+        counts = {name: np.array([np.sum(split == one) for one in different]) for name, split in values.items()}
+        return Histogram(different, counts, discrete=True)
+    edges = np.histogram_bin_edges(together, bins)
+    return Histogram(edges, {name: np.histogram(split, edges)[0] for name, split in values.items()}, discrete=False)
+
+
+def counts_of(ids: np.ndarray) -> np.ndarray:
+    """Interactions of each user or item that has any, most first; int64 [different ids]."""
+    counts = np.unique(ids.astype(bytes), return_counts=True)[1]
+    return np.sort(counts)[::-1]
+
+
+def activity_histogram(counts: np.ndarray) -> Histogram:
+    """Users by how many interactions they have, in bins that double: 1, 2–3, 4–7, …"""
+    top = int(np.log2(max(int(counts.max()), 1))) + 1
+    edges = 2.0 ** np.arange(top + 1)
+    return Histogram(edges, {"train": np.histogram(counts, edges)[0]}, discrete=False)
+
+
+def concentration(counts: np.ndarray, known_items: int, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """The Lorenz curve of popularity, most popular first.
+
+    Args:
+        counts: Interactions of each item that has any, most first.
+        known_items: Items in the catalogue.
+        points: How many to compute.
+
+    Returns:
+        Share of the catalogue and share of the interactions that it gets, both float64 [points].
+    """
+    every = np.zeros(max(known_items, len(counts)))
+    every[: len(counts)] = counts
+    shares = np.concatenate([[0.0], np.cumsum(every) / every.sum()])
+    place = np.linspace(0, len(every), points)
+    return place / len(every), np.interp(place, np.arange(len(shares)), shares)
+
+
+# --- anomalies and rejected rows --------------------------------------------------------------------------------------
+
+
+def anomalies(uri: str, schema: schema_pb2.Schema) -> list[tuple[str, str, str]]:
+    """Split, feature and sentence of each anomaly that ExampleValidator wrote down."""
+    found = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(uri), "Split-*", ANOMALIES_FILE))):
+        with open(path, "rb") as file:
+            message = anomalies_pb2.Anomalies.FromString(file.read())
+        split = os.path.basename(os.path.dirname(path)).removeprefix("Split-")
+        found += [(split, feature, sentence) for feature, sentence in in_words(message, schema)]
+    return found
+
+
+def rejected_rows(uri: str) -> list[Mapping[str, Any]]:
+    """The first rows that ExampleGen kept aside: table, file, line, reason and row."""
+    return list(itertools.islice(_rejected(uri), REJECTED_SHOWN))
+
+
+def _rejected(uri: str) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(glob.glob(os.path.join(glob.escape(uri), "rejected", "*"))):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+def drift(
+    schema: schema_pb2.Schema,
+    now: statistics_pb2.DatasetFeatureStatistics,
+    others: Mapping[str, statistics_pb2.DatasetFeatureStatistics],
+) -> list[Drift]:
+    """Distances of every feature from other statistics, as TFDV computes them for `drift_comparator`.
+
+    Numbers are compared with the Jensen-Shannon divergence of their histograms, text with the largest difference of a
+    value's share (Linf).
+
+    Args:
+        schema: The curated schema; its own thresholds count where it has some.
+        now: statistics_pb2.DatasetFeatureStatistics of the run.
+        others: What they are compared with, by name.
+
+    Returns:
+        The features, those with the largest distance first.
+    """
+    # Importing TFDV takes seconds, which a report without statistics can do without.
+    import tensorflow_data_validation as tfdv
+
+    measuring = schema_pb2.Schema()
+    measuring.CopyFrom(schema)
+    thresholds: dict[str, float] = {}
+    for feature in measuring.feature:
+        measure = "infinity_norm" if feature.type == schema_pb2.BYTES else "jensen_shannon_divergence"
+        thresholds[feature.name] = getattr(feature.drift_comparator, measure).threshold or NOTABLE_DRIFT
+        # TFDV measures only what has a threshold.
+        feature.drift_comparator.Clear()
+        getattr(feature.drift_comparator, measure).threshold = 1.0
+    text = {feature.name for feature in measuring.feature if feature.type == schema_pb2.BYTES}
+    distances: dict[str, dict[str, float]] = {}
+    for name, other in others.items():
+        result = tfdv.validate_statistics(_listed(now), measuring, previous_statistics=_listed(other))
+        for info in result.drift_skew_info:
+            if info.drift_measurements:
+                distances.setdefault(".".join(info.path.step), {})[name] = info.drift_measurements[0].value
+    found = [
+        Drift(feature, "L∞" if feature in text else "JS", values, thresholds[feature])
+        for feature, values in distances.items()
+    ]
+    return sorted(found, key=lambda one: (-max(one.distances.values()), one.feature))
+
+
+def _listed(statistics: statistics_pb2.DatasetFeatureStatistics) -> statistics_pb2.DatasetFeatureStatisticsList:
+    return statistics_pb2.DatasetFeatureStatisticsList(datasets=[statistics])
+
+
+def feature_figures(statistics: Mapping[str, statistics_pb2.DatasetFeatureStatistics]) -> list[dict[str, Any]]:
+    """One row a feature for the table of the data: kind, missing share by split, and what its values look like."""
+    rows: dict[str, dict[str, Any]] = {}
+    for split, dataset in statistics.items():
+        for feature in dataset.features:
+            name = ".".join(feature.path.step) or feature.name
+            kind = feature.WhichOneof("stats")
+            figures = getattr(feature, kind) if kind else None
+            common = getattr(figures, "common_stats", None)
+            row = rows.setdefault(name, {"feature": name, "missing": {}, "values": ""})
+            if common is not None:
+                total = common.num_missing + common.num_non_missing
+                row["missing"][split] = common.num_missing / total if total else 0.0
+            if row["values"] or figures is None:
+                continue
+            if kind == "num_stats":
+                row["values"] = f"{figures.min:.6g} to {figures.max:.6g}, mean {figures.mean:.6g}"
+            elif kind == "string_stats":
+                top: Sequence[Any] = figures.top_values
+                first = f", most often {top[0].value}" if top else ""
+                row["values"] = f"{figures.unique:,} different{first}"
+    return [rows[name] for name in sorted(rows)]

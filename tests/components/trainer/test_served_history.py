@@ -1,0 +1,148 @@
+"""Histories in the exported model: remembered ones of known users, and what a request brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from components.trainer.export import ServedRecommender, save
+from components.trainer.training import train
+
+World = Any
+Loaded = Any
+
+# Everybody here has eight items of one group and three of the other, so that the one left out could be told from the
+# rest; nobody real is like that, and dropout undoes it.
+HISTORY = {"column": "item", "kind": "history", "order": "any", "labels": True, "dropout": 0.7}
+
+
+@pytest.fixture(scope="module")
+def export(world: World, load: Callable[[Path], Loaded]) -> Callable[..., Loaded]:
+    """Trains on the history alone and exports, once for each set of keys of the feature."""
+    made: dict[str, Loaded] = {}
+
+    def make(exclude_seen: bool = False, **keys: Any) -> Loaded:
+        name = f"history_{exclude_seen}_{keys}"
+        if name not in made:
+            features = [{"column": "customer", "kind": "id"}, HISTORY | keys]
+            recipe = world.recipe(
+                features={"query": features},
+                model={"query_tower": {"features": ["item_history"]}, "retrieval": {"candidates": "catalogue"}},
+                training={"epochs": 25},
+                serving={"exclude_seen": exclude_seen},
+            )
+            data = world.data(recipe)
+            model, _ = train(recipe, data, world.transform_output)
+            path = world.folder / f"history{len(made)}"
+            served = ServedRecommender(model, data, world.transform_output, recipe, world.schema)
+            save(served, str(path), world.users[:3], world.items[:2])
+            made[name] = load(path)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(export: Callable[..., Loaded]) -> Loaded:
+    return export()
+
+
+def items_of(answer: dict[str, np.ndarray], row: int = 0, k: int = 5) -> list[str]:
+    return [item.decode() for item in answer["item_ids"][row][:k]]
+
+
+def scores_of(answer: dict[str, np.ndarray], row: int = 0) -> dict[str, float]:
+    return dict(zip(items_of(answer, row, 1000), answer["scores"][row].tolist(), strict=True))
+
+
+def test_a_strangers_clicks_count_at_once(model: Loaded) -> None:
+    leads = []
+    for group in (0, 1):
+        clicks = [f"g{group}i{number:02}" for number in (0, 1, 2)]
+        scores = scores_of(model("recommend", user_id=["nobody"], history=[clicks]))
+        others = [[scores[f"g{each}i{number:02}"] for number in range(3, 12)] for each in (0, 1)]
+        leads.append(np.mean(others[0]) - np.mean(others[1]))
+    assert leads[0] > leads[1] + 0.5
+
+
+def test_without_clicks_the_input_is_optional_and_padding_is_nothing(model: Loaded) -> None:
+    bare = model("recommend", user_id=["nobody"])
+    padded = model("recommend", user_id=["nobody"], history=[["", "", ""]])
+    unknown = model("recommend", user_id=["nobody"], history=[["", "no such item"]])
+    assert scores_of(bare) == scores_of(padded) == scores_of(unknown)
+    clicked = [model("recommend", user_id=["nobody"], history=[row]) for row in (["g0i01"], ["", "g0i01", "", "?"])]
+    assert scores_of(clicked[0]) == scores_of(clicked[1]) != scores_of(bare)
+
+
+def test_rows_do_not_mix(model: Loaded) -> None:
+    rows = [["", "g0i00"], ["g1i00", "g1i01"], ["", ""]]
+    together = model("recommend", user_id=["nobody"] * 3, history=rows)
+    for place, row in enumerate(rows):
+        alone = model("recommend", user_id=["nobody"], history=[row])
+        assert scores_of(together, place) == pytest.approx(scores_of(alone), abs=1e-5)
+
+
+def test_a_known_users_history_is_remembered_and_is_the_one_of_train(world: World, model: Loaded) -> None:
+    """With the label's share left out, telling it everything gives what it knows."""
+    user = world.users[0]
+    known = model("recommend", user_id=[user])
+    assert scores_of(known) != scores_of(model("recommend", user_id=["nobody"]))
+
+
+def test_given_items_come_on_top_and_each_counts_once(world: World, export: Callable[..., Loaded]) -> None:
+    plain = export(labels=False)
+    user = world.users[0]
+    seen = sorted(world.seen(user))
+    fresh = next(item for item in world.items if item not in seen and not item.startswith("cold"))
+    known = scores_of(plain("recommend", user_id=[user]))
+    # What is remembered already changes nothing, and neither does saying it twice.
+    for row in (seen[:2], [seen[0], seen[0]]):
+        assert scores_of(plain("recommend", user_id=[user], history=[row])) == pytest.approx(known, abs=1e-4)
+    on_top = scores_of(plain("recommend", user_id=[user], history=[[fresh]]))
+    assert on_top == pytest.approx(
+        scores_of(plain("recommend", user_id=["nobody"], history=[[*seen, fresh]])), abs=1e-4
+    )
+    assert on_top != pytest.approx(known, abs=1e-4)
+
+
+def test_only_the_latest_count(export: Callable[..., Loaded]) -> None:
+    short = export(labels=False, max_length=2)
+    long = short("recommend", user_id=["nobody"], history=[["g0i00", "g0i01", "g1i00", "g1i01"]])
+    latest = short("recommend", user_id=["nobody"], history=[["g1i00", "g1i01"]])
+    assert scores_of(long) == pytest.approx(scores_of(latest), abs=1e-5)
+
+
+def test_what_was_touched_is_not_recommended_again(world: World, export: Callable[..., Loaded]) -> None:
+    unseen = export(exclude_seen=True)
+    user = world.users[0]
+    given = [item for item in world.items if item not in world.seen(user)][:3]
+    answer = items_of(unseen("recommend", user_id=[user], history=[given]), k=1000)
+    assert not set(answer) & (world.seen(user) | set(given))
+
+
+def test_ratings_mind_the_history(model: Loaded) -> None:
+    rated = [
+        model("rate", user_id=["nobody"], item_id=["g0i03"], history=[[click]])["rating"].item()
+        for click in ("g0i00", "g1i00")
+    ]
+    assert rated[0] != rated[1]
+
+
+def test_evaluate_uses_what_is_remembered(world: World, model: Loaded, example: Callable[[Any], bytes]) -> None:
+    rows = world.interactions[:20]
+    found = model("evaluate", examples=[example(row) for row in rows])["rating"]
+    for row, rating in zip(rows, found, strict=True):
+        rated = model("rate", user_id=[row["customer"]], item_id=[row["item"]])["rating"].item()
+        assert rating == pytest.approx(rated, abs=1e-5)
+
+
+def test_the_input_is_optional_and_only_there_with_the_feature(model: Loaded, all_items: Loaded) -> None:
+    for signature in ("recommend", "rate"):
+        assert list(model.signatures[signature].inputs["history"].tensor_shape.dim) != []
+        assert [dim.size for dim in model.signatures[signature].inputs["history"].tensor_shape.dim] == [-1, -1]
+        assert "history" in model.signatures[signature].defaults
+        assert "history" not in all_items.signatures[signature].inputs

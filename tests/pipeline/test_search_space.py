@@ -1,0 +1,150 @@
+"""The recipe's section `tuner`: whatever cannot be searched is told before anything runs, with its line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.recipe import Recipe, RecipeError, TunerRecipe, load_recipe
+
+MOVIELENS = Path(__file__).resolve().parents[2] / "schemas" / "movielens"
+
+PRESET = """\
+model:
+  embedding_dim: 16
+  rating_head: {kind: dot, dimension: 16}
+training:
+  epochs: 2
+tuner:
+  trials: 3
+  search:
+    model.embedding_dim: {choices: [8, 16]}
+    model.query_tower.layers: {choices: [[], [32, 16]]}
+    training.optimizer.learning_rate: {low: 0.0001, high: 0.1, scale: log}
+    training.batch_size: {low: 512, high: 4096, scale: log, step: 2}
+    model.rating_head.dropout: {low: 0, high: 0.5, step: 0.1}
+"""
+
+Load = Callable[..., Recipe]
+Problem = Callable[[str, str], str]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """The recipe of MovieLens with the preset, after `old` became `new` in it."""
+    shutil.copytree(MOVIELENS, tmp_path / "schema", ignore=shutil.ignore_patterns("presets"))
+    (tmp_path / "schema" / "presets").mkdir()
+
+    def loaded(old: str = "", new: str = "", *overrides: str) -> Recipe:
+        assert not old or PRESET.count(old) == 1
+        (tmp_path / "schema" / "presets" / "mine.yaml").write_text(PRESET.replace(old, new) if old else PRESET)
+        return load_recipe(tmp_path / "schema", overrides, "mine")
+
+    return loaded
+
+
+@pytest.fixture
+def problem(load: Load, tmp_path: Path) -> Problem:
+    """What loading says; the folder's name left out."""
+
+    def told(old: str, new: str) -> str:
+        with pytest.raises(RecipeError) as raised:
+            load(old, new)
+        return str(raised.value).replace(f"{tmp_path / 'schema' / 'presets'}/", "")
+
+    return told
+
+
+def test_a_search_loads(load: Load) -> None:
+    tuner = load().tuner
+    assert tuner is not None and len(tuner.search) == 5
+    assert tuner.search["training.batch_size"].ends(False) == (512, 4096)
+    assert (tuner.objective.top_100_accuracy, tuner.objective.rmse) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("model.embedding_dim: {", "model.embeding_dim: {",
+         "mine.yaml:9: tuner.search.model.embeding_dim: 8: model.embeding_dim: unknown key; did you mean"),
+        ("model.embedding_dim: {", "modle.embedding_dim: {",
+         "mine.yaml:9: tuner.search.modle.embedding_dim: a key of model or training was wanted"),
+        ("model.embedding_dim: {", "serving.k: {", "tuner.search.serving.k: a key of model or training was wanted"),
+        ("model.embedding_dim: {", "model: {", "tuner.search.model: a key of model or training was wanted"),
+        ("model.embedding_dim: {", "model.embedding_dim.more: {",
+         "tuner.search.model.embedding_dim.more: model.embedding_dim is a value and has no keys"),
+        ("choices: [8, 16]", "choices: [8, wide]",
+         "mine.yaml:9: tuner.search.model.embedding_dim: 'wide': model.embedding_dim: Input should be a valid integer"),
+        ("choices: [8, 16]", "choices: [8]", "mine.yaml:9: tuner.search.model.embedding_dim.choices: a list of"),
+        ("choices: [8, 16]", "low: 8", "either choices, or low and high were wanted"),
+        ("choices: [8, 16]", "low: 8, high: 16.5", "mine.yaml:9: tuner.search.model.embedding_dim: high: a whole"),
+        ("choices: [8, 16]", "low: 0, high: 16", "mine.yaml:9: tuner.search.model.embedding_dim: 0: model."),
+        ("choices: [8, 16]", "low: 16, high: 8", "low is 16 and high is 8; low must be less"),
+        ("choices: [8, 16]", "choices: [8, 16], low: 1", "choices stands beside a range"),
+        ("low: 0.0001", "low: 0", "which has no logarithm"),
+        ("scale: log, step: 2", "scale: log, step: 1", "so more than 1 was wanted"),
+        ("high: 0.5, step", "high: 1, step", "mine.yaml:13: tuner.search.model.rating_head.dropout: 1.0: "),
+        ("[[], [32, 16]]", "[[], [32, 0]]", "mine.yaml:10: tuner.search.model.query_tower.layers: [32, 0]: "),
+        ("training.batch_size: {", "training.epochs: {", "tuner.search.training.epochs: how long a trial lasts"),
+        ("training.batch_size: {", "training.validation.fraction: {", "what measures it is the same for all trials"),
+        ("training.batch_size: {", "training.early_stopping.patience: {", "training.early_stopping.metric: this key"),
+        ("  trials: 3\n", "  trials: 3\n  algorithm: hyperband\n", "hyperband's number of trials follows from epochs"),
+        ("  trials: 3\n", "  objective: {rsme: 1}\n", "mine.yaml:7: tuner.objective.rsme: unknown key; did you mean"),
+        ("  trials: 3\n", "  objective: {rmse: 0}\n", "mine.yaml:7: tuner.objective: no metric has a weight"),
+        ("  epochs: 2\n", "  epochs: 2\n  seeds: 1\n", "mine.yaml:6: training.seeds: unknown key"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_told_with_its_line(problem: Problem, old: str, new: str, said: str) -> None:
+    assert said in problem(old, new)
+
+
+def test_a_task_that_is_left_out_is_no_objective(problem: Problem) -> None:
+    said = problem("  embedding_dim: 16\n", "  embedding_dim: 16\n  rating_weight: 0\n")
+    assert "tuner.objective.rmse: model.rating_weight is 0" in said
+
+
+def test_whole_sections_can_be_choices(load: Load) -> None:
+    choices = "choices: [{layers: [16], projection: false}, {layers: [32]}]"
+    recipe = load("model.query_tower.layers: {choices: [[], [32, 16]]}", f"model.query_tower: {{{choices}}}")
+    assert recipe.tuner is not None
+
+
+# --- what the Tuner and the Trainer make of it ------------------------------------------------------------------------
+
+
+def test_found_values_replace_the_recipes_own(load: Load) -> None:
+    trainer = load().for_trainer()
+    found: dict[str, Any] = {"model.embedding_dim": 8, "model.query_tower.layers": [32, 16], "training.batch_size": 700}
+    changed = trainer.with_values(found)
+    assert (changed.model.embedding_dim, changed.model.query_tower.layers, changed.training.batch_size) == (
+        8, (32, 16), 700,
+    )  # fmt: skip
+    assert changed.model.rating_head == trainer.model.rating_head
+    assert trainer.with_values({}) == trainer
+
+
+def test_found_values_that_do_not_fit_each_other_are_told(load: Load) -> None:
+    trainer = load().for_trainer()
+    with pytest.raises(RecipeError, match=r"model\.query_tower: its vectors have 8 numbers and 16 are wanted"):
+        trainer.with_values({"model.query_tower.layers": [8], "model.query_tower.projection": False})
+    with pytest.raises(RecipeError, match=r"model\.embedding_dim"):
+        trainer.with_values({"model.embedding_dim": "wide"})
+
+
+def test_the_tuner_always_has_a_slice_to_measure_on(load: Load) -> None:
+    recipe = load()
+    assert recipe.training.validation is None
+    tuner = recipe.for_tuner()
+    assert tuner.training.validation is not None and tuner.training.validation.kind == "random"
+    assert load("", "", "data.split={kind: time}").for_tuner().training.validation.kind == "latest"  # type: ignore[union-attr]
+    assert TunerRecipe.model_validate_json(tuner.model_dump_json()) == tuner
+
+
+def test_the_search_does_not_train_again_by_itself(load: Load) -> None:
+    """The Trainer's recipe is its cache key; what was found reaches it as an input of its own."""
+    assert load().for_trainer() == load("trials: 3", "trials: 4").for_trainer()
+    assert load().for_tuner() != load("trials: 3", "trials: 4").for_tuner()
