@@ -107,7 +107,7 @@ def in_fresh_process(what: str, folder: str, arguments: argparse.Namespace) -> d
     command += ["--xla"] if arguments.xla else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -429,7 +429,7 @@ def device_strategy() -> tf.distribute.Strategy:
 
 
 def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
-    """A name for everything that decides how a training goes: two with the same name may continue each other.
+    """A name for everything that decides how a training goes here: two with the same name may continue each other.
 
     Args:
         recipe: Of which what is only served does not count.
@@ -437,7 +437,10 @@ def fingerprint(recipe: TrainerRecipe, data: TrainingData, code: str) -> str:
         code: What tells one version of the code from another.
     """
     digest = hashlib.sha256()
-    for part in (recipe.model_dump_json(exclude={"serving"}), code, tf.__version__, version("tf-keras")):
+    # The number of devices decides how many steps an epoch has, and their kind what mixed precision is.
+    devices = str(len(tf.config.list_logical_devices("GPU")))
+    versions = (tf.__version__, version("tf-keras"))
+    for part in (recipe.model_dump_json(exclude={"serving"}), code, *versions, devices):
         digest.update(part.encode() + b"\0")
     _digest(digest, data)
     return digest.hexdigest()[:32]
