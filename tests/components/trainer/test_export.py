@@ -392,6 +392,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "training": {"optimizer": {"kind": "adamw"}},
     },
     "rating alone": {"model": {"retrieval_weight": 0}},
+    "crossed towers, normalised, own mlp head": {
+        "model": {
+            "query_tower": {"cross_layers": 2, "cross_rank": 2, "activation": "gelu"},
+            "candidate_tower": {"combine": "sum", "projection": False},
+            "rating_head": {"kind": "mlp", "inputs": "own", "cross_layers": 1, "layers": [4]},
+            "retrieval": {"normalize": True, "temperature": 0.1, "item_bias": False, "uniform_negatives": 20},
+        }
+    },
+    "whole catalogue, both inputs, learned weights": {
+        "model": {
+            "output_dim": 4,
+            "rating_head": {"inputs": "both", "linear": True, "biases": False},
+            "retrieval": {"candidates": "catalogue", "hard_negatives": 20},
+            "weighting": "uncertainty",
+            "stranger_dropout": 0.2,
+        }
+    },
     "ids alone": {"features": IDS_ONLY, "model": {"id_dropout": 0}},
 }
 

@@ -210,3 +210,32 @@ def test_embeddings_of_own_towers_have_a_penalty_of_their_own(
         losses[l2] = float(model.compute_loss(batch))
     own = zeroed(model, "query_projection").encode_query(batch).rating.numpy()
     assert losses[2.0] - losses[0.0] == pytest.approx(2.0 * np.square(own).sum(axis=1).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("inputs", ["shared", "own", "both"])
+def test_factor_l2_is_the_mean_over_the_batch_of_squared_factors(
+    data: TrainingData, build: Build, batch_of: BatchOf, inputs: str
+) -> None:
+    batch = batch_of(data, list(range(30)))
+    plain, penalised = (build(inputs=inputs, factor_l2=l2, spread=0.3) for l2 in (0.0, 2.0))
+    squared = sum(np.square(side.rating).sum(axis=1).mean() for side in encoded(plain, batch))
+    found = float(penalised.compute_loss(batch)) - float(plain.compute_loss(batch))
+    assert found == pytest.approx(2.0 * squared, rel=1e-3)
+
+
+# --- first-order terms ------------------------------------------------------------------------------------------------
+
+
+def test_every_feature_counts_by_itself_where_the_head_is_linear(
+    data: TrainingData, build: Build, batch_of: BatchOf
+) -> None:
+    batch = batch_of(data, list(range(9)))
+    tower = {"features": ["customer_id", "Plan_categorical"], "combine": "sum", "projection": False}
+    plain, linear = (build(inputs="own", query_tower=tower, linear=on) for on in (False, True))
+    np.testing.assert_allclose(encoded(linear, batch)[0].bias, encoded(plain, batch)[0].bias)
+    # The id has its bias already.
+    (plans,) = layers(linear, "rating_query_terms")
+    terms = np.random.default_rng(3).normal(size=plans.shape).astype(np.float32)
+    plans.assign(terms)
+    expected = encoded(plain, batch)[0].bias + terms[batch["Plan_categorical"], 0]
+    np.testing.assert_allclose(encoded(linear, batch)[0].bias, expected, rtol=1e-5)
