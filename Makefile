@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types tests docs bench-ingest lock clean
+.PHONY: help setup demo test lint types tests docs bench-ingest bench-train lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -31,6 +31,9 @@ docs: setup  ## Write docs/recipe.md anew from the recipe's own models
 
 bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 million interactions (minutes)
 	$(BIN)/python benchmarks/ingest.py
+
+bench-train: setup  ## Time our training of the preset `tutorial` against the TFRS tutorial's own loop (minutes)
+	$(BIN)/python benchmarks/train.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py

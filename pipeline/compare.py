@@ -238,9 +238,6 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     titles = headings(comparison)
     for title in titles:
         table.add_column(title, justify="left" if title in ("preset", "gates") else "right", no_wrap=title != "gates")
-    drawn = [column for column in CURVES if any(column in each.curves for each in comparison.trained)]
-    for column in drawn:
-        table.add_column(f"{CURVES[column]} by epoch", no_wrap=True)
     best = {
         name: _best(name, [row.metrics[name] for row in comparison.rows if name in row.metrics])
         for name in _measured(comparison)
@@ -252,15 +249,31 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
                 written[place] = f"[bold]{written[place]}[/bold]"
         colour = "green" if row.passed else "red"
         written[-1] = f"[{colour}]{written[-1]}[/{colour}]"
-        table.add_row(*written, *(_drawn(comparison, row.preset, column) for column in drawn))
+        table.add_row(*written)
     console.print()
     console.print(table)
+    _print_curves(console, comparison)
     for row in comparison.rows:
         if row.error is not None:
             console.print(f"[red]{escape(row.preset)}[/red]: {escape(row.error)}", soft_wrap=True)
     console.print(f"[dim]{comparison.note}[/dim]", soft_wrap=True)
     if comparison.plot is not None:
         console.print(f"Curves: {escape(comparison.plot)}\n", soft_wrap=True)
+
+
+def _print_curves(console: Console, comparison: Comparison) -> None:
+    """A line a preset; side by side with the other table they would not fit a terminal of 80 columns."""
+    drawn = [column for column in CURVES if any(column in each.curves for each in comparison.trained)]
+    if not drawn:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("by epoch")
+    for column in drawn:
+        table.add_column(f"{CURVES[column]}, best in epoch", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(row.preset, *(_drawn(comparison, row.preset, column) for column in drawn))
+    console.print()
+    console.print(table)
 
 
 def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
@@ -281,7 +294,7 @@ def _drawn(comparison: Comparison, preset: str, column: str) -> str:
     if values is None:
         return ""
     best = _best(column.removeprefix("validation_"), values)
-    return f"{spark(values)} [dim]{best:.4f} in {values.index(best) + 1}[/dim]"
+    return f"{spark(values):<{SPARK_WIDTH}} {best:.4f} in {values.index(best) + 1}"
 
 
 def _best(metric: str, values: Sequence[float]) -> float:

@@ -605,7 +605,8 @@ class RatingHead(Layers):
     """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
     a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
     factor_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared factors of a batch, per row, in the loss (`dot`)."""
+    """Weight of the squared factors of both sides in the loss: summed over a row's factors, averaged over the batch's
+    rows (`dot`)."""
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
@@ -613,11 +614,16 @@ class RatingHead(Layers):
     """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
 
     @pydantic.model_validator(mode="after")
-    def _crosses_what_lies_side_by_side(self) -> RatingHead:
+    def _has_what_its_options_are_for(self) -> RatingHead:
         if self.kind == "dot" and self.cross_layers:
             raise ValueError(
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
+            )
+        if self.linear and self.inputs == "shared":
+            raise ValueError(
+                "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
+                "or inputs: both, or drop linear"
             )
         return self
 
@@ -681,7 +687,8 @@ class Model(Section):
     stranger_dropout: Share = 0.0
     """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared outputs of the retrieval towers in the loss, averaged over numbers and rows."""
+    """Weight of the squared outputs of the retrieval towers in the loss: summed over a row's numbers, averaged over the
+    batch's rows."""
 
     @property
     def vector_dim(self) -> int:
@@ -713,7 +720,7 @@ class Optimizer(Section):
     learning_rate: PositiveFloat = 1e-3
     """Size of a step, after the warm-up and before the decay."""
     rating_learning_rate: PositiveFloat | None = None
-    """Another one for the weights that only the rating head has."""
+    """Another one for the weights that only the rating head has: its biases, layers and own towers."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Part of every weight that a step takes off, times the learning rate (`adamw` and `radam`)."""
     warm_up: Share = 0.0
@@ -721,10 +728,11 @@ class Optimizer(Section):
     decay: Literal["none", "cosine"] = "none"
     """What becomes of the learning rate after the warm-up: it stays, or falls to 0 along a cosine."""
     clip_norm: PositiveFloat | None = None
-    """The largest norm of all gradients together; larger ones are scaled down."""
+    """The largest norm of all gradients together, both tasks' and all embeddings'; larger ones are scaled down."""
     ema: Share | None = None
     """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
-    average. Left out, the weights are the last ones."""
+    average. It is corrected for its start, so the initial weights are no part of it, however short the training. Left
+    out, the weights are the last ones, or Lookahead's slow ones."""
     lookahead: Lookahead | None = None
     """Left out, the optimizer's own steps are the weights."""
 
@@ -766,7 +774,8 @@ class Training(Section):
     epochs: PositiveInt = 10
     """How often training goes through all interactions, at most."""
     steps: PositiveInt | None = None
-    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be."""
+    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be, and `epochs` does
+    not count."""
     batch_size: PositiveInt = 4096
     """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
@@ -779,7 +788,8 @@ class Training(Section):
     mixed_precision: bool = False
     """Computes in 16 bits where that is safe: float16 on GPUs, bfloat16 elsewhere."""
     xla: bool = False
-    """Compiles a step with XLA; worth its start-up time in long runs."""
+    """Compiles a step with XLA, once for full batches and once for the last one of an epoch: worth its start-up time in
+    long runs on a GPU. Without, a batch's copies of an item are scored once, which is faster on CPUs."""
     seed: int = 0
     """Of the initial weights, the order of the interactions and dropout."""
 

@@ -38,7 +38,7 @@ def batches(
         age = (data.times.max() - data.times) / SECONDS_A_DAY
         columns["weight"] = tf.constant(np.exp2(-age / recency_half_life_days).astype(np.float32))
     history = data.history.name if data.history is not None else ""
-    histories = HistoryBatches(data.histories) if history else None
+    histories = HistoryBatches(data.histories, data.history) if data.history is not None else None
 
     def gather(chosen: tf.Tensor) -> dict[str, Any]:
         batch = {name: tf.gather(values, chosen) for name, values in columns.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -75,11 +75,9 @@ class Histories:
             first = min(self.times.min(initial=0), times.min(initial=0))
             span = max(self.times.max(initial=0), times.max(initial=0)) - first + 1
             end = np.searchsorted(owners * span + (self.times - first), users * span + (times - first))
-        # One more than the longest, so that the item that is left out costs none of the others.
-        begin = np.maximum(begin, end - history.max_length - (history.order != "earlier"))
+        begin = np.maximum(begin, end - history.max_length)
         own = self._places(users, items)
         own[(own < begin) | (own >= end)] = -1
-        begin += (own < 0) & (end - begin > history.max_length)
         return np.stack([begin, end, own], axis=1)
 
     def _places(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -98,24 +96,30 @@ class Histories:
 class HistoryBatches:
     """Cuts the histories that a batch needs out of all of them, inside a `tf.data` graph."""
 
-    def __init__(self, histories: Histories) -> None:
+    def __init__(self, histories: Histories, history: History) -> None:
         self._items = tf.constant(histories.items)
         self._deviations = tf.constant(histories.deviations)
         self._starts = tf.constant(histories.starts)
+        # Rows that see only what is earlier need their users' items from further back.
+        self._length = history.max_length if history.order != "earlier" else None
 
     def __call__(self, users: tf.Tensor, windows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Users int64 [B] and windows int64 [B, 3] to the input of `HistoryEmbedding`.
 
         Every user's items are there once, however many interactions of theirs the batch has.
         """
-        unique, group = tf.unique(users)
-        starts = tf.gather(self._starts, unique)
-        places = tf.ragged.range(starts, tf.gather(self._starts, unique + 1))
+        unique, group = tf.unique(users, out_idx=tf.int64)
+        starts, limits = tf.gather(self._starts, unique), tf.gather(self._starts, unique + 1)
+        if self._length is not None:
+            starts = tf.maximum(starts, limits - self._length)
+        places = tf.ragged.range(starts, limits)
         shift = tf.gather(places.row_starts() - starts, group)
         begin, end, own = tf.unstack(windows, axis=1)
         return {
             "items": tf.gather(self._items, places.flat_values),
             "deviations": tf.gather(self._deviations, places.flat_values),
+            "users": places.value_rowids(),
+            "user": group,
             "begin": begin + shift,
             "end": end + shift,
             "own": tf.where(own >= 0, own + shift, own),
@@ -124,20 +128,24 @@ class HistoryBatches:
 
 def whole_histories(items: tf.RaggedTensor, deviations: tf.RaggedTensor) -> dict[str, tf.Tensor]:
     """Rows of items int64 [B, None] and their deviations float32 [B, None] as the input of `HistoryEmbedding`."""
+    rows = items.nrows()
     return {
         "items": items.flat_values,
         "deviations": deviations.flat_values,
+        "users": items.value_rowids(),
+        "user": tf.range(rows),
         "begin": items.row_starts(),
         "end": items.row_limits(),
-        "own": tf.fill(tf.shape(items.row_starts()), tf.constant(-1, tf.int64)),
+        "own": tf.fill([rows], tf.constant(-1, tf.int64)),
     }
 
 
 class HistoryEmbedding(tf.keras.layers.Layer):
     """Histories to float32 [batch, dimension], pooled as the recipe says; an empty one is all zeros.
 
-    The input is a mapping: `items` int64 [P] and `deviations` float32 [P], the histories one after another; `begin`,
-    `end` int64 [batch], which of them are a row's; `own` int64 [batch], the place that a row leaves out or -1; and, if
+    The input is a mapping: `items` int64 [P] and `deviations` float32 [P], the items of one user after another's;
+    `users` int64 [P], whose they are, counted from 0; `user` int64 [batch], whose history each row has; `begin`, `end`
+    int64 [batch], which places of the P those are; `own` int64 [batch], the place that a row leaves out or -1; and, if
     it is there, `hidden` bool [batch], the rows whose history counts as empty. Item 0, unknown, does not count.
     """
 
@@ -152,16 +160,18 @@ class HistoryEmbedding(tf.keras.layers.Layer):
             stddev: Of the numbers that embeddings start with.
             name: Of the layer.
         """
-        super().__init__(name=name)
+        # Not cast to 16 bits: sums over long histories, and the deviations that they are multiplied with, stay exact.
+        super().__init__(name=name, autocast=False)
         self.feature = feature
         self._dimension = dimension
 
-        def table() -> tf.keras.layers.Embedding:
+        def table(name: str) -> tf.Variable:
+            # One initializer for both would give them the same numbers.
             initial = tf.keras.initializers.RandomNormal(stddev=stddev)
-            return tf.keras.layers.Embedding(item_count + 1, dimension, embeddings_initializer=initial)
+            return self.add_weight(name=name, shape=(item_count + 1, dimension), initializer=initial)
 
-        self._table = table()
-        self._deviation_table = table() if feature.labels else None
+        self._table = table("items")
+        self._deviation_table = table("deviations") if feature.labels else None
         if feature.pooling == "attention":
             self._attention = tf.keras.layers.Dense(1, use_bias=False)
         elif feature.pooling == "gru":
@@ -172,22 +182,30 @@ class HistoryEmbedding(tf.keras.layers.Layer):
         weights = tf.cast(items > 0, tf.float32)
         if training and self.feature.dropout:
             weights *= tf.cast(tf.random.uniform(tf.shape(items)) >= self.feature.dropout, tf.float32)
-        vectors = tf.cast(self._table(items), tf.float32)
-        if self._deviation_table is not None:
-            deviations = tf.expand_dims(history["deviations"], axis=1)
-            vectors += tf.cast(self._deviation_table(items), tf.float32) * deviations
         begin, end, own = history["begin"], history["end"], history["own"]
         if "hidden" in history:
             end = tf.where(history["hidden"], begin, end)
             own = tf.where(history["hidden"], tf.constant(-1, own.dtype), own)
+        tables = [(self._table, weights)]
+        if self._deviation_table is not None:
+            tables.append((self._deviation_table, weights * history["deviations"]))
         if self.feature.pooling in ("attention", "gru"):
-            pooled = self._over_windows(vectors, weights, begin, end, own)
+            pooled = self._over_windows(_rows(tables, items), weights, begin, end, own)
+        elif self.feature.order == "earlier":
+            pooled = self._normalized(
+                _between(_rows(tables, items), begin, end, own),
+                _between(tf.expand_dims(weights, axis=1), begin, end, own),
+            )
         else:
-            weights = tf.expand_dims(weights, axis=1)
-            count = tf.maximum(_between(weights, begin, end, own), 1.0)
-            total = _between(vectors * weights, begin, end, own)
-            pooled = total / (tf.sqrt(count) if self.feature.pooling == "sum_sqrt" else count)
+            pooled = self._normalized(
+                *_of_users(tables, items, weights, history["users"], history["user"], own, end > begin)
+            )
         return tf.cast(pooled, self.compute_dtype)
+
+    def _normalized(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """Sums [batch, dimension] of as many items as `count`, [batch, 1]."""
+        count = tf.maximum(count, 1.0)
+        return total / (tf.sqrt(count) if self.feature.pooling == "sum_sqrt" else count)
 
     def _over_windows(
         self, vectors: tf.Tensor, weights: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, own: tf.Tensor
@@ -208,9 +226,47 @@ class HistoryEmbedding(tf.keras.layers.Layer):
         return tf.reduce_sum(rows * tf.expand_dims(shares, axis=-1), axis=1)
 
 
+def _rows(tables: Sequence[tuple[tf.Variable, tf.Tensor]], items: tf.Tensor) -> tf.Tensor:
+    """The sum over tables of each item's row times its weight, [P, dimension]."""
+    return tf.add_n(
+        [tf.cast(tf.gather(table, items), tf.float32) * tf.expand_dims(weights, axis=1) for table, weights in tables]
+    )
+
+
+def _of_users(
+    tables: Sequence[tuple[tf.Variable, tf.Tensor]],
+    items: tf.Tensor,
+    weights: tf.Tensor,
+    users: tf.Tensor,
+    user: tf.Tensor,
+    own: tf.Tensor,
+    some: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `_between` gives where rows of one user differ in their own item only; rows without `some` get nothing.
+
+    Each user's items are added up once, as a product of a sparse matrix with the table.
+    """
+    places = own + 1
+    # A stand-in at the front, without weight, for rows that leave nothing out.
+    own_items = tf.gather(tf.pad(items, [[1, 0]]), places)
+    # No more users than rows.
+    count = tf.size(user, tf.int64)
+    totals = []
+    for table, values in tables:
+        rows = tf.cast(table, tf.float32)
+        shape = tf.stack([count, tf.shape(rows, tf.int64)[0]])
+        summed = tf.sparse.sparse_dense_matmul(tf.SparseTensor(tf.stack([users, items], axis=1), values, shape), rows)
+        own_values = tf.expand_dims(tf.gather(tf.pad(values, [[1, 0]]), places), axis=1)
+        totals.append(tf.gather(summed, user) - tf.gather(rows, own_items) * own_values)
+    counts = tf.gather(tf.math.unsorted_segment_sum(weights, users, count), user)
+    counts -= tf.gather(tf.pad(weights, [[1, 0]]), places)
+    there = tf.cast(tf.expand_dims(some, axis=1), tf.float32)
+    return there * tf.add_n(totals), there * tf.expand_dims(counts, axis=1)
+
+
 def _between(values: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
     """Sums of values [P, width] from `begin` up to `end` without `own`, [batch, width]."""
-    # Running totals: rows of one user overlap nearly whole, so adding up each for itself would cost far more.
+    # Running totals: rows of one user overlap, so adding up each for itself would cost far more.
     totals = tf.pad(tf.cumsum(values, axis=0), [[1, 0], [0, 0]])
     padded = tf.pad(values, [[1, 0], [0, 0]])
     return tf.gather(totals, end) - tf.gather(totals, begin) - tf.gather(padded, own + 1)

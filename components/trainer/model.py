@@ -78,6 +78,7 @@ class TwoTaskRecommender(tfrs.Model):
         candidate_features: Sequence[AnyFeature],
         data: TrainingData,
         transform_output: tft.TFTransformOutput,
+        static_shapes: bool = False,
     ) -> None:
         """
         Args:
@@ -86,6 +87,8 @@ class TwoTaskRecommender(tfrs.Model):
             candidate_features: What is known of an item.
             data: The catalogue, and what biases and popularities start from.
             transform_output: Output of Transform; says how many indices each feature has.
+            static_shapes: Whether the graph is for XLA, which compiles anew for every shape: no tensor may then be as
+                long as a batch has different items.
         """
         super().__init__()
         self._config = model
@@ -131,6 +134,8 @@ class TwoTaskRecommender(tfrs.Model):
         shares = item_shares(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
+        # Hard negatives are counted with their copies.
+        self._distinct_items = not static_shapes and model.retrieval.hard_negatives is None
         self._task_losses = {
             task: tf.keras.metrics.Mean(name=f"{task}_loss")
             for task, weight in (("retrieval", model.retrieval_weight), ("rating", model.rating_weight))
@@ -190,6 +195,9 @@ class TwoTaskRecommender(tfrs.Model):
         return _Side(encoded, penalty + rating.penalty + self._output_penalty(vectors))
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self._config.l2:
+            # A penalty times 0 would still make gradients, all of them 0, for towers that no task learns from.
+            return tf.zeros(tf.shape(vectors)[:1])
         return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
@@ -212,12 +220,25 @@ class TwoTaskRecommender(tfrs.Model):
             every = self._items(tf.range(self._item_count + 1, dtype=tf.int64), training)
             item = tf.nest.map_structure(lambda values: tf.gather(values, items), every)
             retrieval = self._catalogue_loss(query, every, inputs)
-        elif self._config.retrieval_weight:
+        elif self._config.retrieval_weight and self._distinct_items:
             drawn = self._batch_softmax.draw(training)
-            together = self._items(tf.concat([items, drawn], axis=0), training)
-            batch = tf.shape(items)[0]
-            item = tf.nest.map_structure(lambda values: values[:batch], together)
-            retrieval = self._batch_loss(query, item, together.encoded.retrieval[batch:], drawn, inputs)
+            distinct, places = tf.unique(tf.concat([items, drawn], axis=0))
+            every = self._items(distinct, training)
+            item = tf.nest.map_structure(lambda values: tf.gather(values, places[: tf.shape(items)[0]]), every)
+            ones = tf.ones_like(inputs["label"])
+            retrieval = self._batch_softmax.of_distinct(
+                query.encoded.retrieval,
+                every.encoded.retrieval,
+                distinct,
+                places,
+                inputs.get("weight", ones),
+                tf.cast(inputs["positive"], tf.float32) if "positive" in inputs else ones,
+            )
+        elif self._config.retrieval_weight:
+            candidates = tf.concat([items, self._batch_softmax.draw(training)], axis=0)
+            together = self._items(candidates, training)
+            item = tf.nest.map_structure(lambda values: values[: tf.shape(items)[0]], together)
+            retrieval = self._batch_loss(query, together, candidates, inputs)
         else:
             item = self._items(items, training)
         loss = tf.reduce_mean(query.penalty) + tf.reduce_mean(item.penalty)
@@ -256,19 +277,23 @@ class TwoTaskRecommender(tfrs.Model):
             self._config.retrieval.hard_negatives,
         )
 
-    def _batch_loss(
-        self, query: _Side, item: _Side, others: tf.Tensor, drawn: tf.Tensor, inputs: Mapping[str, Any]
-    ) -> tf.Tensor:
+    def _batch_loss(self, query: _Side, together: _Side, candidates: tf.Tensor, inputs: Mapping[str, Any]) -> tf.Tensor:
         weights = inputs.get("weight", tf.ones_like(inputs["label"]))
-        rows = (query.encoded.retrieval, item.encoded.retrieval, inputs["item"], weights)
-
-        def loss(query: tf.Tensor, item: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-            candidates, indices = tf.concat([item, others], axis=0), tf.concat([items, drawn], axis=0)
-            return self._batch_softmax(query, candidates, indices, weights)
-
+        factors, others = query.encoded.retrieval, together.encoded.retrieval
         if "positive" not in inputs:
-            return loss(*rows)
+            return self._batch_softmax(factors, others, candidates, weights)
         # A weight of 0 would not do here: the negatives' items would still stand in the softmax, drawn from another
-        # distribution than the one that the logQ correction undoes.
-        positives = [tf.boolean_mask(values, inputs["positive"]) for values in rows]
-        return tf.cond(tf.size(positives[2]) > 0, lambda: loss(*positives), lambda: tf.constant(0.0))
+        # distribution than the one that the logQ correction undoes. Places are gathered instead of masked rows joined
+        # with what is drawn, because XLA gives such a concatenation of unknown length wrong gradients.
+        rows = tf.where(inputs["positive"])[:, 0]
+        places = tf.concat([rows, tf.range(tf.size(weights, tf.int64), tf.size(candidates, tf.int64))], axis=0)
+        return tf.cond(
+            tf.size(rows) > 0,
+            lambda: self._batch_softmax(
+                tf.gather(factors, rows),
+                tf.gather(others, places),
+                tf.gather(candidates, places),
+                tf.gather(weights, rows),
+            ),
+            lambda: tf.constant(0.0),
+        )

@@ -94,14 +94,17 @@ class RatingPredictor(tf.keras.layers.Layer):
         self._dropout = tf.keras.layers.Dropout(head.dropout, dtype="float32")
         self._project_query = self._project_item = None
         if head.kind == "dot" and head.inputs != "own":
-            self._project_query = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
-            self._project_item = tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2))
+            self._project_query, self._project_item = (
+                tf.keras.layers.Dense(head.dimension, kernel_regularizer=weight_penalty(head.l2), name=name)
+                for name in ("query_projection", "item_projection")
+            )
         if head.kind == "mlp":
             output = tf.keras.layers.Dense(
                 1,
                 kernel_initializer="zeros" if head.biases else "glorot_uniform",
                 kernel_regularizer=weight_penalty(head.l2),
                 dtype="float32",
+                name="output",
             )
             self._layers = LayerStack(head, head.layers, output, name="mlp")
 
@@ -133,7 +136,8 @@ class RatingPredictor(tf.keras.layers.Layer):
         bias = penalty = tf.zeros(tf.shape(indices))
         if biases is not None:
             bias, change = biases(indices)
-            penalty += self._head.bias_l2 * tf.square(change)
+            if self._head.bias_l2:
+                penalty += self._head.bias_l2 * tf.square(change)
         parts = []
         if self._head.inputs != "own":
             parts.append(tf.cast(projection(shared), tf.float32) if projection is not None else shared)
@@ -146,7 +150,8 @@ class RatingPredictor(tf.keras.layers.Layer):
         if self._head.kind == "mlp":
             return RatingSide(tf.concat(parts, axis=-1), bias, penalty)
         factors = tf.add_n(parts)
-        penalty += self._head.factor_l2 * tf.reduce_sum(tf.square(factors), axis=-1)
+        if self._head.factor_l2:
+            penalty += self._head.factor_l2 * tf.reduce_sum(tf.square(factors), axis=-1)
         return RatingSide(factors, bias, penalty)
 
     def _first_order_terms(

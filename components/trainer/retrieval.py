@@ -12,6 +12,9 @@ import tensorflow_recommenders as tfrs
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import RetrievalLoss
 
+# Log of the copies of an item that the batch does not have; finite, because a gradient passes through it.
+_NO_COPY = -1e9
+
 
 class RetrievalFactors(tf.keras.layers.Layer):
     """Towers' vectors as factors whose product is the score: their product over the temperature, plus the item's bias.
@@ -79,10 +82,11 @@ class BatchSoftmax:
 
     def draw(self, training: bool) -> tf.Tensor:
         """Items drawn uniformly, int64 [M]; the same ones every time where `training` is False."""
-        bounds = {"shape": [self._config.uniform_negatives], "minval": 1, "maxval": self._item_count + 1}
+        count = self._config.uniform_negatives
         if training:
-            return tf.random.uniform(**bounds, dtype=tf.int64)
-        return tf.random.stateless_uniform(**bounds, seed=[0, 0], dtype=tf.int64)
+            return tf.random.uniform([count], 1, self._item_count + 1, tf.int64)
+        # NumPy's, because the same seed gives other numbers under XLA.
+        return tf.constant(np.random.default_rng(0).integers(1, self._item_count + 1, count), tf.int64)
 
     def __call__(self, query: tf.Tensor, candidates: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """The loss, a float32 scalar; 0 where the weights add up to 0.
@@ -95,10 +99,7 @@ class BatchSoftmax:
         """
         probabilities = None
         if self._config.log_q_correction:
-            rows = tf.cast(tf.shape(query)[0], tf.float32)
-            mixture = rows * tf.gather(self._shares, items) + self._config.uniform_negatives / self._item_count
-            # TFRS cuts probabilities off at 1e-6, and the softmax only sees their ratios: the largest becomes 1.
-            probabilities = mixture / tf.reduce_max(mixture)
+            probabilities = self._probabilities(items, tf.cast(tf.shape(query)[0], tf.float32))
         with _full_precision():
             summed = self._task(
                 query,
@@ -110,6 +111,53 @@ class BatchSoftmax:
             )
         # TFRS sums the loss over the batch; the mean keeps learning rates independent of the batch size.
         return tf.math.divide_no_nan(summed, tf.reduce_sum(weights))
+
+    def of_distinct(
+        self,
+        query: tf.Tensor,
+        candidates: tf.Tensor,
+        items: tf.Tensor,
+        places: tf.Tensor,
+        weights: tf.Tensor,
+        chosen: tf.Tensor,
+    ) -> tf.Tensor:
+        """The same loss from each item's factors once: equal columns of the softmax are one that counts for all.
+
+        A batch has many copies of few items, so the table of scores has a fraction of the columns. Not with
+        `hard_negatives`, which count copies.
+
+        Args:
+            query: Factors of the queries, float32 [B, D].
+            candidates: Factors of U different items, float32 [U, D].
+            items: Their indices, int64 [U].
+            places: Where each query's item and then the drawn ones stand among them, int32 [B + M].
+            weights: Of the queries, float32 [B].
+            chosen: float32 [B], 1 for interactions and 0 for sampled negatives, whose items are no candidates.
+        """
+        own = places[: tf.shape(query)[0]]
+        scores = tf.matmul(query, candidates, transpose_b=True)
+        present = tf.concat([chosen, tf.ones([self._config.uniform_negatives])], axis=0)
+        copies = tf.math.log(tf.math.unsorted_segment_sum(present, places, tf.size(items)))
+        copies = tf.maximum(copies, _NO_COPY)
+        offset = copies
+        if self._config.log_q_correction:
+            offset -= tf.math.log(tf.clip_by_value(self._probabilities(items, tf.reduce_sum(chosen)), 1e-6, 1.0))
+        scores += offset
+        own_copies = tf.gather(copies, own)
+        if self._config.remove_accidental_hits:
+            rows = tf.range(tf.size(own))
+            scores = tf.tensor_scatter_nd_sub(scores, tf.stack([rows, own], axis=1), own_copies)
+            own_copies = tf.zeros_like(own_copies)
+        # What all copies of the true item have of the softmax, less what one of them has.
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=own, logits=scores) + own_copies
+        weights *= chosen
+        return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
+
+    def _probabilities(self, items: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """How likely items are drawn in a batch of `rows` interactions, relative to the likeliest of them."""
+        mixture = rows * tf.gather(self._shares, items) + self._config.uniform_negatives / self._item_count
+        # TFRS cuts probabilities off at 1e-6, and the softmax only sees their ratios: the largest becomes 1.
+        return tf.math.divide_no_nan(mixture, tf.reduce_max(mixture))
 
 
 def catalogue_softmax(

@@ -32,12 +32,21 @@ class LayerStack(tf.keras.layers.Layer):
         super().__init__(name=name)
         self._dropout = tf.keras.layers.Dropout(layers.dropout)
         self._cross = [
-            tfrs.layers.dcn.Cross(projection_dim=layers.cross_rank, kernel_regularizer=weight_penalty(layers.l2))
-            for _ in range(layers.cross_layers)
+            tfrs.layers.dcn.Cross(
+                projection_dim=layers.cross_rank,
+                kernel_regularizer=weight_penalty(layers.l2),
+                name=f"cross_{place}",
+            )
+            for place in range(layers.cross_layers)
         ]
         self._dense = [
-            tf.keras.layers.Dense(units, activation=layers.activation, kernel_regularizer=weight_penalty(layers.l2))
-            for units in hidden
+            tf.keras.layers.Dense(
+                units,
+                activation=layers.activation,
+                kernel_regularizer=weight_penalty(layers.l2),
+                name=f"hidden_{place}",
+            )
+            for place, units in enumerate(hidden)
         ]
         if output is not None:
             self._dense.append(output)
@@ -78,7 +87,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         if not isinstance(feature, Normalized):
             self._table = tf.keras.layers.Embedding(count, dimension, embeddings_initializer=initial)
         elif summed:
-            self._direction = tf.keras.layers.Dense(dimension, use_bias=False, kernel_initializer=initial)
+            self._direction = tf.keras.layers.Dense(
+                dimension, use_bias=False, kernel_initializer=initial, name="direction"
+            )
 
     def call(self, values: tf.Tensor, training: bool = False) -> tf.Tensor:
         if self._table is None:
@@ -144,7 +155,7 @@ class FeatureTower(tf.keras.layers.Layer):
         ]
         output = None
         if tower.projection:
-            output = tf.keras.layers.Dense(output_dim, kernel_regularizer=weight_penalty(tower.l2))
+            output = tf.keras.layers.Dense(output_dim, kernel_regularizer=weight_penalty(tower.l2), name="projection")
         self._stack = LayerStack(tower, tower.layers, output, name="layers")
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> TowerOutput:

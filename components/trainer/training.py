@@ -138,7 +138,14 @@ def train(
     tf.keras.utils.set_random_seed(config.seed + done)
 
     def new_model() -> TwoTaskRecommender:
-        return TwoTaskRecommender(recipe.model, recipe.features.query, recipe.features.candidate, fit, transform_output)
+        return TwoTaskRecommender(
+            recipe.model,
+            recipe.features.query,
+            recipe.features.candidate,
+            fit,
+            transform_output,
+            static_shapes=config.xla,
+        )
 
     plan = Plan.of(config, len(fit.labels), strategy.num_replicas_in_sync)
     with strategy.scope(), _precision(config.mixed_precision):
@@ -246,7 +253,9 @@ class Fitting(tf.keras.Model):
         gradients = tape.gradient(target, variables)
         if scaling:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        # What a task with the weight 0 alone has gets no gradient, and Keras would warn of it in every replica.
+        pairs = zip(gradients, variables, strict=True)
+        self.optimizer.apply_gradients([pair for pair in pairs if pair[0] is not None])
         self._loss.update_state(loss + regularization)
         self._regularization_loss.update_state(regularization)
 
@@ -329,7 +338,7 @@ class Epochs(tf.keras.callbacks.Callback):
             "epoch": epoch + 1,
             "steps": epoch * self._plan.steps_an_epoch + self._plan.steps_in(epoch),
             "seconds": time.perf_counter() - self._start,
-            "learning_rate": float(self._optimizer.learning_rate),
+            "learning_rate": float(self._optimizer.learning_rate.read_value()),
             **losses,
             **measured,
             "kept": 0,

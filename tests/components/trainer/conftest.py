@@ -246,6 +246,31 @@ def serve(world: World, data: TrainingData, trained: tuple[TwoTaskRecommender, A
     return make
 
 
+@pytest.fixture(scope="session")
+def untrained(world: World) -> Callable[..., TwoTaskRecommender]:
+    """`untrained(data, model=…, features=…)`: a model of a changed recipe, always with the same initial weights."""
+
+    def build(data: TrainingData, **changes: Any) -> TwoTaskRecommender:
+        recipe = world.recipe(**changes)
+        tf.keras.utils.set_random_seed(3)
+        return TwoTaskRecommender(
+            recipe.model, recipe.features.query, recipe.features.candidate, data, world.transform_output
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def batch_of() -> Callable[[TrainingData, Sequence[int]], dict[str, tf.Tensor]]:
+    """`batch_of(data, numbers)`: the interactions with these numbers, as `batches` gives them."""
+
+    def gather(data: TrainingData, chosen: Sequence[int]) -> dict[str, tf.Tensor]:
+        batch = {name: tf.constant(values[chosen]) for name, values in data.query.items()}
+        return {**batch, "item": tf.constant(data.items[chosen]), "label": tf.constant(data.labels[chosen])}
+
+    return gather
+
+
 class Loaded:
     """A SavedModel in the session that TensorFlow Serving's loader makes."""
 

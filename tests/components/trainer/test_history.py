@@ -42,7 +42,8 @@ def wanted_history(rows: list[Interaction], row: Interaction, order: str, length
         if other == user and user and item:
             latest[item] = max(latest.get(item, (time, place)), (time, place))
     seen = sorted((time, place, item) for item, (time, place) in latest.items())
-    return [item for time, _, item in seen if item != own and (order == "any" or time < at)][-length:]
+    visible = [item for time, _, item in seen if order == "any" or time < at][-length:]
+    return [item for item in visible if item != own]
 
 
 def windows_of(histories: Histories, rows: list[Interaction], history: History) -> list[list[int]]:
@@ -104,7 +105,9 @@ ROWS: list[Interaction] = [
 def batch_of(rows: list[Interaction], history: History) -> dict[str, tf.Tensor]:
     histories = collect(ROWS)
     users, items, times, _ = arrays(rows)
-    return HistoryBatches(histories)(tf.constant(users), tf.constant(histories.windows(users, items, times, history)))
+    return HistoryBatches(histories, history)(
+        tf.constant(users), tf.constant(histories.windows(users, items, times, history))
+    )
 
 
 def layer_of(history: History, seed: int = 3) -> HistoryEmbedding:
@@ -208,3 +211,8 @@ def test_gradients_reach_the_items(pooling: Pooling) -> None:
         loss = tf.reduce_sum(tf.square(layer(batch)))
     for weight, gradient in zip(layer.weights, tape.gradient(loss, layer.weights), strict=True):
         assert np.abs(tf.convert_to_tensor(gradient).numpy()).max() > 0, weight.name
+
+
+def test_both_embeddings_of_an_item_start_differently() -> None:
+    first, second = (weight.numpy() for weight in layer_of(feature(labels=True)).weights)
+    assert not np.allclose(first, second)

@@ -119,7 +119,7 @@ def test_what_is_measured_is_what_comes_out(world: World, optimizer: Any) -> Non
 
 
 def test_rating_learning_rate_is_the_rating_head_s_alone(world: World) -> None:
-    recipe = light(world, optimizer={"kind": "adagrad", "rating_learning_rate": 1e-9})
+    recipe = light(world, optimizer={"kind": "adagrad", "learning_rate": 0.5, "rating_learning_rate": 1e-9})
     data = world.data(recipe)
     tf.keras.utils.set_random_seed(recipe.training.seed)
     start = training.TwoTaskRecommender(
@@ -267,13 +267,11 @@ def test_the_model_run_has_curves_events_and_a_checkpoint_and_the_log_a_line_an_
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = light(world, validation=SLICE)
-    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
-    logger.addHandler(caplog.handler)
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.INFO)
     try:
         run_fn(SimpleNamespace(**fn_args(world, recipe, tmp_path)))
     finally:
-        logger.removeHandler(caplog.handler)
         logging.set_verbosity(verbosity)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Epoch ")]
     assert [line.split(":")[0] for line in lines] == ["Epoch 1 of 3", "Epoch 2 of 3", "Epoch 3 of 3"]

@@ -1,0 +1,212 @@
+"""The rating head starts at the damped means, and every way to build it gives the ratings of its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.training_data import TrainingData
+
+Build = Callable[..., TwoTaskRecommender]
+BatchOf = Callable[[TrainingData, Sequence[int]], dict[str, tf.Tensor]]
+
+HEADS: dict[str, dict[str, Any]] = {
+    f"{kind} {inputs}": {"kind": kind, "inputs": inputs, "dimension": 5, "layers": [4]}
+    for kind in ("dot", "mlp")
+    for inputs in ("shared", "own", "both")
+}
+
+
+@pytest.fixture
+def build(data: TrainingData, untrained: Build) -> Build:
+    """`build(kind=…)`: a model of the rating task alone."""
+
+    def make(spread: float = 0.0, **head: Any) -> TwoTaskRecommender:
+        model = untrained(data, model={"retrieval_weight": 0, "id_dropout": 0, "rating_head": head})
+        random = np.random.default_rng(7)
+        for weight in model.trainable_variables:
+            weight.assign_add(random.normal(scale=spread, size=weight.shape) if spread else tf.zeros_like(weight))
+        return model
+
+    return make
+
+
+def layers(model: TwoTaskRecommender, *names: str) -> list[tf.Variable]:
+    """The trained weights of the rating head's sublayers whose names start so."""
+    found = [each for each in model.rating_head.submodules if each.name.startswith(names)]
+    return list({id(weight): weight for each in found for weight in each.trainable_variables}.values())
+
+
+def encoded(model: TwoTaskRecommender, batch: dict[str, tf.Tensor]) -> tuple[Encoded, Encoded]:
+    return model.encode_query(batch), model.encode_items(batch["item"])
+
+
+def ratings(model: TwoTaskRecommender, batch: dict[str, tf.Tensor]) -> np.ndarray:
+    return model.predict_ratings(*encoded(model, batch)).numpy()
+
+
+def baseline(data: TrainingData) -> np.ndarray:
+    """User and item means, each damped by ten ratings at the global mean; a loop per user and item."""
+    mean = data.labels.mean(dtype=np.float64)
+    item = {i: (data.labels[data.items == i] - mean).sum() / ((data.items == i).sum() + 10) for i in set(data.items)}
+    left = data.labels - mean - np.array([item[i] for i in data.items])
+    user = {u: left[data.users == u].sum() / ((data.users == u).sum() + 10) for u in set(data.users)}
+    return np.array([mean + item[i] + user[u] for i, u in zip(data.items, data.users, strict=True)])
+
+
+# --- where it starts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_starts_at_the_damped_means(data: TrainingData, build: Build, batch_of: BatchOf, head: str) -> None:
+    found = ratings(build(**HEADS[head]), batch_of(data, list(range(80))))
+    np.testing.assert_allclose(found, baseline(data)[:80], atol=1e-5 if head.startswith("mlp") else 0.15)
+    assert np.std(found) > 0.2
+
+
+def test_unknown_users_and_items_start_at_the_mean(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+    batch = batch_of(data, [0])
+    stranger = {**batch, "customer_id": tf.zeros_like(batch["customer_id"]), "item": tf.zeros_like(batch["item"])}
+    assert ratings(build(kind="mlp"), stranger)[0] == pytest.approx(data.labels.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_biases_there_is_what_kind_makes_and_nothing_else(
+    data: TrainingData, build: Build, batch_of: BatchOf, head: str
+) -> None:
+    model = build(**HEADS[head], biases=False, spread=0.1)
+    assert not layers(model, "user_bias", "item_bias")
+    batch = batch_of(data, list(range(20)))
+    query, item = encoded(model, batch)
+    assert not np.any(query.bias) and not np.any(item.bias)
+    if head.startswith("dot"):
+        np.testing.assert_allclose(ratings(model, batch), np.sum(query.rating * item.rating, axis=1), rtol=1e-5)
+    assert np.std(ratings(build(**HEADS[head], biases=False), batch)) > 0
+
+
+# --- what it looks at -------------------------------------------------------------------------------------------------
+
+
+def zeroed(model: TwoTaskRecommender, *names: str) -> TwoTaskRecommender:
+    for weight in layers(model, *names):
+        weight.assign(tf.zeros_like(weight))
+    return model
+
+
+def test_dot_adds_up_its_own_factors_and_the_projected_shared_ones(
+    data: TrainingData, build: Build, batch_of: BatchOf
+) -> None:
+    batch = batch_of(data, list(range(20)))
+    both, projected, own = (build(kind="dot", inputs="both", dimension=5, spread=0.3) for _ in range(3))
+    zeroed(projected, "rating_query_tower", "rating_candidate_tower")
+    zeroed(own, "query_projection", "item_projection")
+    for side in (0, 1):
+        parts = [encoded(model, batch)[side].rating.numpy() for model in (both, projected, own)]
+        assert all(part.shape == (20, 5) and part.std() > 0.1 for part in parts)
+        np.testing.assert_allclose(parts[0], parts[1] + parts[2], rtol=1e-4, atol=1e-5)
+    query, item = encoded(both, batch)
+    expected = query.bias + item.bias + np.sum(query.rating * item.rating, axis=1)
+    np.testing.assert_allclose(ratings(both, batch), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "width"), [("shared", 8), ("own", 5), ("both", 8 + 5)])
+def test_mlp_takes_its_inputs_side_by_side(
+    data: TrainingData, build: Build, batch_of: BatchOf, inputs: str, width: int
+) -> None:
+    model = build(kind="mlp", inputs=inputs, dimension=5, layers=[4, 3], activation="tanh", cross_layers=1, spread=0.3)
+    batch = batch_of(data, list(range(20)))
+    query, item = encoded(model, batch)
+    assert query.rating.shape == item.rating.shape == [20, width]
+    both = np.concatenate([query.rating, item.rating], axis=1)
+    mlp = next(each for each in model.rating_head.submodules if each.name == "mlp")
+    found = [weight.numpy() for weight in mlp.trainable_variables]
+    by_shape = {weight.shape: weight for weight in found}
+    sizes = [2 * width, 4, 3, 1]
+    crossed = both * (both @ by_shape[2 * width, 2 * width] + by_shape[(2 * width,)]) + both
+    hidden = np.tanh(crossed @ by_shape[sizes[0], sizes[1]] + by_shape[(4,)])
+    hidden = np.tanh(hidden @ by_shape[sizes[1], sizes[2]] + by_shape[(3,)])
+    added = (hidden @ by_shape[sizes[2], 1] + by_shape[(1,)])[:, 0]
+    assert len(found) == len(by_shape) == 8
+    np.testing.assert_allclose(ratings(model, batch), query.bias + item.bias + added, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_retrieval_towers_learn_from_ratings_only_where_they_are_shared(
+    data: TrainingData, build: Build, batch_of: BatchOf, head: str
+) -> None:
+    model = build(**HEADS[head], spread=0.1)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch_of(data, list(range(30))))
+    watched = {"shared": model.query_tower.trainable_variables, "own": layers(model, "rating_query_tower")}
+    gradients = tape.gradient(loss, watched)
+    for inputs, found in gradients.items():
+        assert all((gradient is not None) == (head.endswith((inputs, "both"))) for gradient in found)
+        assert bool(found) == (inputs == "shared" or not head.endswith("shared"))
+
+
+def test_own_towers_look_at_the_features_they_name(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+    tower = {"features": ["customer_id", "moods_multi_value"], "combine": "sum", "projection": False}
+    model = build(inputs="own", query_tower=tower, spread=0.3)
+    batch = batch_of(data, list(range(9)))
+    factors = model.encode_query(batch).rating.numpy()
+    for name in data.query:
+        other = {**batch, name: tf.reverse(batch[name], axis=[0])}
+        changed = np.abs(model.encode_query(other).rating.numpy() - factors).max()
+        assert (changed > 1e-3) == (name in tower["features"]), name
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_request_s_one_side_meets_many_items_at_once(
+    data: TrainingData, build: Build, batch_of: BatchOf, head: str
+) -> None:
+    model = build(**HEADS[head], spread=0.3)
+    query, item = encoded(model, batch_of(data, list(range(6))))
+    crossed = model.predict_ratings(
+        Encoded(*(tf.expand_dims(part, 1) for part in query)), Encoded(*(tf.expand_dims(part, 0) for part in item))
+    )
+    assert crossed.shape == [6, 6]
+    for row in range(6):
+        alone = Encoded(*(tf.repeat(part[row : row + 1], 6, axis=0) for part in query))
+        np.testing.assert_allclose(crossed[row], model.predict_ratings(alone, item), rtol=1e-4, atol=1e-5)
+
+
+# --- penalties --------------------------------------------------------------------------------------------------------
+
+
+def test_bias_l2_is_on_the_distance_from_the_damped_means(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+    batch = batch_of(data, list(range(30)))
+    plain, penalised = build(), build(bias_l2=3.0)
+    assert float(penalised.compute_loss(batch)) == pytest.approx(float(plain.compute_loss(batch)), rel=1e-6)
+    for model in (plain, penalised):
+        (user,), (item,) = layers(model, "user_bias"), layers(model, "item_bias")
+        user.assign_add(tf.fill(user.shape, 0.2))
+        item.assign_add(tf.fill(item.shape, -0.3))
+    found = float(penalised.compute_loss(batch)) - float(plain.compute_loss(batch))
+    assert found == pytest.approx(3.0 * (0.2**2 + 0.3**2), rel=1e-3)
+
+
+@pytest.mark.parametrize(("head", "count"), [("dot shared", 2), ("dot own", 0), ("dot both", 2), ("mlp own", 2)])
+def test_l2_is_that_of_the_head_s_layers(build: Build, head: str, count: int) -> None:
+    model = build(**HEADS[head], l2=0.5, spread=0.2)
+    kernels = [w.numpy() for w in layers(model, "query_projection", "item_projection", "mlp") if len(w.shape) == 2]
+    assert len(kernels) == count
+    assert float(sum(model.losses)) == pytest.approx(0.5 * sum(np.square(kernel).sum() for kernel in kernels), rel=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ["own", "both"])
+def test_embeddings_of_own_towers_have_a_penalty_of_their_own(
+    data: TrainingData, build: Build, batch_of: BatchOf, inputs: str
+) -> None:
+    batch = batch_of(data, list(range(30)))
+    tower = {"features": ["customer_id"], "combine": "sum", "projection": False}
+    losses = {}
+    for l2 in (0.0, 2.0):
+        model = build(inputs=inputs, query_tower={**tower, "embedding_l2": l2}, spread=0.3)
+        losses[l2] = float(model.compute_loss(batch))
+    own = zeroed(model, "query_projection").encode_query(batch).rating.numpy()
+    assert losses[2.0] - losses[0.0] == pytest.approx(2.0 * np.square(own).sum(axis=1).mean(), rel=1e-3)
