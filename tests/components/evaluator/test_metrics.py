@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_model_analysis.metrics.metric_types import StandardMetricInputs
 
+from components.evaluator.metrics import RecommenderMetrics
 from pipeline.recipe import METRICS, READY_SLICES, Gate, ItemPopularity, Slices, UserActivity
 
 SHIFT = 0.5
@@ -122,6 +126,38 @@ def test_examples_in_several_files_and_batches_add_up(
     verdict = evaluate(model(), ANY, split_=folder).verdict
     assert verdict.metrics == pytest.approx(rows.metrics(), abs=1e-6)
     assert verdict.baselines == pytest.approx(rows.baselines(), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 2**32 - 1), st.booleans())
+def test_the_sum_of_parts_does_not_depend_on_how_workers_share_them(
+    rows: Any, workers: list[int], seed: int, twice: bool
+) -> None:
+    """Beam adds batches up on any worker and merges the sums in any order, as often as it likes."""
+    chosen = rows.only(np.random.default_rng(seed).integers(0, len(rows.label), len(workers)))
+    (computation,) = RecommenderMetrics(exclude_seen=True).computations(model_names=[""])
+    combiner = computation.combiner
+    sums = {worker: combiner.create_accumulator() for worker in range(5)}
+    hits = {
+        f"top_{k}{suffix}_hit": (chosen.outputs[f"rank{suffix}"] >= 0) & (chosen.outputs[f"rank{suffix}"] < k)
+        for suffix in ("", "_unseen") for k in (1, 5, 10, 50, 100)
+    }  # fmt: skip
+    outputs = chosen.outputs | hits
+    for worker in set(workers):
+        part = np.flatnonzero(np.array(workers) == worker)
+        for batch in np.array_split(part, 2):
+            predictions = {name: values[batch] for name, values in outputs.items()}
+            inputs = StandardMetricInputs(labels=chosen.label[batch], predictions=predictions)
+            sums[worker] = combiner.add_input(sums[worker], inputs)
+    merged = (
+        [combiner.merge_accumulators(list(sums.values())[:2]), *list(sums.values())[2:]] if twice else sums.values()
+    )
+    found = combiner.extract_output(combiner.merge_accumulators(merged))
+    values = {key.name: value for key, value in found.items()}
+    assert values.pop("example_count") == len(workers)
+    baselines = {name.removeprefix("baseline_"): values.pop(name) for name in list(values) if name.startswith("base")}
+    assert values == pytest.approx(chosen.metrics(), abs=1e-6)
+    assert baselines == pytest.approx(chosen.baselines(), abs=1e-6)
 
 
 def test_other_splits_are_never_measured(

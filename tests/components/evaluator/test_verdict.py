@@ -121,6 +121,21 @@ def test_a_gate_on_a_slice_without_examples_fails_whatever_it_asks(condition: di
     )
 
 
+def test_a_model_that_was_measured_on_nothing_is_not_blessed_whatever_its_slices_say() -> None:
+    gate = Gate(metric="rmse", slice={"user_activity": "new"}, at_most=2.0)
+    verdict = decide([gate], {NEW: whole()})
+    assert not verdict.failures() and not verdict.blessed
+
+
+def test_rounding_is_for_comparisons_only() -> None:
+    """Two measurements of the same thing may differ in the last digit; a number in the recipe is meant as it stands."""
+    just_below = whole(
+        metrics={"coverage_10": 0.5 - 1e-12}, baselines={"coverage_10": 0.5}, last_blessed={"coverage_10": 0.5}
+    )
+    assert not decide([Gate(metric="coverage_10", at_least=0.5)], {None: just_below}).blessed
+    assert decide([Gate(metric="coverage_10", may_drop=0, beats_baseline_by=0)], {None: just_below}).blessed
+
+
 def test_every_condition_of_every_gate_is_listed_in_the_recipe_s_order() -> None:
     gates = [
         Gate(metric="rmse", beats_baseline_by=0.0, at_most=2.0, may_rise=0.1),
