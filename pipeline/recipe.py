@@ -780,7 +780,7 @@ class Training(Section):
     """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
     recency_half_life_days: PositiveFloat | None = None
-    """Interactions weigh half as much in the retrieval task when they are this much older than the latest of train."""
+    """Interactions weigh half as much in both tasks when they are this much older than the latest of train."""
     validation: Validation | None = None
     """Left out, all of train is trained on, and the curves have no accuracy and no RMSE."""
     early_stopping: EarlyStopping | None = None

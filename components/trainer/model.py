@@ -144,8 +144,7 @@ class TwoTaskRecommender(tfrs.Model):
         self._task_weights = None
         if model.weighting == "uncertainty":
             self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
-        # Keras's squared error is a mean over the last dimension, here the batch, so there is nothing left to reduce; a
-        # reduction that divides by the batch is refused under a distribution strategy.
+        # The rows' weights add up to 1; a reduction that divides by the batch is refused under a distribution strategy.
         self._ranking = tfrs.tasks.Ranking(
             loss=tf.keras.losses.MeanSquaredError(reduction=tf.keras.losses.Reduction.SUM),
             metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")],
@@ -208,7 +207,7 @@ class TwoTaskRecommender(tfrs.Model):
         Args:
             inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch], where the
                 data has sampled negatives `positive` bool [batch], and where interactions fade `weight` float32
-                [batch], which weighs the retrieval loss.
+                [batch].
             training: Whether dropout is on.
         """
         if training and self._config.stranger_dropout:
@@ -247,7 +246,13 @@ class TwoTaskRecommender(tfrs.Model):
         if self._config.rating_weight:
             predictions = self.predict_ratings(query.encoded, item.encoded, training=training)
             # `call`, because Keras would cast labels to 16 bits under a mixed-precision policy.
-            rating = self._ranking.call(labels=inputs["label"], predictions=predictions)
+            weights = inputs.get("weight", tf.ones_like(inputs["label"]))
+            # Columns, so that every row has a loss and a weight of its own.
+            rating = self._ranking.call(
+                labels=tf.expand_dims(inputs["label"], axis=1),
+                predictions=tf.expand_dims(predictions, axis=1),
+                sample_weight=tf.math.divide_no_nan(weights, tf.reduce_sum(weights)),
+            )
             loss += self._weighted("rating", rating, self._config.rating_weight)
         return loss
 

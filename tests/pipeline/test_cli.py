@@ -148,10 +148,20 @@ def items_under_another_name(inputs: Inputs) -> None:
     inputs.path("items.csv").rename(inputs.path("item.csv"))
 
 
+def occupation_becomes(column: str) -> Break:
+    """The feature has another column, and no tower asks for it by its old name."""
+
+    def spoil(inputs: Inputs) -> None:
+        inputs.change("recipe.yaml", "        - occupation_categorical\n", "")
+        inputs.change(
+            "recipe.yaml", "{column: occupation, kind: categorical}", f"{{column: {column}, kind: categorical}}"
+        )
+
+    return spoil
+
+
 def a_feature_nobody_provides(inputs: Inputs) -> None:
-    inputs.change(
-        "recipe.yaml", "    - {column: occupation, kind: categorical", "    - {column: mood, kind: categorical"
-    )
+    occupation_becomes("mood")(inputs)
     schema = inputs.path("schema.pbtxt")
     schema.write_text(schema.read_text() + 'feature { name: "mood" type: BYTES }\n')
 
@@ -165,7 +175,7 @@ BAD: dict[str, tuple[Break, Sequence[str]]] = {
     ),
     "no column": (replaced("items.csv", "genres", "genre"), ["items.csv", "'genres'", "did you mean 'genre'"]),
     "the query tower would see the item": (
-        replaced("recipe.yaml", "{column: occupation, kind: categorical}", "{column: title, kind: categorical}"),
+        occupation_becomes("title"),
         ["features.query.5.column", "'title'", "items table", "features.candidate"],
     ),
     "the catalogue would be without a feature": (
@@ -187,7 +197,7 @@ BAD: dict[str, tuple[Break, Sequence[str]]] = {
     ),
     "a set without a value": (flags("--set", "model.embedding_dim"), ["--set model.embedding_dim", "key=value"]),
     "a feature of a misspelt column": (
-        replaced("recipe.yaml", "column: occupation", "column: ocupation"),
+        occupation_becomes("ocupation"),
         ["recipe.yaml", "features.query.5.column: no column 'ocupation' in schema.pbtxt", "did you mean 'occupation'"],
     ),
     "a feature nobody provides": (a_feature_nobody_provides, ["'mood'", "interactions.csv", "users.csv"]),

@@ -254,7 +254,12 @@ def untrained(world: World) -> Callable[..., TwoTaskRecommender]:
         recipe = world.recipe(**changes)
         tf.keras.utils.set_random_seed(3)
         return TwoTaskRecommender(
-            recipe.model, recipe.features.query, recipe.features.candidate, data, world.transform_output
+            recipe.model,
+            recipe.features.query,
+            recipe.features.candidate,
+            data,
+            world.transform_output,
+            static_shapes=recipe.training.xla,
         )
 
     return build

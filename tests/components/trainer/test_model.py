@@ -355,7 +355,7 @@ def test_a_distribution_strategy_trains_it(
 
 @pytest.mark.parametrize("options", EVERYTHING)
 def test_xla_compiles_a_step(data: TrainingData, untrained: Build, batch_of: BatchOf, options: str) -> None:
-    model = untrained(data, model={**EVERYTHING[options], "stranger_dropout": 0})
+    model = untrained(data, model={**EVERYTHING[options], "stranger_dropout": 0}, training={"xla": True})
     batch = batch_of(data, list(range(40)))
     batch["positive"] = tf.constant([place % 4 > 0 for place in range(40)])
 
