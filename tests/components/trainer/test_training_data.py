@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from components.trainer.batches import batches
-from components.trainer.model import damped_means
+from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData, index_count, read_training_data
 
 World = Any
