@@ -164,6 +164,10 @@ def popularity_chart(share_of_items: np.ndarray, share_of_interactions: np.ndarr
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+LOG_SCALE = 50
+"""How many times the smallest loss the largest may be until the axis becomes logarithmic."""
+
+
 def curve_charts(runs: Mapping[str, Curves]) -> list[Chart]:
     """One chart a kind of curve (loss, accuracy, RMSE) over epochs, with the curves of every run.
 
@@ -200,7 +204,11 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
     several = len(runs) > 1
     rows, header = [], []
     for place, (run, curves) in enumerate(runs.items()):
-        for line, name in enumerate(name for name in names if name in curves):
+        shown = [name for name in names if name in curves]
+        if place:
+            # Of the runs beside this one only what they are compared by: all curves of ten runs are a thicket.
+            shown = [] if kind == "other curves" else [name for name in shown if name == _main_curve(shown)]
+        for line, name in enumerate(shown):
             label = (
                 f"{run}: {_curve_name(name)}" if several and len(names) > 1 else run if several else _curve_name(name)
             )
@@ -216,6 +224,10 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
     figure.update_xaxes(dtick=max(1, math.ceil(longest / 10)))
     if kind == "top-k accuracy":
         figure.update_yaxes(tickformat=".0%")
+    values = [value for row in rows for value in row]
+    if kind == "loss" and several and min(values) > 0 and max(values) > LOG_SCALE * min(values):
+        # Losses with other weights are of another size.
+        figure.update_yaxes(type="log")
     first, last, form = rows[0][0], rows[0][-1], ".1%" if kind == "top-k accuracy" else ".4g"
     titles = {
         "loss": "Training loss",
@@ -234,6 +246,12 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
             for epoch in range(longest)
         ],
     )
+
+
+def _main_curve(names: Sequence[str]) -> str | None:
+    """The one of a kind that runs are compared by: on the validation slice, if there is one, of the longest lists."""
+    measured = [name for name in names if name.startswith("validation_")]
+    return next((name for name in (*measured, *names) if "unseen" not in name), None)
 
 
 def _curve_name(name: str) -> str:

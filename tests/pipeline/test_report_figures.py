@@ -175,6 +175,23 @@ def test_curves_of_several_runs_lie_over_each_other() -> None:
     assert error.header == ("epoch", "tutorial")
 
 
+def test_runs_beside_this_one_show_only_what_they_are_compared_by() -> None:
+    curves = {"loss": [3.0, 2.0], "rating_loss": [1.0, 0.5], "train_rmse": [1.0, 0.8], "validation_rmse": [1.1, 0.9]}
+    rates = {"learning_rate": [0.1, 0.05]}
+    loss, error, other = figures.curve_charts({"this run": {**curves, **rates}, "tutorial": {**curves, **rates}})
+    assert loss.header == ("epoch", "this run: loss", "this run: rating loss", "tutorial: loss")
+    assert error.header == (
+        "epoch", "this run: train RMSE", "this run: validation RMSE", "tutorial: validation RMSE"
+    )  # fmt: skip
+    assert other.header == ("epoch", "this run")
+
+
+@pytest.mark.parametrize(("beside", "scale"), [([4.0, 3.0], None), ([60_000.0, 50_000.0], "log")])
+def test_losses_of_another_size_share_a_logarithmic_axis(beside: list[float], scale: str | None) -> None:
+    (loss,) = figures.curve_charts({"this run": {"loss": [3.0, 2.0]}, "tutorial": {"loss": beside}})
+    assert json.loads(loss.plot)["layout"]["yaxis"].get("type") == scale
+
+
 def test_curves_keep_the_names_of_their_columns() -> None:
     (chart,) = figures.curve_charts({"this run": {"loss": [2.0, 1.0], "retrieval_loss": [1.5, 0.5]}})
     assert chart.header == ("epoch", "loss", "retrieval loss")
