@@ -10,7 +10,7 @@ The file is one JSON object of columns, equally long lists of finite numbers wit
     regularization_loss                  mean of the part of it that is the size of layer weights
     …                                    the model's own metrics of the training rows: each task's mean loss
     validation_top_100_accuracy          share of the validation slice's interactions whose item is among the 100 best
-    validation_unseen_top_100_accuracy   the same among the items that the user has not in train
+    validation_top_100_accuracy_unseen   the same among the items that the user has not in train
     validation_rmse                      of the slice's ratings, clipped as the served model clips them
     kept                                 1 for the epoch whose weights the model has, else 0
 

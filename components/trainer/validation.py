@@ -46,13 +46,13 @@ class Validation(tf.Module):
         Returns:
             `top_100_accuracy`: the share of the interactions, sampled negatives left out, whose item is among the 100
             highest scores of all items, where equal scores stand in the order of the vocabulary;
-            `unseen_top_100_accuracy`: the same among the items without those that the user has in train;
+            `top_100_accuracy_unseen`: the same among the items without those that the user has in train;
             `rmse`: of all ratings, those of sampled negatives too. An item or score that is none counts as no hit.
         """
         hits, unseen_hits, interactions, squared, rows = (float(value) for value in self._measure())
         return {
             "top_100_accuracy": hits / interactions,
-            "unseen_top_100_accuracy": unseen_hits / interactions,
+            "top_100_accuracy_unseen": unseen_hits / interactions,
             "rmse": float(np.sqrt(squared / rows)),
         }
 

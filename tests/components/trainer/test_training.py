@@ -79,7 +79,7 @@ def test_validation_rows_are_not_trained_on(world: World) -> None:
     recipe = light(world, validation=SLICE, batch_size=10)
     _, curves = train(recipe, world.data(recipe), world.transform_output)
     assert curves["steps"][0] == ROWS * 3 // 4 // 10
-    for name in ("top_100_accuracy", "unseen_top_100_accuracy", "rmse"):
+    for name in ("top_100_accuracy", "top_100_accuracy_unseen", "rmse"):
         assert len(curves[f"validation_{name}"]) == 3
 
 

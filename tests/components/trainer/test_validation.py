@@ -57,7 +57,7 @@ def test_metrics_are_what_sorting_all_items_gives(trained: Trained, held: Traini
     ranks = [place(row, item, set()) for row, item in zip(scores, items, strict=True)]
     unseen = [place(row, item, seen_by(held, user)) for row, item, user in zip(scores, items, users, strict=True)]
     assert found["top_100_accuracy"] == pytest.approx(np.mean([rank < 100 for rank in ranks]))
-    assert found["unseen_top_100_accuracy"] == pytest.approx(np.mean([rank < 100 for rank in unseen]))
+    assert found["top_100_accuracy_unseen"] == pytest.approx(np.mean([rank < 100 for rank in unseen]))
     assert found["rmse"] == pytest.approx(math.sqrt(np.mean((ratings - batch["label"].numpy()) ** 2)), rel=1e-5)
     # The world has 130 items, and the ranks that matter here are lower.
     assert any(one != other for one, other in zip(ranks, unseen, strict=True))
@@ -108,4 +108,4 @@ def test_scores_that_are_no_numbers_are_no_hits(world: World, data: TrainingData
     assert measured.measure()["top_100_accuracy"] > 0
     for variable in model.query_tower.trainable_variables:
         variable.assign(tf.fill(variable.shape, float("nan")))
-    assert measured.measure()["top_100_accuracy"] == measured.measure()["unseen_top_100_accuracy"] == 0
+    assert measured.measure()["top_100_accuracy"] == measured.measure()["top_100_accuracy_unseen"] == 0
