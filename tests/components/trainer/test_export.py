@@ -361,6 +361,7 @@ def test_run_fn_trains_on_train_and_exports(world: World, load: Callable[[Path],
             eval_files=world.files["catalogue"],
             serving_model_dir=str(tmp_path / "serving"),
             model_run_dir=str(tmp_path / "run"),
+            hyperparameters=None,
         )
     )
     loaded = load(tmp_path / "serving")

@@ -119,6 +119,7 @@ class Trained:
             eval_files=self.files["catalogue"],
             serving_model_dir=str(folder / "model"),
             model_run_dir=str(folder / "run"),
+            hyperparameters=None,
         )
         run_fn(arguments)
         self._model = tf.saved_model.load(str(folder / "model"))
