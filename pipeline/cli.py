@@ -377,6 +377,8 @@ def demo(
             print_recommendations(client.recommend(user, k=10))
     console.print(
         "The server is stopped. What to type next:\n\n"
+        "  [dim]# the whole run as one page: data, curves, gates, slices, sample users[/dim]\n"
+        f"  .venv/bin/tandem report --workdir {_short(workdir)} --out report.html\n\n"
         "  [dim]# serve the model again, and ask it from another terminal[/dim]\n"
         f"  .venv/bin/tandem serve --model-dir {_short(model_dir)}\n"
         "  .venv/bin/tandem recommend --user 42\n\n"

@@ -73,7 +73,7 @@ def _table(*left: str, right: tuple[str, ...]) -> Table:
 
 def _wanted(bound: Bound) -> str:
     if bound.limit is None:
-        return "-"
+        return "no last model"
     if bound.condition == "beats_baseline_by":
         source = "means" if bound.metric in RATING_METRICS else "popular"
         sign = "≥" if METRICS[bound.metric] == "higher" else "≤"

@@ -319,7 +319,7 @@ def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_p
     assert any(
         line.split() == ["pass", "top_100_accuracy", "0.4000", "≥", "0.2990", "(popular)", "+0.1010"] for line in lines
     )
-    assert any(line.startswith("skip  top_100_accuracy") for line in lines)
+    assert any(line.startswith("skip  top_100_accuracy") and "no last model" in line for line in lines)
     assert any(line.split()[:2] == ["user_activity:", "new"] for line in lines)
     earlier = tandem("gates", "20260101-000000", "--workdir", tmp_path)
     assert earlier.returncode == 0
