@@ -15,7 +15,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-sys.path.insert(0, str(Path(__file__).parent))
+# Last, because every folder of tests has a conftest.
+sys.path.append(str(Path(__file__).parent))
 
 from chromium import Browser
 from run_marks import Marks
