@@ -249,7 +249,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
 
 
 def _main_curve(names: Sequence[str]) -> str | None:
-    """The one of a kind that runs are compared by: on the validation slice, if there is one, of the longest lists."""
+    """The one of a kind that runs are compared by: on the validation slice, if there is one, and over all items."""
     measured = [name for name in names if name.startswith("validation_")]
     return next((name for name in (*measured, *names) if "unseen" not in name), None)
 
