@@ -94,31 +94,25 @@ def run(
 
 
 @app.command()
-def gates(
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of a run. [default: the latest]")] = None,
-    workdir: Annotated[
-        Path | None, typer.Option("--workdir", help="Folder of the run. [default: all folders in work/]")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
     """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
     from rich.console import Console
 
     from pipeline.gates import print_gates, print_measured
-    from pipeline.run import find_result
+    from pipeline.runs import find_run, read_verdict
 
-    result = find_result(run_id, [workdir] if workdir is not None else sorted(Path("work").glob("*/")))
+    result, verdict = read_verdict(workdir, find_run(workdir, run))
     if as_json:
-        found = {"run_id": result.run_id, "recipe": result.recipe, "blessed": result.verdict.blessed}
-        print(json.dumps({**found, "metrics": result.metrics, **_verdict_as_json(result.verdict)}, indent=1))
+        found = {"run_id": result.run_id, "recipe": result.recipe_name, "blessed": verdict.blessed}
+        print(json.dumps({**found, "metrics": verdict.metrics, **_verdict_as_json(verdict)}, indent=1))
         return
     console = Console(highlight=False)
-    decision = "[green bold]blessed[/green bold]" if result.verdict.blessed else "[red bold]not blessed[/red bold]"
-    console.print(f"Run {result.run_id} of {result.recipe}: {decision}\n", soft_wrap=True)
-    print_gates(console, result.verdict)
-    for bound in result.verdict.failures():
+    decision = "[green bold]blessed[/green bold]" if verdict.blessed else "[red bold]not blessed[/red bold]"
+    console.print(f"Run {result.run_id} of {result.recipe_name}: {decision}\n", soft_wrap=True)
+    print_gates(console, verdict)
+    for bound in verdict.failures():
         console.print(f"  {bound}", soft_wrap=True)
-    print_measured(console, result.verdict)
+    print_measured(console, verdict)
 
 
 @app.command()

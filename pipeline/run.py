@@ -124,35 +124,6 @@ def run_folder(workdir: Path, run_id: str) -> Path:
     return workdir / "runs" / run_id
 
 
-def find_result(run_id: str | None, workdirs: Sequence[Path]) -> RunResult:
-    """What came of an earlier run that went through to its verdict.
-
-    Args:
-        run_id: Which one; None for the latest.
-        workdirs: Work folders to look in.
-
-    Raises:
-        BadInput: There is no such run, it did not come to a verdict, or another version wrote it.
-    """
-    folders = [path for workdir in workdirs for path in (workdir / "runs").glob("*/") if run_id in (None, path.name)]
-    finished = sorted((path for path in folders if (path / RESULT_FILE).exists()), key=lambda path: path.name)
-    if not finished:
-        looked = ", ".join(map(str, workdirs)) or "work/"
-        if folders and run_id is not None:
-            raise BadInput(
-                f"{folders[0]}: the run did not come to a verdict; why is at the end of {folders[0] / 'log.txt'}"
-            )
-        wanted = "no run has come to a verdict yet" if run_id is None else f"there is no run {run_id!r}"
-        raise BadInput(f"{looked}: {wanted}. `tandem run` makes one; --workdir names the folder it worked in.")
-    if run_id is not None and len(finished) > 1:
-        raise BadInput(f"{run_id}: there is such a run in {' and in '.join(map(str, finished))}; say --workdir.")
-    found = finished[-1] / RESULT_FILE
-    try:
-        return RunResult.model_validate_json(found.read_text())
-    except pydantic.ValidationError:
-        raise BadInput(f"{found}: another version of tandem wrote it; run the pipeline again.") from None
-
-
 def _run(
     recipe: Recipe,
     schema: Any,

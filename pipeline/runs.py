@@ -202,6 +202,22 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
     )
 
 
+def read_verdict(workdir: Path, run_id: str) -> tuple[Run, Verdict]:
+    """A run and what its gates decided.
+
+    Raises:
+        RunError: It did not come to a verdict, or another version of Tandem wrote it.
+    """
+    run = read_run(workdir, run_id)
+    if run.verdict is None:
+        log = run.log or workdir / RUNS_FOLDER / run_id / LOG_FILE
+        raise RunError(
+            f"{workdir}: the run {run_id} did not come to a verdict, or another version of tandem wrote it; why is at "
+            f"the end of {log}. `tandem runs` shows the runs that have one."
+        )
+    return run, run.verdict
+
+
 def previous_run(runs: Sequence[Run], run: Run) -> Run | None:
     """The latest run before `run` of the same recipe, by name; None where it is the first."""
     earlier = [one for one in runs if one.run_id < run.run_id and one.recipe_name == run.recipe_name]

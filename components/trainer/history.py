@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from components.trainer.damping import damped_biases
 from pipeline.recipe import History
-
-# Labels of an item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
-DAMPING = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +45,7 @@ class Histories:
         Equal times keep the order of the interactions.
         """
         mean = labels.mean(dtype=np.float64) if len(labels) else 0.0
-        above = np.bincount(items, weights=labels - mean, minlength=item_count + 1)
-        item_means = mean + above / (np.bincount(items, minlength=item_count + 1) + DAMPING)
+        item_means = mean + damped_biases(items, labels - mean, item_count)
         known = np.flatnonzero((users > 0) & (items > 0))
         order = known[np.lexsort((times[known], users[known]))]
         # The first of a reversed list is the last: an item touched twice counts once, at the later time.

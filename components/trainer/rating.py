@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from components.trainer.damping import damped_biases
 from components.trainer.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import AnyFeature, Identifier, RatingHead, Tower
-
-# Ratings of a user or item count for this many more at the global mean (Koren 2010, doi:10.1145/1644873.1644874).
-BIAS_DAMPING = 10.0
 
 PROJECTION_SCALE = 0.09
 """Of the variance of the towers' projections where there are biases: training starts near the damped means then, and
@@ -193,10 +191,6 @@ class RatingPredictor(tf.keras.layers.Layer):
 def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
     """The user and item means baseline of Koren 2010: global mean, user biases [U + 1] and item biases [N + 1]."""
     mean = float(data.labels.mean())
-    residual = data.labels - mean
-    item_sum = np.bincount(data.items, weights=residual, minlength=data.item_count + 1)
-    item_bias = item_sum / (np.bincount(data.items, minlength=data.item_count + 1) + BIAS_DAMPING)
-    residual = residual - item_bias[data.items]
-    user_sum = np.bincount(data.users, weights=residual, minlength=data.user_count + 1)
-    user_bias = user_sum / (np.bincount(data.users, minlength=data.user_count + 1) + BIAS_DAMPING)
+    item_bias = damped_biases(data.items, data.labels - mean, data.item_count)
+    user_bias = damped_biases(data.users, data.labels - mean - item_bias[data.items], data.user_count)
     return mean, user_bias, item_bias

@@ -311,7 +311,6 @@ def finished(workdir: Path, run_id: str, top_100: float) -> Path:
 def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_path: Path) -> None:
     finished(tmp_path, "20260101-000000", 0.1)
     finished(tmp_path, "20260102-000000", 0.4)
-    (tmp_path / "runs" / "20260103-000000").mkdir()
     latest = tandem("gates", "--workdir", tmp_path)
     assert latest.returncode == 0 and latest.stderr == ""
     lines = latest.stdout.splitlines()
@@ -343,14 +342,15 @@ def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> Non
 
 def test_gates_of_no_run_an_unfinished_one_or_another_version_s_is_bad_input(tmp_path: Path) -> None:
     none = tandem("gates", "--workdir", tmp_path)
-    assert none.returncode == 2 and "no run has come to a verdict yet" in none.stderr
+    assert none.returncode == 2 and "no runs here" in none.stderr
     finished(tmp_path, "20260101-000000", 0.4)
     unknown = tandem("gates", "yesterday", "--workdir", tmp_path)
-    assert unknown.returncode == 2 and "there is no run 'yesterday'" in unknown.stderr
-    (tmp_path / "runs" / "20260102-000000").mkdir()
-    failed = tandem("gates", "20260102-000000", "--workdir", tmp_path)
+    assert unknown.returncode == 2 and "has no run 'yesterday'" in unknown.stderr
+    folder = tmp_path / "runs" / "20260102-000000"
+    folder.mkdir()
+    failed = tandem("gates", "20260102", "--workdir", tmp_path)
     assert failed.returncode == 2 and "did not come to a verdict" in failed.stderr and "log.txt" in failed.stderr
-    (tmp_path / "runs" / "20260102-000000" / "result.json").write_text('{"run_id": "20260102-000000"}')
+    (folder / "result.json").write_text('{"run_id": "20260102-000000"}')
     other = tandem("gates", "--workdir", tmp_path)
     assert other.returncode == 2 and "another version of tandem" in other.stderr
 
