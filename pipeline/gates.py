@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +19,18 @@ _WANTED: dict[Condition, str] = {
 
 # As many of the gates' metrics fit beside each other on 80 columns.
 _SLICE_METRICS = 2
+
+
+def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    """What `--json` says of a verdict."""
+    return {
+        "examples": verdict.examples,
+        "baselines": verdict.baselines,
+        "last_blessed_metrics": verdict.last_blessed,
+        "last_blessed_problem": verdict.last_blessed_problem,
+        "slices": [found.model_dump() for found in verdict.slices],
+        "gates": [bound.model_dump() for bound in verdict.bounds],
+    }
 
 
 def print_gates(console: Console, verdict: Verdict) -> None:

@@ -1,64 +1,31 @@
-"""The `tandem` command. Each command imports what it needs when it is called, so that `tandem --help` is instant."""
+"""Commands that make something of data: `run`, `compare`, `check`, `init`, `demo`, `data`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.asking import print_recommendations
+from pipeline.cli.options import (
+    DEFAULT_MODEL,
+    FAILED,
+    NOT_BLESSED,
+    AsJson,
+    DataDir,
+    Overrides,
+    Preset,
+    SchemaDir,
+    WorkDir,
+)
+
 if TYPE_CHECKING:
-    from components.evaluator.verdict import Verdict
     from pipeline.recipe import Recipe
     from pipeline.run import RunResult
-    from tandem_client import Recommendations
-
-# Exit codes of every command, besides 0.
-FAILED = 1
-BAD_INPUT = 2
-NOT_BLESSED = 3
-
-DEFAULT_MODEL = "recommender"
-DEFAULT_TARGET = "127.0.0.1:8500"
-
-app = typer.Typer(
-    name="tandem",
-    help="Interaction CSVs in, a gated and served two-task recommender out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-SchemaDir = Annotated[Path, typer.Argument(help="Folder with recipe.yaml and schema.pbtxt, such as schemas/movielens.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder with the CSVs. [default: data/NAME]")]
-WorkDir = Annotated[
-    Path | None, typer.Option("--workdir", help="Folder for artifacts, metadata and logs. [default: work/NAME]")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
-]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
-]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Id of a run or its beginning, `latest`, or `previous`: the one before it.")
-]
-RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
-ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
-Touched = Annotated[
-    list[str] | None,
-    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
-]
 
 
-@app.command()
 def run(
     schema_dir: SchemaDir,
     data: DataDir = None,
@@ -93,29 +60,6 @@ def run(
         raise typer.Exit(NOT_BLESSED)
 
 
-@app.command()
-def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
-    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
-    from rich.console import Console
-
-    from pipeline.gates import print_gates, print_measured
-    from pipeline.runs import find_run, read_verdict
-
-    result, verdict = read_verdict(workdir, find_run(workdir, run))
-    if as_json:
-        found = {"run_id": result.run_id, "recipe": result.recipe_name, "blessed": verdict.blessed}
-        print(json.dumps({**found, "metrics": verdict.metrics, **_verdict_as_json(verdict)}, indent=1))
-        return
-    console = Console(highlight=False)
-    decision = "[green bold]blessed[/green bold]" if verdict.blessed else "[red bold]not blessed[/red bold]"
-    console.print(f"Run {result.run_id} of {result.recipe_name}: {decision}\n", soft_wrap=True)
-    print_gates(console, verdict)
-    for bound in verdict.failures():
-        console.print(f"  {bound}", soft_wrap=True)
-    print_measured(console, verdict)
-
-
-@app.command()
 def compare(
     presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
     schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
@@ -157,7 +101,6 @@ def compare(
         raise typer.Exit(FAILED)
 
 
-@app.command()
 def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
     """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
     from components.example_gen.check import check_sources
@@ -187,59 +130,6 @@ def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) ->
     print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
 
 
-@app.command()
-def report(
-    run: RunName = "latest",
-    workdir: RunsDir = Path("work/movielens"),
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
-    model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
-) -> None:
-    """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
-    from pipeline.report.report import write_report
-
-    run_id = write_report(workdir, run, out, model_card)
-    print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
-
-
-@app.command()
-def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
-    """List the runs of a work folder: when, verdict, main metrics, pushed version."""
-    from rich.console import Console
-
-    from pipeline.runs import list_runs
-    from pipeline.runs_table import print_runs, runs_as_json
-
-    found = list_runs(workdir)
-    if as_json:
-        print(json.dumps(runs_as_json(found), indent=1))
-    else:
-        print_runs(Console(highlight=False), found)
-
-
-@app.command()
-def diff(
-    run_a: Annotated[str, typer.Argument(help="The earlier run, as for `tandem report`.")],
-    run_b: Annotated[str, typer.Argument(help="The later run.")],
-    workdir: RunsDir = Path("work/movielens"),
-    as_json: AsJson = False,
-) -> None:
-    """Show what changed between two runs: recipe, data and metrics."""
-    from rich.console import Console
-
-    from pipeline.lineage import Lineage
-    from pipeline.runs import diff_runs, find_run, read_run
-    from pipeline.runs_table import print_diff
-
-    lineage = Lineage(workdir)
-    before, after = (read_run(workdir, find_run(workdir, name, lineage), lineage) for name in (run_a, run_b))
-    found = diff_runs(workdir, before, after, lineage)
-    if as_json:
-        print(found.model_dump_json(indent=1))
-    else:
-        print_diff(Console(highlight=False), found)
-
-
-@app.command()
 def init(
     schema_dir: Annotated[Path, typer.Argument(help="Folder to write recipe.yaml and schema.pbtxt to.")],
     data: Annotated[Path, typer.Option(help="CSV of the interactions, or a folder of CSVs with it.")],
@@ -263,7 +153,6 @@ def init(
     )
 
 
-@data_app.command()
 def movielens(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/movielens"),
 ) -> None:
@@ -274,72 +163,6 @@ def movielens(
     print(f"{out}: interactions.csv, items.csv, users.csv{'' if fetched else ' (already there)'}")
 
 
-@app.command()
-def serve(
-    model_dir: Annotated[Path, typer.Option(help="Folder with numbered versions, as the Pusher writes them.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="gRPC port; 0 takes any free one.")] = 8500,
-    rest_port: Annotated[int, typer.Option(help="REST port; 0 takes any free one.")] = 8501,
-    model: ModelName = DEFAULT_MODEL,
-) -> None:
-    """Serve a pushed model with TensorFlow Serving's gRPC and REST API until Ctrl-C."""
-    from serving.server import main as serve_forever
-
-    raise typer.Exit(
-        serve_forever(
-            [
-                *("--model-dir", str(model_dir), "--model-name", model),
-                *("--host", host, "--port", str(port), "--rest-port", str(rest_port)),
-            ]
-        )
-    )
-
-
-@app.command()
-def recommend(
-    user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
-    k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
-    history: Touched = None,
-    target: Target = DEFAULT_TARGET,
-    model: ModelName = DEFAULT_MODEL,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a server what to recommend to a user."""
-    from tandem_client import Recommender
-
-    with Recommender(target, model=model) as client:
-        answer = client.recommend(user, k=k, history=history)
-    if as_json:
-        items = [
-            {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
-            for item in answer.items
-        ]
-        print(json.dumps({"user_id": answer.user_id, "items": items}, ensure_ascii=False, indent=1))
-    else:
-        print_recommendations(answer)
-
-
-@app.command()
-def rate(
-    user: Annotated[str, typer.Option(help="User id.")],
-    item: Annotated[str, typer.Option(help="Item id.")],
-    history: Touched = None,
-    target: Target = DEFAULT_TARGET,
-    model: ModelName = DEFAULT_MODEL,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a server how much a user will like an item."""
-    from tandem_client import Recommender
-
-    with Recommender(target, model=model) as client:
-        rating = client.rate(user, item, history=history)
-    if as_json:
-        print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
-    else:
-        print(f"{rating:.2f}")
-
-
-@app.command()
 def demo(
     schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
     data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),
@@ -384,29 +207,6 @@ def demo(
     )
 
 
-def print_recommendations(answer: Recommendations) -> None:
-    """A table of recommended items with their predicted ratings."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = list(answer.items[0].display) if answer.items else []
-    table = Table(
-        title=f"For user {answer.user_id}", title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
-    table.add_column("", justify="right", style="dim")
-    table.add_column("item", justify="right")
-    for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=52)
-    table.add_column("predicted rating", justify="right")
-    table.add_column("score", justify="right", style="dim")
-    for place, item in enumerate(answer.items, start=1):
-        shown = [item.display[column] for column in columns]
-        table.add_row(str(place), item.item_id, *shown, f"{item.rating:.2f}", f"{item.score:.2f}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
-
-
 def _print_result(result: RunResult) -> None:
     """Rows, metrics against the gates, and the verdict."""
     from rich.console import Console
@@ -439,6 +239,8 @@ def _print_result(result: RunResult) -> None:
 
 
 def _as_json(result: RunResult) -> dict[str, Any]:
+    from pipeline.gates import verdict_as_json
+
     return {
         "run_id": result.run_id,
         "recipe": result.recipe,
@@ -449,7 +251,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "rows": result.rows,
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
-        **_verdict_as_json(result.verdict),
+        **verdict_as_json(result.verdict),
         "not_servable": result.not_servable,
         "blessed": result.blessed,
         "pushed_model": result.pushed_model,
@@ -457,49 +259,6 @@ def _as_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "examples": verdict.examples,
-        "baselines": verdict.baselines,
-        "last_blessed_metrics": verdict.last_blessed,
-        "last_blessed_problem": verdict.last_blessed_problem,
-        "slices": [found.model_dump() for found in verdict.slices],
-        "gates": [bound.model_dump() for bound in verdict.bounds],
-    }
-
-
 def _short(path: Path) -> Path:
     """Relative to the current folder where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def main() -> None:
-    """Entry point: errors end with one message and an exit code, never with a traceback."""
-    try:
-        app()
-    except Exception as error:
-        code, message = _explain(error)
-        if code is None:
-            raise
-        if "--json" in sys.argv:
-            print(json.dumps({"error": message, "exit_code": code}))
-        print(f"tandem: {message}", file=sys.stderr)
-        raise SystemExit(code) from None
-
-
-def _explain(error: Exception) -> tuple[int | None, str]:
-    """Exit code and text of an error that a user can do something about; None for a bug of ours."""
-    from components.infra_validator.server_process import ServerFailed
-    from pipeline.recipe import BadInput
-    from pipeline.run import ComponentFailure
-    from tandem_client import InvalidRequest, TandemClientError
-
-    if isinstance(error, BadInput | InvalidRequest):
-        return BAD_INPUT, str(error)
-    if isinstance(error, TandemClientError | ComponentFailure | ServerFailed):
-        return FAILED, str(error)
-    return None, ""
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,60 @@
+"""The `tandem` command. Each command imports what it needs when it is called, so that `tandem --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from pipeline.cli import asking, models, pipelines, runs
+from pipeline.cli.options import BAD_INPUT, FAILED
+
+app = typer.Typer(
+    name="tandem",
+    help="Interaction CSVs in, a gated and served two-task recommender out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (
+    *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
+    *(runs.runs, runs.gates, runs.report, runs.diff),
+    models.serve,
+    *(asking.recommend, asking.rate),
+    pipelines.demo,
+):
+    app.command()(command)
+
+data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
+data_app.command()(pipelines.movielens)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point: errors end with one message and an exit code, never with a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": message, "exit_code": code}))
+        print(f"tandem: {message}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and text of an error that a user can do something about; None for a bug of ours."""
+    from components.infra_validator.server_process import ServerFailed
+    from pipeline.recipe import BadInput
+    from pipeline.run import ComponentFailure
+    from tandem_client import InvalidRequest, TandemClientError
+
+    if isinstance(error, BadInput | InvalidRequest):
+        return BAD_INPUT, str(error)
+    if isinstance(error, TandemClientError | ComponentFailure | ServerFailed):
+        return FAILED, str(error)
+    return None, ""

@@ -1,0 +1,39 @@
+"""What several commands share: their arguments, and the exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Exit codes of every command, besides 0.
+FAILED = 1
+BAD_INPUT = 2
+NOT_BLESSED = 3
+
+DEFAULT_MODEL = "recommender"
+DEFAULT_TARGET = "127.0.0.1:8500"
+
+SchemaDir = Annotated[Path, typer.Argument(help="Folder with recipe.yaml and schema.pbtxt, such as schemas/movielens.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder with the CSVs. [default: data/NAME]")]
+WorkDir = Annotated[
+    Path | None, typer.Option("--workdir", help="Folder for artifacts, metadata and logs. [default: work/NAME]")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the recipe, e.g. model.embedding_dim=32. Repeatable.")
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of a run or its beginning, `latest`, or `previous`: the one before it.")
+]
+RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
+ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
+Touched = Annotated[
+    list[str] | None,
+    typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
+]
