@@ -23,8 +23,8 @@ def serve(
         typer.Option(help="TensorFlow Serving's model config file (models, versions, labels) instead of a folder."),
     ] = None,
     allow_version_labels_for_unavailable_models: Annotated[
-        bool, typer.Option(help="A new label may name a version that is not available yet.")
-    ] = False,
+        bool, typer.Option(help="A new label may name a version that is not loaded yet, as all are at the start.")
+    ] = True,
     enable_batching: Annotated[bool, typer.Option(help="Merge concurrent Predict requests.")] = False,
     batching_parameters_file: Annotated[
         Path | None, typer.Option(help="TensorFlow Serving's batching parameters file.")

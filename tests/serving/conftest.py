@@ -1,8 +1,9 @@
 """A model server with the contract model, in this process; or, with --target, the server to be tested.
 
-`pytest tests/serving --target HOST:PORT --rest-target HOST:PORT` runs the contract tests (test_grpc_contract.py,
-test_rest_contract.py, test_client.py) against a server that is running already, such as a real TensorFlow Serving that
-serves the folder written by `python tests/serving/contract_model.py DIR` as the model `recommender`.
+`pytest tests/serving/test_grpc_contract.py tests/serving/test_rest_contract.py tests/serving/test_client.py
+--target HOST:PORT --rest-target HOST:PORT` runs the contract tests against a server that is running already, such as a
+real TensorFlow Serving that serves the folder written by `python tests/serving/contract_model.py DIR` as the model
+`recommender` (docs/server.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import contract_model
+from grpc_health.v1 import health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.server import ModelServer
@@ -33,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("serving")
     group.addoption("--target", default=None, help="gRPC host:port of a running server to test instead of our own")
     group.addoption("--rest-target", default=None, help="its REST host:port; without it, REST tests are skipped")
+    group.addoption("--soak-seconds", type=float, default=24.0, help="how long the soak test runs")
+    group.addoption("--soak-push-every", type=float, default=2.0, help="seconds from one pushed version to the next")
 
 
 @pytest.fixture(scope="session")
@@ -78,14 +82,25 @@ def rest_target(request: pytest.FixtureRequest) -> str:
     return f"127.0.0.1:{request.getfixturevalue('own_server').rest_port}"
 
 
+@pytest.fixture
+def embedded_only(request: pytest.FixtureRequest) -> None:
+    """For what TensorFlow Serving words otherwise or does not have: skipped with --target."""
+    if request.config.getoption("--target", default=None):
+        pytest.skip("about the embedded server")
+
+
 class Stubs:
     """tensorflow-serving-api's own stubs."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self.channel = grpc.insecure_channel(target, options=options)
+        if credentials is None:
+            self.channel = grpc.insecure_channel(target, options=options)
+        else:
+            self.channel = grpc.secure_channel(target, credentials, options=options)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
 
 
 @pytest.fixture(scope="session")
