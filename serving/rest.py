@@ -166,6 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
             started = time.perf_counter()
             self._model = self._method = ""
             code, status, body, kind = self._answer()
+            elapsed = time.perf_counter() - started
+            # Before the answer goes out: who has it finds it counted.
+            if code is not None and self.server.core is not None:
+                self.server.core.metrics.record_request(self._model, self._method, _ENTRYPOINT, code, elapsed)
             self.send_response(status)
             if body:
                 self.send_header("Content-Type", kind)
@@ -177,9 +181,6 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(body)
             self.wfile.flush()
-            elapsed = time.perf_counter() - started
-            if code is not None and self.server.core is not None:
-                self.server.core.metrics.record_request(self._model, self._method, _ENTRYPOINT, code, elapsed)
             _logger.debug("%s %s %d %.4f s", self.command, self.path, status, elapsed)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = _respond  # noqa: N815 - named by the standard library
