@@ -15,11 +15,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -114,6 +117,35 @@ def stubs(target: str) -> Iterator[Stubs]:
 def recommender(target: str) -> Iterator[Recommender]:
     with Recommender(target, timeout=30) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def spinning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version folder whose signature `spin` multiplies matrices `rounds` [B] times; it answers [B]."""
+
+    class Spinning(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "rounds")])  # type: ignore[untyped-decorator]
+        def spin(self, rounds: tf.Tensor) -> dict[str, tf.Tensor]:
+            start = tf.ones([200, 200])
+            _, product = tf.while_loop(
+                lambda done, _: done < tf.reduce_max(rounds),
+                lambda done, value: (done + 1, tf.tanh(tf.matmul(value, start))),
+                (tf.constant(0, tf.int64), start),
+            )
+            return {"done": rounds + tf.cast(tf.reduce_max(product), tf.int64) * 0}
+
+    module = Spinning()
+    folder = tmp_path_factory.mktemp("spinning") / "1"
+    tf.saved_model.save(module, str(folder), signatures={"spin": module.spin})
+    return folder
+
+
+def rounds_for(stubs: Stubs, seconds: float) -> int:
+    """How many rounds of `spin` take about that long on this machine now."""
+    started = time.monotonic()
+    request = contract_model.predict_request("spin", rounds=np.array([300], np.int64))
+    stubs.prediction.Predict(request, timeout=60)
+    return max(1, round(300 * seconds / (time.monotonic() - started)))
 
 
 def push(version_folder: Path, base: Path, number: int) -> Path:

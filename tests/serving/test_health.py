@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
-from conftest import Stubs, push
+from conftest import Stubs, push, rounds_for
 from contract_model import predict_request
 from grpc_health.v1 import health_pb2
 
@@ -72,24 +73,24 @@ def test_the_whole_serves_only_when_every_model_does(tmp_path: Path, exported: C
         stubs.channel.close()
 
 
-def test_not_serving_while_running_calls_finish(tmp_path: Path, exported: Callable[..., Path]) -> None:
-    push(exported(), tmp_path, 1)
+def test_not_serving_while_running_calls_finish(tmp_path: Path, spinning: Path) -> None:
+    push(spinning, tmp_path, 1)
     server = ModelServer(tmp_path, port=0, rest_port=0)
     server.start()
     server.wait_until_available(60)
     stubs = Stubs(f"127.0.0.1:{server.port}")
     assert _health(stubs) == _SERVING
-    users = ["1"] * 60_000  # seconds of work
-    call = stubs.prediction.Predict.future(predict_request("recommend", user_id=users), timeout=120)
+    rounds = rounds_for(stubs, 4.0)
+    call = stubs.prediction.Predict.future(predict_request("spin", rounds=np.array([rounds], np.int64)), timeout=120)
     time.sleep(0.3)
     stopping = threading.Thread(target=server.stop, args=(60,))
     stopping.start()
-    time.sleep(0.1)
+    time.sleep(0.5)  # beyond the moment in which every stopping server still answers
     assert [_health(stubs, service) for service in ("", "recommender")] == [_NOT_SERVING] * 2
     with pytest.raises(grpc.RpcError) as failure:
-        stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+        stubs.prediction.Predict(predict_request("spin", rounds=np.array([1], np.int64)), timeout=30)
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not call.done(), "the long call was to be running still"
-    assert call.result().outputs["scores"].tensor_shape.dim[0].size == len(users)
+    assert call.result().outputs["done"].int64_val == [rounds]
     stopping.join()
     stubs.channel.close()
