@@ -339,7 +339,7 @@ def test_label_in_the_file_is_taken_up_once_its_version_has_loaded(
     _eventually(lambda: any("was not taken up" in record.message for record in caplog.records))
     assert live.refusal("films", label="canary")[0] is grpc.StatusCode.INVALID_ARGUMENT
     push(exported(marker=3e5), folders["films"], 3)
-    _eventually(lambda: any("models.config taken up" in record.message for record in caplog.records))
+    _eventually(lambda: _rest(live, "GET", "/v1/models/films/labels/canary/metadata")[0] == 200)
     assert live.answering("films", label="canary") == 3
 
 
