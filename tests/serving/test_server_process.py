@@ -20,8 +20,11 @@ import pytest
 from conftest import Stubs, push
 from contract_model import predict_request
 
+from serving.model_config import Latest, read_model_config_file
 from serving.options import ServerOptions
 from serving.server import ModelServer, ServerStartError
+
+_DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "serving"
 
 
 def _start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -212,3 +215,24 @@ def test_monitoring_config_can_turn_the_page_off(tmp_path: Path) -> None:
     file.write_text('prometheus_config { enable: true path: "metrics" }')
     with pytest.raises(ServerStartError, match="does not begin with a slash"):
         ModelServer(tmp_path, port=0, rest_port=0, options=ServerOptions(monitoring_config_file=file)).start()
+
+
+def test_deployment_files_are_what_both_servers_read(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (model,) = read_model_config_file(_DEPLOYMENT / "models.config")
+    assert (model.name, str(model.base_path), model.policy) == ("recommender", "/models/recommender", Latest(2))
+    options = ServerOptions(
+        enable_batching=True,
+        batching_parameters_file=_DEPLOYMENT / "batching.config",
+        monitoring_config_file=_DEPLOYMENT / "monitoring.config",
+    )
+    push(exported(), tmp_path, 1)
+    with ModelServer(tmp_path, port=0, rest_port=0, options=options) as server:
+        server.wait_until_available(60)
+        stubs = Stubs(f"127.0.0.1:{server.port}")
+        assert stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+        stubs.channel.close()
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics", timeout=30
+        ) as page:
+            assert ":tensorflow:cc:saved_model:load_attempt_count" in page.read().decode()
+    assert not list((_DEPLOYMENT.parent).glob("__init__.py")), "it would hide the package of that name"
