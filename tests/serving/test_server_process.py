@@ -236,3 +236,43 @@ def test_deployment_files_are_what_both_servers_read(tmp_path: Path, exported: C
         ) as page:
             assert ":tensorflow:cc:saved_model:load_attempt_count" in page.read().decode()
     assert not list((_DEPLOYMENT.parent).glob("__init__.py")), "it would hide the package of that name"
+
+
+def test_tandem_serve_takes_the_configuration_files(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (tmp_path / "films").mkdir()
+    push(exported(), tmp_path / "films", 3)
+    models = tmp_path / "models.config"
+    models.write_text(
+        f'model_config_list {{ config {{ name: "films" base_path: "{tmp_path / "films"}" '
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 3 } } }'
+    )
+    tandem = Path(sys.executable).parent / "tandem"
+    files = [
+        *("--model-config-file", models, "--enable-batching"),
+        *("--batching-parameters-file", _DEPLOYMENT / "batching.config"),
+        *("--monitoring-config-file", _DEPLOYMENT / "monitoring.config"),
+        *("--max-message-bytes", "100000", "--port", "0", "--rest-port", "0"),
+    ]
+    process = subprocess.Popen([tandem, "serve", *files], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert line["models"] == {"films": 3}
+        stubs = Stubs(line["grpc"])
+        request = predict_request("recommend", model="films", user_id=["1"])
+        request.model_spec.version_label = "stable"
+        assert stubs.prediction.Predict(request, timeout=30).model_spec.version.value == 3
+        stubs.channel.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    refused = subprocess.run(
+        [tandem, "serve", "--model-config-file", models, "--no-allow-version-labels-for-unavailable-models"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "is not currently available for inference" in refused.stderr.splitlines()[-1]
