@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 from serving import example_inference
 from serving.metrics import ServingMetrics
 from serving.model_config import ModelSettings, model_settings
-from serving.servable import DEFAULT_SIGNATURE, Servable
+from serving.servable import DEFAULT_SIGNATURE, Servable, TimeRemaining
 from serving.status import ServingError, failed_precondition, invalid_argument, not_found, unavailable
 from serving.versions import ServableVersions, State
 
@@ -184,20 +184,20 @@ class ServerCore:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def predict(
-        self, request: predict_pb2.PredictRequest, deadline: float | None = None
+        self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
     ) -> predict_pb2.PredictResponse:
         """PredictionService.Predict.
 
         Args:
             request: see `Servable.predict`.
-            deadline: `time.monotonic()` after which nobody waits for the answer.
+            time_remaining: tells for how many seconds more somebody waits for the answer; None for ever.
 
         Raises:
             ServingError: NOT_FOUND for the model or version, else see `Servable.predict`.
         """
         _require_model_spec(request)
         with self._servable(request.model_spec) as servable:
-            return servable.predict(request, deadline)
+            return servable.predict(request, time_remaining)
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         """PredictionService.Classify; see `example_inference.classify`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from tensorflow_serving.apis import (
@@ -44,7 +44,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(  # noqa: N802 - the method's name on the wire
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
-        return self._counted("Predict", lambda sent: self._core.predict(sent, _deadline(context)), request, context)
+        return self._counted("Predict", self._core.predict, request, context, context.time_remaining)
 
     def Classify(  # noqa: N802
         self, request: classification_pb2.ClassificationRequest, context: grpc.ServicerContext
@@ -67,12 +67,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return _answer(self._core.get_model_metadata, request, context)
 
     def _counted(
-        self, api: str, method: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext
+        self, api: str, method: Callable[..., _Response], request: Any, context: grpc.ServicerContext, *more: Any
     ) -> _Response:
         started = time.perf_counter()
-        code, answer = _run(method, request, context)
-        model = request.model_spec.name  # type: ignore[attr-defined]
-        self._core.metrics.record_request(model, api, _ENTRYPOINT, code, time.perf_counter() - started)
+        code, answer = _run(method, context, request, *more)
+        elapsed = time.perf_counter() - started
+        self._core.metrics.record_request(request.model_spec.name, api, _ENTRYPOINT, code, elapsed)
         return _deliver(answer, context)
 
 
@@ -93,28 +93,23 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return _answer(self._core.reload, request, context)
 
 
-def _deadline(context: grpc.ServicerContext) -> float | None:
-    left = context.time_remaining()
-    return None if left is None else time.monotonic() + left
-
-
 def _answer(method: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext) -> _Response:
-    return _deliver(_run(method, request, context)[1], context)
+    return _deliver(_run(method, context, request)[1], context)
 
 
 def _run(
-    method: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext
+    method: Callable[..., _Response], context: grpc.ServicerContext, *arguments: Any
 ) -> tuple[grpc.StatusCode, _Response | ServingError]:
     if not context.is_active():  # the deadline passed in the queue: nobody waits for the answer
         failure = ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline exceeded before the request was started")
         return failure.code, failure
     try:
-        return grpc.StatusCode.OK, method(request)
+        return grpc.StatusCode.OK, method(*arguments)
     except ServingError as error:
-        _logger.debug("%s failed: %s", type(request).__name__, error.message)
+        _logger.debug("%s failed: %s", type(arguments[0]).__name__, error.message)
         failure = error
     except Exception as error:
-        _logger.exception("%s failed unexpectedly", type(request).__name__)
+        _logger.exception("%s failed unexpectedly", type(arguments[0]).__name__)
         failure = ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
     return failure.code, failure
 

@@ -35,6 +35,10 @@ _RUNTIME = "TF1"  # what TensorFlow Serving calls sessions in its runtime_latenc
 _logger = logging.getLogger(__name__)
 
 
+# Seconds until the caller gives up; None for never.
+TimeRemaining = Callable[[], float | None]
+
+
 @dataclass(frozen=True)
 class _Input:
     alias: str
@@ -81,7 +85,10 @@ class _Signature:
         self._executors[self._outputs] = self._compile(self._outputs)
 
     def run(
-        self, request: predict_pb2.PredictRequest, response: predict_pb2.PredictResponse, deadline: float | None
+        self,
+        request: predict_pb2.PredictRequest,
+        response: predict_pb2.PredictResponse,
+        time_remaining: TimeRemaining | None,
     ) -> float:
         """Fills in the outputs; the seconds that the graph (and the batch queue) took."""
         feeds = self._feeds(request)
@@ -90,7 +97,7 @@ class _Signature:
         started = time.perf_counter()
         try:
             queue = self._queues.get(fetched_aliases)  # none without batching
-            values = executor(*feeds) if queue is None else queue.run(feeds, deadline)
+            values = executor(*feeds) if queue is None else queue.run(feeds, _deadline(time_remaining))
         except tf.errors.OpError as error:
             raise self._failure(error, request) from error
         elapsed = time.perf_counter() - started
@@ -256,14 +263,15 @@ class Servable:
             raise _load_error(path, error) from error
 
     def predict(
-        self, request: predict_pb2.PredictRequest, deadline: float | None = None
+        self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
     ) -> predict_pb2.PredictResponse:
         """Runs one signature.
 
         Args:
             request: `model_spec.signature_name` empty means `serving_default`; inputs that the signature gives
                 defaults for may be left out; `output_filter` picks outputs, empty means all.
-            deadline: `time.monotonic()` after which a request that still waits in a batch queue is not run.
+            time_remaining: tells for how many seconds more somebody waits for the answer; a request that waits in a
+                batch queue for longer is not run.
 
         Raises:
             ServingError: FAILED_PRECONDITION for an unknown signature (TensorFlow Serving's code for it),
@@ -277,7 +285,7 @@ class Servable:
         response.model_spec.name = self.name
         response.model_spec.signature_name = key
         response.model_spec.version.value = self.version
-        elapsed = signature.run(request, response, deadline)
+        elapsed = signature.run(request, response, time_remaining)
         self.metrics.runtime_latency.record(elapsed * 1e6, self.name, "Predict", _RUNTIME)
         return response
 
@@ -334,6 +342,11 @@ class Servable:
         self._signatures.clear()
         self._example_executors.clear()
         self._session.close()
+
+
+def _deadline(time_remaining: TimeRemaining | None) -> float | None:
+    left = None if time_remaining is None else time_remaining()
+    return None if left is None else time.monotonic() + left
 
 
 def _static_shape(shape: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...] | None:
