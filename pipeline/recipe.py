@@ -627,6 +627,12 @@ class RatingHead(Layers):
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
             )
+        if self.factor_l2 and self.kind == "mlp":
+            raise ValueError(
+                f"factor_l2 is {self.factor_l2:g}, but kind mlp has no factors; write kind: dot, or drop it"
+            )
+        if self.bias_l2 and not self.biases:
+            raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; drop one of the two")
         if self.linear and self.inputs == "shared":
             raise ValueError(
                 "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
