@@ -132,7 +132,38 @@ class Conversation:
         return self.asked.error("the client was closed, make a new one")
 
     def translated(self, error: grpc.RpcError) -> TandemClientError:
-        """gRPC's error as one of ours, which says what to do."""
+        """gRPC's error as the cause of one of ours, which says what to do."""
+        ours = self._translated(error)
+        ours.__cause__ = error
+        return ours
+
+    def _answers(self, question: Question[Row], metadata: ModelMetadata) -> Steps[list[Row]]:
+        """Raises:
+        _VersionGone: the version that answered the first part of the rows is not there for a later one.
+        """
+        # Everything is checked before anything is sent; of an empty batch there is only that.
+        parts = []
+        for start in range(0, max(question.rows, 1), self._rows_per_call):
+            rows = slice(start, min(start + self._rows_per_call, question.rows))
+            parts += question.requests(metadata, rows, _MESSAGE_BYTES)
+        answers: list[Row] = []
+        version = 0
+        for request, rows in parts if question.rows else ():
+            if version:
+                request.model_spec.version.value = version
+            try:
+                response = yield Call(PREDICT, request)
+            except ModelNotFound as error:
+                if answers and self.asked.version is None:
+                    raise _VersionGone from error
+                raise
+            version = response.model_spec.version.value
+            if version != metadata.version:
+                self._metadata = None
+            answers += question.read(request.model_spec.signature_name, response, rows)
+        return answers
+
+    def _translated(self, error: grpc.RpcError) -> TandemClientError:
         code: grpc.StatusCode = error.code()
         details = error.details() or "no details"
         asked, name = self.asked, code.name
@@ -173,29 +204,3 @@ class Conversation:
                 name,
             )
         return asked.error(f"the server failed with {name} ({details}); its log says more", name)
-
-    def _answers(self, question: Question[Row], metadata: ModelMetadata) -> Steps[list[Row]]:
-        """Raises:
-        _VersionGone: the version that answered the first part of the rows is not there for a later one.
-        """
-        # Everything is checked before anything is sent; of an empty batch there is only that.
-        parts = []
-        for start in range(0, max(question.rows, 1), self._rows_per_call):
-            rows = slice(start, min(start + self._rows_per_call, question.rows))
-            parts += question.requests(metadata, rows, _MESSAGE_BYTES)
-        answers: list[Row] = []
-        version = 0
-        for request, rows in parts if question.rows else ():
-            if version:
-                request.model_spec.version.value = version
-            try:
-                response = yield Call(PREDICT, request)
-            except ModelNotFound as error:
-                if answers and self.asked.version is None:
-                    raise _VersionGone from error
-                raise
-            version = response.model_spec.version.value
-            if version != metadata.version:
-                self._metadata = None
-            answers += question.read(request.model_spec.signature_name, response, rows)
-        return answers
