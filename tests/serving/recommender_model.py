@@ -34,14 +34,14 @@ ITEMS = tuple(f"i{number}" for number in range(40))
 NAN = float("nan")
 
 
-class RecommenderModel(tf.Module):  # type: ignore[misc]
+class RecommenderModel(tf.Module):
     """Scores are dot products of vectors whose last dimension carries the item's bias; the user's is 1."""
 
-    def __init__(self, items: Sequence[str], marker: float) -> None:
+    def __init__(self, items: Sequence[str], marker: float, k: int) -> None:
         super().__init__()
         generator = np.random.default_rng(3)
         self.count = len(items)
-        self.k = min(K, self.count)
+        self.k = min(k, self.count)
         self.users, self.items = _table(USERS), _table(items)
         self.item_ids = tf.constant([*items, ""])
         titles = [TITLES[number] if number < len(TITLES) else f"Film {number}" for number in range(self.count)]
@@ -152,11 +152,21 @@ def export(
     *,
     items: Sequence[str] = ITEMS,
     marker: float = 0.0,
+    k: int = K,
     history: bool = True,
     signatures: Collection[str] = SIGNATURES,
 ) -> Path:
-    """Writes a version into `folder`; without some signatures, as older exports and other recipes lack them."""
-    model = RecommenderModel(items, marker)
+    """Writes a version into `folder`.
+
+    Args:
+        folder: `…/1`.
+        items: the catalogue.
+        marker: added to all scores, so that a test sees which version answered.
+        k: items that the signatures without an input k answer.
+        history: whether queries take one.
+        signatures: older exports, and recipes without display columns, lack some.
+    """
+    model = RecommenderModel(items, marker, k)
     query: dict[str, tf.Tensor] = {"age": tf.constant([NAN])}
     if history:
         query["history"] = tf.constant([[""]])

