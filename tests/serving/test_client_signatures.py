@@ -277,14 +277,17 @@ def test_a_new_version_with_longer_or_shorter_lists_is_noticed(tmp_path: Path) -
     push(versions[0], base, 1)
     with ModelServer(base, port=0, rest_port=0, poll_interval_s=0.05) as server:
         server.wait_until_available(60)
-        with Recommender(f"127.0.0.1:{server.port}", timeout=30) as client:
+        with relayed(f"127.0.0.1:{server.port}") as relay, Recommender(relay.target, timeout=30) as client:
             assert len(client.recommend("1", k=25).items) == 7
-            # The remembered signatures say 7 items, the new ones 30.
-            push(versions[1], base, 2)
-            assert _available(client, 2)
-            assert len(client.similar("i0", k=7).items) == 7
-            assert len(client.similar("i0", k=25).items) == 25
-            assert len(client.recommend("1", k=25).items) == 25
+            with Recommender(relay.target, timeout=30) as other:
+                assert len(other.similar("i0").items) == 6
+                # The remembered signatures say 7 items, the new ones 30.
+                push(versions[1], base, 2)
+                assert _available(client, 2)
+                assert len(other.similar("i0", k=25).items) == 25
+            assert [len(client.recommend("1", k=25).items) for _ in range(2)] == [25, 25]
+            asked = [each.model_spec.signature_name for each in relay.predicts if "user_id" in each.inputs]
+            assert asked == ["recommend_filtered", "recommend_filtered", "recommend"]
             # Now 30 and 5: `recommend` of the new version answers too few, and that is noticed, too.
             push(versions[2], base, 3)
             assert _available(client, 3)

@@ -224,6 +224,12 @@ def test_a_request_above_the_message_limit_is_halved(relay: Relay) -> None:
         assert all(each.ByteSize() <= 4 << 20 for each in relay.predicts)
         alone = client.recommend("nobody", history=["i1"])
         assert [each.item_id for each in answers[0].items] == [each.item_id for each in alone.items]
+        relay.calls.clear()
+        in_common = [f"i{number}" + "x" * 1000 for number in range(3500)]
+        client.recommend_batch(["1"] * 60, only=["i1", *in_common], histories=[["i2", "y" * 15_000]] * 60)
+        assert [each.inputs["user_id"].tensor_shape.dim[0].size for each in relay.predicts] == [30, 30]
+        with pytest.raises(TandemClientError, match="too much at once"):
+            client.recommend_batch(["1"] * 60, only=["i1", *in_common, *in_common])
         with pytest.raises(TandemClientError, match="too much at once for the server") as failure:
             client.recommend("nobody", history=["z" * (5 << 20)])
         assert failure.value.code == "RESOURCE_EXHAUSTED" and "rows_per_call" in str(failure.value)

@@ -306,6 +306,11 @@ def predict_request(asked: Asked, metadata: ModelMetadata, name: str, inputs: In
     return request
 
 
+def bytes_of_rows(request: pb.PredictRequest, rows: int) -> int:
+    """Bytes of the inputs that have as many rows, and so of what half of the rows needs half of."""
+    return sum(tensor.ByteSize() for tensor in request.inputs.values() if tensors.shape(tensor)[:1] == (rows,))
+
+
 def list_length(asked: Asked, metadata: ModelMetadata, name: str) -> int | None:
     """How many items the signature answers, which is fixed in the graph; None where the graph leaves it open.
 

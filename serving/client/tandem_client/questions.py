@@ -37,14 +37,20 @@ class Question(Generic[Row]):
     def requests(
         self, metadata: ModelMetadata, rows: slice, message_bytes: int
     ) -> list[tuple[pb.PredictRequest, slice]]:
-        """The rows in as many requests as it takes for each to be smaller than `message_bytes`, or of one row.
+        """The rows in as many requests as it takes for each to have at most `message_bytes`, where that can be reached.
+
+        It cannot where one row is more, or what every request repeats for its rows, such as a long allow-list.
 
         Raises:
             InvalidRequest: the inputs do not fit the model's signature.
         """
         name, inputs = self.prepare(metadata)
         request = protocol.predict_request(self.asked, metadata, name, inputs.part(rows))
-        if rows.stop - rows.start <= 1 or request.ByteSize() <= message_bytes:
+        count = rows.stop - rows.start
+        own = protocol.bytes_of_rows(request, count)
+        left = message_bytes - (request.ByteSize() - own)
+        # Where next to nothing is left for the rows, fewer of them in each request make little difference to its size.
+        if count <= 1 or own <= (left if left > message_bytes // 16 else message_bytes):
             return [(request, rows)]
         middle = (rows.start + rows.stop) // 2
         halves = (slice(rows.start, middle), slice(middle, rows.stop))
