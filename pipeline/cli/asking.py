@@ -137,6 +137,12 @@ def similar(
 
 def print_recommendations(answer: Recommendations) -> None:
     """A table of recommended items with their predicted ratings."""
+    if not answer.items:
+        print(
+            f"Nothing is left to recommend to user {answer.user_id}: what the options allow was seen before, or the "
+            "model does not know it."
+        )
+        return
     _print_items(
         f"For user {answer.user_id}",
         answer.items,
@@ -150,12 +156,12 @@ def print_recommendations(answer: Recommendations) -> None:
 def _print_items(
     title: str, items: Sequence[Recommendation | SimilarItem], numbers: Mapping[str, Sequence[str]]
 ) -> None:
-    """A table of items, best first: place, id, what the model displays of them, and columns of numbers."""
+    """A table of items, at least one: place, id, what the model displays of them, and columns of numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    columns = list(items[0].display) if items else []
+    columns = list(items[0].display)
     # Ids and titles are the data's: "[REC]" is a film, not markup.
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", justify="right", style="dim")

@@ -54,6 +54,14 @@ def test_recommend_with_filters_and_any_k(ask: Run, client: Recommender) -> None
     ]
 
 
+def test_where_nothing_is_left_recommend_says_so(ask: Run) -> None:
+    nothing = ask("recommend", "--user", "1", "--only", "nothing")
+    assert nothing.code == 0 and "Nothing is left to recommend to user 1" in nothing.stdout
+    assert _items(ask("recommend", "--user", "1", "--only", "nothing", "--json")) == []
+    some = ask("recommend", "--user", "1", "--only", "i0", "--only", "i9")
+    assert "Batman (1989)" in some.stdout and "[REC]" in some.stdout and "predicted rating" in some.stdout
+
+
 def test_similar_by_id(ask: Run, client: Recommender) -> None:
     answer = ask("similar", "--item", "i3", "--k", "4", "--json")
     assert _items(answer) == [each.item_id for each in client.similar("i3", k=4).items]
