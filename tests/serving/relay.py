@@ -68,11 +68,11 @@ class Relay(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def relayed(target: str, credentials: grpc.ServerCredentials | None = None) -> Iterator[Relay]:
-    """A relay on a free port of localhost, with TLS where credentials are given."""
+def relayed(target: str, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> Iterator[Relay]:
+    """A relay on a port of localhost, 0 for a free one; with TLS where credentials are given."""
     relay = Relay(target)
     server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[relay], options=[("grpc.so_reuseport", 0)])
-    address = "localhost:0"
+    address = f"localhost:{port}"
     relay.port = (
         server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 import tensorflow as tf
 from conftest import Stubs, push
 from contract_model import predict_request
+from relay import relayed
 
 from serving.server import ModelServer
 from tandem_client import (
@@ -250,18 +253,14 @@ def test_dead_server_is_unavailable_with_a_remedy_after_retries() -> None:
         assert time.monotonic() - started < 5
 
 
-def test_server_that_comes_up_during_the_retries_is_reached(tmp_path: Path, exported: Callable[..., Path]) -> None:
-    push(exported(), tmp_path, 1)
+def test_server_that_comes_up_during_the_retries_is_reached(target: str) -> None:
     port = _free_port()
-    server = ModelServer(tmp_path, port=port, rest_port=0)
-    later = threading.Timer(0.3, server.start)
-    later.start()
-    try:
-        with Recommender(f"127.0.0.1:{port}", timeout=30) as recommender:
+    with contextlib.ExitStack() as server:
+        later = threading.Timer(0.3, lambda: server.enter_context(relayed(target, port=port)))
+        later.start()
+        with Recommender(f"localhost:{port}", timeout=30) as recommender:
             assert recommender.recommend("1").items
-    finally:
         later.join()
-        server.stop()
 
 
 def test_silent_server_is_a_deadline_exceeded() -> None:
@@ -416,15 +415,18 @@ def test_one_client_serves_many_threads(recommender: Recommender) -> None:
 
 def test_import_is_fast_and_needs_no_tensorflow() -> None:
     program = (
-        "import time; started = time.perf_counter(); import tandem_client; took = time.perf_counter() - started\n"
+        "import time; started, used = time.perf_counter(), time.process_time(); import tandem_client\n"
+        "took, used = time.perf_counter() - started, time.process_time() - used\n"
         "import sys; heavy = sorted(m for m in sys.modules if m.split('.')[0] in "
         "('tensorflow', 'tensorflow_serving', 'numpy', 'serving', 'pipeline', 'components'))\n"
-        "print(took); print(heavy)"
+        "print(took, used); print(heavy)"
     )
+    # On a machine that is busy with something else, the clock measures that; the processor time is the import's own.
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three
+    for _ in range(3):
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        took, heavy = out.splitlines()
+        times, heavy = out.splitlines()
         assert heavy == "[]"
-        seconds.append(float(took))
+        seconds.append(float(times.split()[1 if busy else 0]))
     assert min(seconds) < 0.3, seconds
