@@ -53,12 +53,10 @@ class Conversation:
         """Raises:
         ValueError: a timeout or number of rows that is not above 0.
         """
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}; pass seconds above 0")
         if isinstance(rows_per_call, bool) or not isinstance(rows_per_call, int) or rows_per_call < 1:
             raise ValueError(f"rows_per_call is {rows_per_call!r}; pass an int above 0")
         self.asked = asked
-        self._timeout = timeout
+        self._timeout = _positive(timeout)
         self._rows_per_call = rows_per_call
         self._encrypted = encrypted
         self._metadata: ModelMetadata | None = None
@@ -69,9 +67,7 @@ class Conversation:
         Raises:
             ValueError: a timeout that is not above 0.
         """
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}; pass seconds above 0")
-        return time.monotonic() + (self._timeout if timeout is None else timeout)
+        return time.monotonic() + (self._timeout if timeout is None else _positive(timeout))
 
     def ask(self, question: Question[Row]) -> Steps[list[Row]]:
         """The question's results, one a row, all of them by one version of the model; an empty batch is only checked.
@@ -204,3 +200,9 @@ class Conversation:
                 name,
             )
         return asked.error(f"the server failed with {name} ({details}); its log says more", name)
+
+
+def _positive(timeout: float) -> float:
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}; pass seconds above 0")
+    return timeout
