@@ -33,7 +33,11 @@ class RetrievalIndex(tf.Module, abc.ABC):
 
     @abc.abstractmethod
     def search(
-        self, query: tf.Tensor, k: int | tf.Tensor, excluded: tf.RaggedTensor, only: tf.RaggedTensor | None = None
+        self,
+        query: tf.Tensor,
+        k: int | tf.Tensor,
+        excluded: tf.RaggedTensor | None = None,
+        only: tf.RaggedTensor | None = None,
     ) -> Nearest:
         """The k items with the highest scores that a row may have.
 
@@ -41,8 +45,9 @@ class RetrievalIndex(tf.Module, abc.ABC):
             query: float32 [B, D].
             k: How many, at least 1; a Python int or an int32 scalar. The answer is k wide also where there are fewer.
             excluded: int64 [B, None], 1 to N: the items that each row must not have. An item may stand there twice.
+                None for none.
             only: int64 [B, None], 0 to N: the items that a row may have; a row without any may have all. 0 is no item,
-                so that a row with nothing but 0 finds nothing. None is the same as rows without any, at no cost.
+                so that a row with nothing but 0 finds nothing. None is the same as rows without any.
         """
 
     @abc.abstractmethod
@@ -80,9 +85,15 @@ class ExactIndex(RetrievalIndex):
         self._factors = tf.Variable(tf.transpose(vectors), trainable=False, name="factors")
 
     def search(
-        self, query: tf.Tensor, k: int | tf.Tensor, excluded: tf.RaggedTensor, only: tf.RaggedTensor | None = None
+        self,
+        query: tf.Tensor,
+        k: int | tf.Tensor,
+        excluded: tf.RaggedTensor | None = None,
+        only: tf.RaggedTensor | None = None,
     ) -> Nearest:
-        scores = _without(self._scores(query), excluded)
+        scores = self._scores(query)
+        if excluded is not None:
+            scores = _without(scores, excluded)
         if only is not None:
             # Most requests allow everything, and a mask of the whole catalogue is not free.
             scores = tf.cond(tf.size(only.flat_values) > 0, lambda: _only(scores, only), lambda: scores)
