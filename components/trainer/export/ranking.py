@@ -11,7 +11,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from components.trainer.model import Encoded, TwoTaskRecommender
 from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import Blend, Serving, TrainerRecipe
+from pipeline.recipe import RankBy, Serving, TrainerRecipe
 
 
 class Ranked(NamedTuple):
@@ -44,7 +44,7 @@ class Ranker(tf.Module):
         self.k = min(recipe.serving.k, data.item_count)
         """K: how many items `recommend` answers, and how many of them are ordered anew."""
         self._exclude_seen = recipe.serving.exclude_seen
-        self._order = _order(recipe.serving)
+        self._order = _order(recipe.serving.rank_by)
         self._bounds = label_bounds(schema, recipe.columns.label)
         self._predict_ratings = model.predict_ratings
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
@@ -77,8 +77,8 @@ class Ranker(tf.Module):
             return self._with_ratings(query, *self.index.search(query.retrieval, k, excluded, only))
         count = max(k, self.k) if isinstance(k, int) else tf.maximum(k, self.k)
         found = self._with_ratings(query, *self.index.search(query.retrieval, count, excluded, only))
-        keys = self._order(found)
-        order = tf.math.top_k(keys[:, : self.k], k=self.k).indices
+        keys = self._order(Ranked(*(part[:, : self.k] for part in found)))
+        order = tf.math.top_k(keys, k=self.k).indices
         return Ranked(
             *(
                 tf.concat([tf.gather(part[:, : self.k], order, batch_dims=1), part[:, self.k :]], axis=1)[:, :k]
@@ -140,17 +140,16 @@ def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] |
     return (float(domain.min), float(domain.max)) if {"min", "max"} <= given and domain.max > domain.min else None
 
 
-def _order(serving: Serving) -> Callable[[Ranked], tf.Tensor] | None:
+def _order(rank_by: RankBy) -> Callable[[Ranked], tf.Tensor] | None:
     """What items are ordered by, largest first, float32 [B, K]; None where that is the order of retrieval."""
-    match serving.rank_by:
-        case "score":
-            return None
-        case "rating":
-            return lambda found: _padding_last(found, found.ratings)
-        case Blend(score=score, rating=rating):
-            return lambda found: _padding_last(
-                found, score * _standardised(found, found.scores) + rating * _standardised(found, found.ratings)
-            )
+    if not rank_by.rating:
+        return None
+    if not rank_by.score:
+        return lambda found: _padding_last(found, found.ratings)
+    return lambda found: _padding_last(
+        found,
+        rank_by.score * _standardised(found, found.scores) + rank_by.rating * _standardised(found, found.ratings),
+    )
 
 
 def _padding_last(found: Ranked, keys: tf.Tensor) -> tf.Tensor:
