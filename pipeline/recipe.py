@@ -1050,7 +1050,7 @@ class RankBy(Section):
             return values
         if values not in cls.model_fields:
             raise ValueError(
-                f"{values!r} was found; score, rating, or a weight for each, such as {{score: 0.7, rating: 0.3}}, was "
+                "score, rating, or a weight for each, such as {score: 0.7, rating: 0.3}, was "
                 f"wanted{did_you_mean(values, cls.model_fields)}"
             )
         return {name: float(name == values) for name in cls.model_fields}

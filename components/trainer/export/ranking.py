@@ -91,7 +91,8 @@ class Ranker(tf.Module):
         every, unseen = self.index.rank(query.retrieval, item, seen)
         if self._order is None:
             return Places(every, every), Places(unseen, unseen)
-        others = tf.ragged.boolean_mask(seen, tf.not_equal(seen, tf.gather(item, seen.value_rowids())))
+        own = tf.gather(item, seen.value_rowids())
+        others = tf.ragged.boolean_mask(seen, seen.with_flat_values(tf.not_equal(seen.flat_values, own)))
         return (
             Places(every, self._served_place(query, item, every, None)),
             Places(unseen, self._served_place(query, item, unseen, others)),
