@@ -63,7 +63,8 @@ def test_items_of_a_group_are_like_each_other(world: World, all_items: Loaded) -
         for item, found in zip(touched, answer["item_ids"], strict=True)
         for other in [other for other in words(found) if not other.startswith("cold")][:5]
     ]
-    assert np.mean(same) > 0.9
+    # By chance a little less than half of them would be.
+    assert np.mean(same) > 0.65
 
 
 def test_nothing_is_like_an_unknown_item(all_items: Loaded) -> None:
