@@ -27,6 +27,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parent))
 
 import contract_model
+import recommender_model
 from grpc_health.v1 import health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
@@ -90,6 +91,16 @@ def embedded_only(request: pytest.FixtureRequest) -> None:
     """For what TensorFlow Serving words otherwise or does not have: skipped with --target."""
     if request.config.getoption("--target", default=None):
         pytest.skip("about the embedded server")
+
+
+@pytest.fixture(scope="session")
+def all_signatures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Target of a server whose model has every signature of the contract (see recommender_model.py)."""
+    base = tmp_path_factory.mktemp("recommender")
+    recommender_model.export(base / "1")
+    with ModelServer(base, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        yield f"127.0.0.1:{server.port}"
 
 
 class Stubs:
