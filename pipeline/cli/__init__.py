@@ -21,7 +21,7 @@ app = typer.Typer(
 for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
-    models.serve,
+    *(models.serve, models.promote, models.rollback),
     *(asking.recommend, asking.rate),
     pipelines.demo,
 ):
