@@ -60,13 +60,17 @@ class OfflineModel:
         found: Arrays = self._session.run(fetches, feeds)
         return found
 
+    def close(self) -> None:
+        """Frees the session and its variables."""
+        self._session.close()
+
     def __enter__(self) -> OfflineModel:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._session.close()
+        self.close()
 
 
 def warmup_requests(path: str) -> list[predict_pb2.PredictRequest]:

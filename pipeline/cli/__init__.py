@@ -21,7 +21,7 @@ app = typer.Typer(
 for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
-    *(models.serve, models.promote, models.rollback),
+    *(models.serve, models.promote, models.rollback, models.batch),
     *(asking.recommend, asking.rate),
     pipelines.demo,
 ):
@@ -30,6 +30,10 @@ for command in (
 data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
+
+export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
+export_app.command()(models.tflite)
+app.add_typer(export_app, name="export")
 
 
 def main() -> None:
