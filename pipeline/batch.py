@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import gzip
 import hashlib
 import os
 import threading
@@ -44,8 +43,10 @@ SPAN_BYTES = 128 << 10
 """Bytes of the file of users that make one shard: some 10,000 users without columns."""
 USERS_A_CALL = 256
 
-PLAN_FILE = "batch.json"
-REJECTED_FILE = "rejected.csv"
+# What is no shard lies apart, under a name that readers of a folder of Parquet files pass over.
+NOTES = "_tandem"
+PLAN_FILE = os.path.join(NOTES, "batch.json")
+REJECTED_FILE = os.path.join(NOTES, "rejected.csv")
 
 RECOMMEND = "recommend"
 RECOMMEND_FILTERED = "recommend_filtered"
@@ -196,7 +197,7 @@ def run_batch(
     )
 
 
-class RecommendSpan(beam.DoFn):  # type: ignore[misc]
+class RecommendSpan(beam.DoFn):
     """Writes the shard of one span of the file of users."""
 
     def __init__(self, plan: Plan, users: Path, out: Path, signature: str, columns: Mapping[str, ColumnType]) -> None:
@@ -318,7 +319,7 @@ def _keep_plan(plan: Plan, out: Path) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise BatchError(f"{out} is not empty, and no job of `tandem batch` began it. Name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(path, plan.model_dump_json(indent=1))
 
 
@@ -356,7 +357,7 @@ def _text(values: npt.NDArray[Any]) -> Any:
 
 
 def _note(out: Path, plan: Plan, number: int) -> Path:
-    return out / f"{plan.shard(number)}.json"
+    return out / NOTES / f"{plan.shard(number)}.json"
 
 
 def _done(out: Path, plan: Plan) -> int:
@@ -382,7 +383,7 @@ def _write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
 
 def _open(path: Path) -> IO[bytes]:
     try:
-        return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+        return open(path, "rb")
     except OSError as error:
         raise BatchError(f"{path}: {error.strerror or error}. Give a CSV of the users with --users") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -165,5 +166,6 @@ def tflite(
 
 
 def _no_greeting() -> None:
-    # TensorFlow greets with a page of CPU features.
+    # TensorFlow greets with a page of CPU features, and tells people to load models by other functions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
