@@ -81,7 +81,7 @@ def check_ratings(served: Sequence[float], evaluated: Floats, users: Sequence[st
 
 def check_lists(
     served: Sequence[Sequence[str]],
-    scores: Sequence[Sequence[float]],
+    ordered_by: Sequence[Sequence[tuple[float, float]]],
     evaluated: Arrays,
     items: Sequence[str],
     *,
@@ -95,7 +95,7 @@ def check_lists(
 
     Args:
         served: B lists of item ids, best first, as long as `recommend` answers them.
-        scores: Their scores.
+        ordered_by: Score and rating of each of them: the order is by one of them or by both, as the recipe says.
         evaluated: Outputs of `evaluate` for the same rows.
         items: The rows' own items.
         length: How many items were asked for.
@@ -119,34 +119,29 @@ def check_lists(
             f"recommend's first items disagree with evaluate's top_10_items at {disagreeing} of {len(pairs)} places: "
             "the Evaluator measured other lists than would be served"
         )
-    _check_own_items(served, scores, evaluated["rank_unseen" if exclude_seen else "rank"], items, exclude_seen)
+    _check_own_items(served, ordered_by, evaluated["rank_unseen" if exclude_seen else "rank"], items, exclude_seen)
 
 
 def _check_own_items(
     served: Sequence[Sequence[str]],
-    scores: Sequence[Sequence[float]],
+    ordered_by: Sequence[Sequence[tuple[float, float]]],
     ranks: npt.NDArray[np.int64],
     items: Sequence[str],
     exclude_seen: bool,
 ) -> None:
-    for answer, row_scores, rank, item in zip(served, scores, ranks, items, strict=True):
-        # Ranks are by score; a recipe may order the list by something else.
-        if rank < 0 or list(row_scores) != sorted(row_scores, reverse=True):
-            continue
+    for answer, values, rank, item in zip(served, ordered_by, ranks, items, strict=True):
         place = answer.index(item) if item in answer else None
-        if place is None and (exclude_seen or rank >= len(answer)):
+        # No rank, further down than the list goes, or seen in train and left out.
+        if rank < 0 or place == rank or (place is None and (exclude_seen or rank >= len(answer))):
             continue
-        tied = (
-            place is not None
-            and rank < len(answer)
-            and bool(np.isclose(row_scores[place], row_scores[rank], rtol=TIE, atol=TIE))
+        listed = place is not None and rank < len(answer)
+        if listed and np.isclose(values[place or 0], values[rank], rtol=TIE, atol=TIE).any():
+            continue
+        where = "not in" if place is None else f"at place {place + 1} of"
+        raise NotServable(
+            f"item {item!r} is {where} recommend's list, but at place {rank + 1} in the list that the Evaluator "
+            "measured: it is another list than would be served"
         )
-        if place != rank and not tied:
-            where = "not in" if place is None else f"at place {place + 1} of"
-            raise NotServable(
-                f"item {item!r} is {where} recommend's list, but at place {rank + 1} in the list that the Evaluator "
-                "counts hits in: it measured other lists than would be served"
-            )
 
 
 def _agreeing(pairs: Sequence[tuple[int, str]]) -> int:

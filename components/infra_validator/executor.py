@@ -182,7 +182,7 @@ def _ask_as_clients_do(target: str, offline: OfflineModel, rows: EvalRows, setti
                 check_finite(f"recommend for {answer.user_id!r}", [(item.score, item.rating) for item in answer.items])
             check_lists(
                 [[item.item_id for item in answer.items] for answer in answers],
-                [[item.score for item in answer.items] for answer in answers],
+                [[(item.score, item.rating) for item in answer.items] for answer in answers],
                 evaluated,
                 rows.items,
                 length=length,

@@ -104,7 +104,7 @@ def test_a_version_is_out_of_sight_before_its_first_file_goes(tmp_path: Path, mo
     assert there(tmp_path) == [2]
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(numbers=st.sets(st.integers(0, 20)), keep=st.integers(1, 6), used=st.sets(st.integers(0, 20)))
 def test_what_stays_is_the_newest_and_what_is_in_use(
     tmp_path_factory: pytest.TempPathFactory, numbers: set[int], keep: int, used: set[int]
