@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import asking, models, pipelines, runs
+from pipeline.cli import asking, models, pipelines, releases, runs
 from pipeline.cli.options import BAD_INPUT, FAILED
 
 app = typer.Typer(
@@ -21,7 +21,8 @@ app = typer.Typer(
 for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
-    *(models.serve, models.promote, models.rollback, models.batch),
+    models.serve,
+    *(releases.promote, releases.rollback, releases.batch),
     *(asking.recommend, asking.rate),
     pipelines.demo,
 ):
@@ -32,7 +33,7 @@ data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
 
 export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
-export_app.command()(models.tflite)
+export_app.command()(releases.tflite)
 app.add_typer(export_app, name="export")
 
 
