@@ -27,7 +27,7 @@ types: setup
 	$(BIN)/mypy
 
 tests: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 docs: setup  ## Write docs/recipe.md anew from the recipe's own models
 	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md

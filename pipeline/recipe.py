@@ -41,6 +41,9 @@ SIGNATURE_INPUTS = ("user_id", "item_id")
 HISTORY_INPUT = "history"
 SIGNATURE_OUTPUTS = ("item_ids", "scores", "ratings")
 
+DAMPING = 10.0
+"""Ratings that say nothing, which a user's or an item's mean counts besides its own, where a recipe does not say."""
+
 
 class BadInput(ValueError):
     """What the user gave cannot be used. Its text says where, what was found, what was wanted and what to do."""
@@ -610,6 +613,10 @@ class RatingHead(Layers):
     biases: bool = True
     """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
     without them it is `kind`'s alone."""
+    user_damping: Annotated[float, Field(ge=0)] = DAMPING
+    """A user's bias starts as if there were this many more ratings by the user that say nothing."""
+    item_damping: Annotated[float, Field(ge=0)] = DAMPING
+    """The same for items."""
     bias_l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
 
@@ -620,6 +627,12 @@ class RatingHead(Layers):
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
             )
+        if self.factor_l2 and self.kind == "mlp":
+            raise ValueError(
+                f"factor_l2 is {self.factor_l2:g}, but kind mlp has no factors; write kind: dot, or drop it"
+            )
+        if self.bias_l2 and not self.biases:
+            raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; drop one of the two")
         if self.linear and self.inputs == "shared":
             raise ValueError(
                 "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
@@ -780,7 +793,9 @@ class Training(Section):
     """Interactions a step; the retrieval task takes its negatives from among them."""
     optimizer: Optimizer = Optimizer()
     recency_half_life_days: PositiveFloat | None = None
-    """Interactions weigh half as much in both tasks when they are this much older than the latest of train."""
+    """Interactions weigh half as much for retrieval when they are this much older than the latest of train."""
+    rating_recency_half_life_days: PositiveFloat | None = None
+    """The same for ratings: fashions fade sooner than opinions."""
     validation: Validation | None = None
     """Left out, all of train is trained on, and the curves have no accuracy and no RMSE."""
     early_stopping: EarlyStopping | None = None
@@ -1152,12 +1167,14 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _what_needs_times_has_them(self) -> Recipe:
         validation, history = self.training.validation, self.features.history
-        recency = self.training.recency_half_life_days is not None
         latest = validation is not None and validation.kind == "latest"
         earlier = history is not None and history.order == "earlier"
         gru = history is not None and history.pooling == "gru"
         for asked, key, what in (
-            (recency, "training.recency_half_life_days", "training.recency_half_life_days"),
+            *(
+                (getattr(self.training, name) is not None, f"training.{name}", f"training.{name}")
+                for name in ("recency_half_life_days", "rating_recency_half_life_days")
+            ),
             (latest, "training.validation.kind", "training.validation.kind: latest"),
             (earlier, "features.query", "a history with order: earlier"),
             (gru, "features.query", "a history with pooling: gru"),

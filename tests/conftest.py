@@ -14,6 +14,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
+FIRST_RUN = "first_run"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tells `pytest -n 2 --dist loadgroup` what to keep in one process, and starts the longest groups first."""
+    groups = {item: _group(item) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (groups[item] != FIRST_RUN, groups[item] not in slow))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests that share something expensive: the first run, or what a folder's conftest.py makes once a session."""
+    if FIRST_RUN in getattr(item, "fixturenames", ()):
+        return FIRST_RUN
+    folder = item.path.parent
+    shared = folder.parent != ROOT / "tests" and (folder / "conftest.py").exists()
+    return str((folder if shared or folder.name == "serving" else item.path).relative_to(ROOT))
 
 
 @dataclasses.dataclass(frozen=True)

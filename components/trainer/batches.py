@@ -14,7 +14,12 @@ SECONDS_A_DAY = 86_400
 
 
 def batches(
-    data: TrainingData, batch_size: int, seed: int, *, recency_half_life_days: float | None = None
+    data: TrainingData,
+    batch_size: int,
+    seed: int,
+    *,
+    recency_half_life_days: float | None = None,
+    rating_recency_half_life_days: float | None = None,
 ) -> tf.data.Dataset:
     """Shuffled batches in a new order every epoch.
 
@@ -22,21 +27,25 @@ def batches(
         data: The interactions.
         batch_size: Interactions a batch.
         seed: Of the order.
-        recency_half_life_days: Where given, how much older than the latest interaction one must be to weigh half.
+        recency_half_life_days: Where given, how much older than the latest interaction one must be to weigh half for
+            retrieval.
+        rating_recency_half_life_days: The same for ratings.
 
     Returns:
         Query features by name (the history as `HistoryEmbedding` takes it), `item` int64 [batch], `label` float32
-        [batch] and, where the data has sampled negatives, `positive` bool [batch], and with a half-life `weight`
-        float32 [batch], 1 for the latest interaction.
+        [batch] and, where the data has sampled negatives, `positive` bool [batch], and with half-lives `weight` and
+        `rating_weight` float32 [batch], 1 for the latest interaction.
     """
     columns = {name: tf.constant(values) for name, values in data.query.items()}
     columns["item"] = tf.constant(data.items)
     columns["label"] = tf.constant(data.labels)
     if data.has_negatives:
         columns["positive"] = tf.constant(data.positive)
-    if recency_half_life_days is not None:
-        age = (data.times.max() - data.times) / SECONDS_A_DAY
-        columns["weight"] = tf.constant(np.exp2(-age / recency_half_life_days).astype(np.float32))
+    half_lives = {"weight": recency_half_life_days, "rating_weight": rating_recency_half_life_days}
+    age = (data.times.max() - data.times) / SECONDS_A_DAY
+    for name, half_life in half_lives.items():
+        if half_life is not None:
+            columns[name] = tf.constant(np.exp2(-age / half_life).astype(np.float32))
     history = data.history.name if data.history is not None else ""
     histories = HistoryBatches(data.histories, data.history) if data.history is not None else None
 

@@ -206,8 +206,8 @@ class TwoTaskRecommender(tfrs.Model):
 
         Args:
             inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch], where the
-                data has sampled negatives `positive` bool [batch], and where interactions fade `weight` float32
-                [batch].
+                data has sampled negatives `positive` bool [batch], and where interactions fade `weight` and
+                `rating_weight` float32 [batch].
             training: Whether dropout is on.
         """
         if training and self._config.stranger_dropout:
@@ -246,7 +246,7 @@ class TwoTaskRecommender(tfrs.Model):
         if self._config.rating_weight:
             predictions = self.predict_ratings(query.encoded, item.encoded, training=training)
             # `call`, because Keras would cast labels to 16 bits under a mixed-precision policy.
-            weights = inputs.get("weight", tf.ones_like(inputs["label"]))
+            weights = inputs.get("rating_weight", tf.ones_like(inputs["label"]))
             # Columns, so that every row has a loss and a weight of its own.
             rating = self._ranking.call(
                 labels=tf.expand_dims(inputs["label"], axis=1),

@@ -11,7 +11,7 @@ import tensorflow as tf
 from components.trainer.damping import damped_biases
 from components.trainer.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import AnyFeature, Identifier, RatingHead, Tower
+from pipeline.recipe import DAMPING, AnyFeature, Identifier, RatingHead, Tower
 
 PROJECTION_SCALE = 0.09
 """Of the variance of the towers' projections where there are biases: training starts near the damped means then, and
@@ -77,7 +77,7 @@ class RatingPredictor(tf.keras.layers.Layer):
         self._head = head
         self._user_bias = self._item_bias = None
         if head.biases:
-            mean, user_bias, item_bias = damped_means(data)
+            mean, user_bias, item_bias = damped_means(data, head.user_damping, head.item_damping)
             self._user_bias = BiasTable("user_bias", user_bias)
             self._item_bias = BiasTable("item_bias", mean + item_bias)
         self._query_tower = self._candidate_tower = self._query_terms = self._candidate_terms = None
@@ -188,9 +188,11 @@ class RatingPredictor(tf.keras.layers.Layer):
         return bias + tf.squeeze(self._layers(tf.concat(sides, axis=-1), training=training), axis=-1)
 
 
-def damped_means(data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
+def damped_means(
+    data: TrainingData, user_damping: float = DAMPING, item_damping: float = DAMPING
+) -> tuple[float, np.ndarray, np.ndarray]:
     """The user and item means baseline of Koren 2010: global mean, user biases [U + 1] and item biases [N + 1]."""
     mean = float(data.labels.mean())
-    item_bias = damped_biases(data.items, data.labels - mean, data.item_count)
-    user_bias = damped_biases(data.users, data.labels - mean - item_bias[data.items], data.user_count)
+    item_bias = damped_biases(data.items, data.labels - mean, data.item_count, item_damping)
+    user_bias = damped_biases(data.users, data.labels - mean - item_bias[data.items], data.user_count, user_damping)
     return mean, user_bias, item_bias

@@ -159,7 +159,11 @@ def train(
 
     def input_fn(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
         return batches(
-            fit, plan.batch_size, config.seed + done, recency_half_life_days=config.recency_half_life_days
+            fit,
+            plan.batch_size,
+            config.seed + done,
+            recency_half_life_days=config.recency_half_life_days,
+            rating_recency_half_life_days=config.rating_recency_half_life_days,
         ).repeat()
 
     # Every replica gets whole batches of its own: a history's items cannot be cut along the batch.

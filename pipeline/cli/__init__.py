@@ -23,7 +23,7 @@ for command in (
     *(runs.runs, runs.gates, runs.report, runs.diff),
     models.serve,
     *(releases.promote, releases.rollback, releases.batch),
-    *(asking.recommend, asking.rate),
+    *(asking.recommend, asking.rate, asking.similar),
     pipelines.demo,
 ):
     app.command()(command)

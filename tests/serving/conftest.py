@@ -23,6 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import contract_model
+import recommender_model
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.server import ModelServer
@@ -76,6 +77,16 @@ def rest_target(request: pytest.FixtureRequest) -> str:
     if request.config.getoption("--target", default=None):
         pytest.skip("--target without --rest-target")
     return f"127.0.0.1:{request.getfixturevalue('own_server').rest_port}"
+
+
+@pytest.fixture(scope="session")
+def all_signatures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Target of a server whose model has every signature of the contract (see recommender_model.py)."""
+    base = tmp_path_factory.mktemp("recommender")
+    recommender_model.export(base / "1")
+    with ModelServer(base, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        yield f"127.0.0.1:{server.port}"
 
 
 class Stubs:

@@ -50,12 +50,15 @@ def ratings(model: TwoTaskRecommender, batch: dict[str, tf.Tensor]) -> np.ndarra
     return model.predict_ratings(*encoded(model, batch)).numpy()
 
 
-def baseline(data: TrainingData) -> np.ndarray:
-    """User and item means, each damped by ten ratings at the global mean; a loop per user and item."""
+def baseline(data: TrainingData, user_damping: float = 10, item_damping: float = 10) -> np.ndarray:
+    """User and item means, damped by as many ratings at the global mean; a loop per user and item."""
     mean = data.labels.mean(dtype=np.float64)
-    item = {i: (data.labels[data.items == i] - mean).sum() / ((data.items == i).sum() + 10) for i in set(data.items)}
+    item = {
+        i: (data.labels[data.items == i] - mean).sum() / ((data.items == i).sum() + item_damping)
+        for i in set(data.items)
+    }
     left = data.labels - mean - np.array([item[i] for i in data.items])
-    user = {u: left[data.users == u].sum() / ((data.users == u).sum() + 10) for u in set(data.users)}
+    user = {u: left[data.users == u].sum() / ((data.users == u).sum() + user_damping) for u in set(data.users)}
     return np.array([mean + item[i] + user[u] for i, u in zip(data.items, data.users, strict=True)])
 
 
@@ -67,6 +70,24 @@ def test_training_starts_at_the_damped_means(data: TrainingData, build: Build, b
     found = ratings(build(**HEADS[head]), batch_of(data, list(range(80))))
     np.testing.assert_allclose(found, baseline(data)[:80], atol=1e-5 if head.startswith("mlp") else 0.15)
     assert np.std(found) > 0.2
+
+
+def test_the_recipe_says_how_damped_the_means_are(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+    batch = batch_of(data, list(range(80)))
+    found = ratings(build(kind="mlp", user_damping=0, item_damping=3), batch)
+    np.testing.assert_allclose(found, baseline(data, 0, 3)[:80], atol=1e-5)
+    assert np.abs(found - baseline(data)[:80]).max() > 0.1
+
+
+def test_ratings_of_long_ago_may_count_less(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+    batch = batch_of(data, list(range(24)))
+    model = build(kind="mlp")
+    squared = np.square(ratings(model, batch) - batch["label"].numpy())
+    weights = np.random.default_rng(2).exponential(size=24).astype(np.float32)
+    expected = (weights * squared).sum() / weights.sum()
+    assert abs(expected - squared.mean()) > 0.01
+    weighted = {**batch, "rating_weight": tf.constant(weights), "weight": tf.zeros(24)}
+    assert float(model.compute_loss(weighted)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_unknown_users_and_items_start_at_the_mean(data: TrainingData, build: Build, batch_of: BatchOf) -> None:

@@ -200,10 +200,13 @@ def test_a_slice_that_leaves_nothing_is_refused(data: TrainingData) -> None:
         data.hold_out(0.0001, "random", seed=1)
 
 
-def test_recent_interactions_weigh_more(data: TrainingData) -> None:
-    (batch,) = batches(data, len(data.labels), seed=1, recency_half_life_days=2.0)
+@pytest.mark.parametrize("task", ["", "rating_"])
+def test_recent_interactions_weigh_more(data: TrainingData, task: str) -> None:
+    half_life: Any = {f"{task}recency_half_life_days": 2.0}
+    (batch,) = batches(data, len(data.labels), seed=1, **half_life)
     (plain,) = batches(data, len(data.labels), seed=1)
-    assert "weight" not in plain
-    assert float(tf.reduce_max(batch["weight"])) == 1.0
+    assert set(batch) - set(plain) == {f"{task}weight"}
+    weights = batch[f"{task}weight"].numpy()
+    assert weights.max() == 1.0
     age = np.sort((data.times.max() - data.times) / 86_400)
-    np.testing.assert_allclose(np.sort(batch["weight"].numpy())[::-1], 0.5 ** (age / 2), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(weights)[::-1], 0.5 ** (age / 2), rtol=1e-5)
