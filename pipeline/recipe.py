@@ -1077,8 +1077,22 @@ class RankBy(Section):
         return self
 
 
+class WaitFor(Section):
+    """A server that a run waits for after its push, until it answers with the new version."""
+
+    target: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")]
+    """`HOST:PORT` of the gRPC API of TensorFlow Serving or the embedded server. `tandem run --wait-for` sets it."""
+    model: Annotated[str, Field(min_length=1)] = "recommender"
+    """Name that the server knows the model by."""
+    timeout_s: PositiveFloat = 300.0
+    """Seconds after which the run fails. The version stays pushed."""
+
+
 class Serving(Section):
-    """What the exported model answers; the signatures are in [serving.md](serving.md)."""
+    """What the exported model answers, and what is asked of it before and after a push.
+
+    The signatures are in [serving.md](serving.md), the way to a server in [release.md](release.md).
+    """
 
     k: Annotated[int, Field(ge=1, le=1000)] = 100
     """Items a call returns; clients may show fewer."""
@@ -1089,6 +1103,19 @@ class Serving(Section):
     predicted `rating`, or by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
     index: Literal["exact"] = "exact"
     """How the items with the highest scores are found: `exact` compares every request with every item."""
+    max_p99_ms: PositiveFloat | None = None
+    """The longest that 99 of 100 calls of `recommend` may take on the machine that runs the InfraValidator, in
+    milliseconds; a slower model is not pushed. Left out, the time is measured and not judged."""
+    keep_versions: PositiveInt = 5
+    """Versions that stay in the serving folder after a push: the newest ones, and besides them every one that a label
+    of `models.config` points to."""
+    wait_for: WaitFor | None = None
+    """A server to wait for after a push; left out, a run ends with the push."""
+
+    def for_export(self) -> Serving:
+        """Without what the exported model does not depend on."""
+        released = ("max_p99_ms", "keep_versions", "wait_for")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in released})
 
 
 class Recipe(Section):
@@ -1297,7 +1324,7 @@ class Recipe(Section):
             features=features.model_copy(update={"query": query}),
             model=self.model,
             training=training,
-            serving=self.serving,
+            serving=self.serving.for_export(),
             negatives=self.data.negatives,
         )
 
