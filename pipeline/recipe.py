@@ -36,8 +36,8 @@ NUMBERS: tuple[ColumnType, ...] = ("INT", "FLOAT")
 STRINGS: tuple[ColumnType, ...] = ("BYTES",)
 
 
-# What the served model's `recommend` and `rate` are asked and answer, besides columns.
-SIGNATURE_INPUTS = ("user_id", "item_id")
+# What the served model's signatures are asked and answer, besides columns.
+SIGNATURE_INPUTS = ("user_id", "item_id", "exclude", "only", "k")
 HISTORY_INPUT = "history"
 SIGNATURE_OUTPUTS = ("item_ids", "scores", "ratings")
 
@@ -1031,13 +1031,31 @@ class Gate(Section):
         return self
 
 
+class Blend(Section):
+    """Weights of the score and the predicted rating in what items are ordered by.
+
+    Both are standardised first, over the items that one request retrieved: less their mean, over their standard
+    deviation.
+    """
+
+    score: PositiveFloat
+    """Weight of the retrieval score."""
+    rating: PositiveFloat
+    """Weight of the predicted rating."""
+
+
 class Serving(Section):
-    """What the exported model's `recommend` signature answers."""
+    """What the exported model answers; the signatures are in [serving.md](serving.md)."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 100
     """Items a call returns; clients may show fewer."""
     exclude_seen: bool = True
     """Leave out items the user interacted with in train."""
+    rank_by: Literal["score", "rating"] | Blend = "score"
+    """The order of the `k` items with the highest scores: by `score`, as they were retrieved, by predicted `rating`, or
+    by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
+    index: Literal["exact"] = "exact"
+    """How the items with the highest scores are found: `exact` compares every request with every item."""
 
 
 class Recipe(Section):
