@@ -1044,6 +1044,18 @@ class Blend(Section):
     """Weight of the predicted rating."""
 
 
+class Ivf(Section):
+    """An inverted file: the items in cells, of which a request looks into the nearest ones.
+
+    How many cells that is, the Trainer measures on users of train when it exports.
+    """
+
+    cells: Literal["auto"] | PositiveInt = "auto"
+    """How many; `auto` is 4 times the square root of the number of items."""
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """The part of the items of `exact` that requests are to find, of the first `serving.k` and on average."""
+
+
 class Serving(Section):
     """What the exported model answers; the signatures are in [serving.md](serving.md)."""
 
@@ -1054,8 +1066,11 @@ class Serving(Section):
     rank_by: Literal["score", "rating"] | Blend = "score"
     """The order of the `k` items with the highest scores: by `score`, as they were retrieved, by predicted `rating`, or
     by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
-    index: Literal["exact"] = "exact"
-    """How the items with the highest scores are found: `exact` compares every request with every item."""
+    index: Literal["exact", "ivf"] | Ivf = "exact"
+    """How the items with the highest scores are found: `exact` compares every request with every item; `ivf`, or its
+    settings such as `{recall: 0.99}`, with the items of the nearest cells, which pays from some hundred thousand items
+    on. Where the recall would take a quarter of the items or more, the model is exported with `exact`, and the Trainer
+    says so. The Evaluator's figures are those of the index."""
 
 
 class Recipe(Section):

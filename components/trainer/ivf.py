@@ -22,8 +22,8 @@ from components.trainer.retrieval_index import Nearest, RetrievalIndex
 
 # Items that are stored, and gathered, together: copies of 4 KiB at 64 dimensions. A cell's last block is padded.
 _BLOCK = 16
-# Of the catalogue, by which everything in one product is faster than gathering that much of it.
-_WORTH_GATHERING = 0.25
+WORTH_GATHERING = 0.25
+"""The part of the catalogue from which on one product with all of it is faster than gathering that part."""
 
 # k-means: as many vectors a cell, and passes over them.
 _SAMPLE_PER_CELL = 40
@@ -150,7 +150,11 @@ class IvfIndex(RetrievalIndex):
         return cls(vectors, assigned, k=k, calibration=calibration, name=name)
 
     def search(
-        self, query: tf.Tensor, k: int | tf.Tensor, excluded: tf.RaggedTensor, only: tf.RaggedTensor | None = None
+        self,
+        query: tf.Tensor,
+        k: int | tf.Tensor,
+        excluded: tf.RaggedTensor | None = None,
+        only: tf.RaggedTensor | None = None,
     ) -> Nearest:
         count = min(k, self.item_count) if isinstance(k, int) else tf.minimum(k, self.item_count)
         excluded_row = _rows_of(excluded)
@@ -252,7 +256,7 @@ class IvfIndex(RetrievalIndex):
             return tf.linalg.matvec(self._rows(), query), items, shift
 
         cell_of = self._cell_of.read_value()
-        few = tf.cast(tf.reduce_sum(tf.gather(sizes, nearest)), tf.float32) < _WORTH_GATHERING * self.item_count
+        few = tf.cast(tf.reduce_sum(tf.gather(sizes, nearest)), tf.float32) < WORTH_GATHERING * self.item_count
         scores, items, shift = tf.cond(few, of_cells, of_all)
         places = tf.gather(self._place_of.read_value(), excluded) + shift
         places = tf.boolean_mask(places, places >= 0)
@@ -348,7 +352,7 @@ def calibrate(
         scores = vectors @ query
         if excluded is not None:
             scores[excluded[number] - 1] = -np.inf
-        answers = int(min(k, np.count_nonzero(scores > -np.inf)))
+        answers = min(k, int(np.count_nonzero(scores > -np.inf)))
         order = np.argsort(-(centres @ query), kind="stable")
         scanned += np.cumsum(sizes[order])
         if not answers:
@@ -382,8 +386,10 @@ def _best(candidates: _Candidates, k: int | tf.Tensor) -> Nearest:
     return Nearest(tf.pad(items, padding), tf.pad(tf.where(found, scores, tf.zeros_like(scores)), padding))
 
 
-def _rows_of(rows: tf.RaggedTensor) -> Callable[[tf.Tensor], tf.Tensor]:
+def _rows_of(rows: tf.RaggedTensor | None) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function from a row's number to its items, int32 [items]; the row after the last one is empty."""
+    if rows is None:
+        return lambda row: tf.zeros([0], tf.int32)
     items = tf.cast(rows.flat_values, tf.int32)
     splits = tf.concat([rows.row_splits, rows.row_splits[-1:]], axis=0)
     return lambda row: items[splits[row] : splits[row + 1]]

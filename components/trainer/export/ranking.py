@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.export.remembered_users import RememberedUsers
+from components.trainer.ivf import WORTH_GATHERING, IvfIndex
 from components.trainer.model import Encoded, TwoTaskRecommender
 from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import Blend, Serving, TrainerRecipe
+from pipeline.recipe import Blend, Ivf, Serving, TrainerRecipe
+
+# Searches that an index is measured with, at most.
+SAMPLE_SIZE = 1000
+
+
+class Searches(NamedTuple):
+    """Q real searches of a catalogue, with which an index that looks at a part of it finds out how large a part."""
+
+    queries: np.ndarray
+    """float32 [Q, D]"""
+    excluded: Sequence[np.ndarray]
+    """For each of them the items that it must not find, int [any], 1 to N."""
 
 
 class Ranked(NamedTuple):
@@ -37,9 +53,14 @@ class Ranker(tf.Module):
     """Retrieves by score and orders what it found as the recipe says."""
 
     def __init__(
-        self, model: TwoTaskRecommender, data: TrainingData, recipe: TrainerRecipe, schema: schema_pb2.Schema
+        self,
+        model: TwoTaskRecommender,
+        data: TrainingData,
+        recipe: TrainerRecipe,
+        schema: schema_pb2.Schema,
+        users: RememberedUsers,
     ) -> None:
-        """Computes the catalogue's vectors once; see `ServedRecommender`."""
+        """Computes the catalogue's vectors once; see `ServedRecommender`. An index is measured with the `users`."""
         super().__init__(name="ranker")
         self.k = min(recipe.serving.k, data.item_count)
         """K: how many items `recommend` answers, and how many of them are ordered anew."""
@@ -50,7 +71,8 @@ class Ranker(tf.Module):
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
         self._weights = model.rating_head.variables
         items = model.encode_items(tf.range(data.item_count + 1, dtype=tf.int64))
-        self.index = build_index(recipe.serving, items.retrieval[1:], "index")
+        searches = lambda: self._searches_of(users, data)  # noqa: E731
+        self.index = build_index(recipe.serving, items.retrieval[1:], self.k, searches, "index")
         self._item_rating = tf.Variable(items.rating, trainable=False, name="item_rating")
         self._item_bias = tf.Variable(items.bias, trainable=False, name="item_bias")
 
@@ -114,6 +136,17 @@ class Ranker(tf.Module):
         ratings = self.rating(Encoded(*(tf.expand_dims(part, axis=1) for part in query)), items)
         return Ranked(items, scores, tf.where(items > 0, ratings, tf.zeros_like(ratings)))
 
+    def _searches_of(self, users: RememberedUsers, data: TrainingData) -> Searches:
+        """What users of train who say nothing but who they are would be searched for."""
+        known = np.flatnonzero(np.diff(data.histories.starts)[1:]) + 1
+        chosen = np.random.default_rng(0).permutation(known)[:SAMPLE_SIZE]
+        asked = users.ask_remembered(tf.constant(chosen, tf.int64))
+        left_out = self.left_out(asked.seen)
+        none = np.zeros(0, np.int64)
+        return Searches(
+            asked.query.retrieval.numpy(), [none] * len(chosen) if left_out is None else list(left_out.numpy())
+        )
+
     def _served_place(
         self, query: Encoded, item: tf.Tensor, by_score: tf.Tensor, excluded: tf.RaggedTensor | None
     ) -> tf.Tensor:
@@ -122,11 +155,44 @@ class Ranker(tf.Module):
         return tf.where(found, tf.argmax(there, axis=1), by_score)
 
 
-def build_index(serving: Serving, vectors: tf.Tensor, name: str) -> RetrievalIndex:
-    """The index that the recipe asks for over the vectors float32 [N, D]."""
-    match serving.index:
-        case "exact":
-            return ExactIndex(vectors, name)
+def build_index(
+    serving: Serving, vectors: tf.Tensor, k: int, searches: Callable[[], Searches], name: str
+) -> RetrievalIndex:
+    """The index that the recipe asks for over the vectors float32 [N, D]; the exact one where `ivf` would be slower.
+
+    Args:
+        serving: The recipe's section.
+        vectors: Those of item 1 to item N.
+        k: How many items most searches ask for.
+        searches: What an index is measured with that does not compare a query with all items.
+        name: Of the index.
+    """
+    if serving.index == "exact":
+        return ExactIndex(vectors, name)
+    settings = Ivf() if serving.index == "ivf" else serving.index
+    queries, excluded = searches()
+    found = IvfIndex.build(
+        vectors.numpy(),
+        queries,
+        k=k,
+        recall=settings.recall,
+        cells=None if settings.cells == "auto" else settings.cells,
+        excluded=excluded,
+        name=name,
+    )
+    calibration = found.calibration
+    logging.info(
+        "%s: of %d cells a request looks into %d, which have %.3g of the %d items and %.4f of the best %d.",
+        *(name, found.cell_count, calibration.probes, calibration.share, found.item_count, calibration.recall, k),
+    )
+    if calibration.share < WORTH_GATHERING:
+        return found
+    logging.warning(
+        "%s: serving.index is exact instead of ivf, which would be slower: a recall of %g takes %.3g of the items. "
+        "Give ivf a lower serving.index.recall, or more items, or leave it out.",
+        *(name, settings.recall, calibration.share),
+    )
+    return ExactIndex(vectors, name)
 
 
 def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] | None:

@@ -26,10 +26,6 @@ def ragged(rows: Rows) -> tf.RaggedTensor:
     )
 
 
-def nobody(queries: np.ndarray) -> Rows:
-    return [[] for _ in queries]
-
-
 def whole(value: Any) -> np.ndarray:
     """Small whole numbers, so that sums are exact in any order and equal scores are equal."""
     return np.asarray(value, np.float32)
@@ -215,7 +211,7 @@ def test_an_allow_list_far_from_the_query_is_answered() -> None:
     farthest = np.argsort(vectors @ queries[0])[:3] + 1
     found = index.search(tf.constant(queries[:2]), 10, ragged([[], []]), ragged([farthest, []])).items.numpy()
     np.testing.assert_array_equal(found[0], [*farthest[::-1], *[0] * 7])
-    np.testing.assert_array_equal(found[1], index.search(tf.constant(queries[1:2]), 10, ragged([[]])).items[0])
+    np.testing.assert_array_equal(found[1], index.search(tf.constant(queries[1:2]), 10).items[0])
 
 
 def test_no_number_is_no_score() -> None:
@@ -223,7 +219,7 @@ def test_no_number_is_no_score() -> None:
     index = IvfIndex.build(vectors[:2000], queries[:50], k=10, recall=0.8)
     asked = queries[:2].copy()
     asked[0, 0] = np.nan
-    found = index.search(tf.constant(asked), 10, ragged([[], []]))
+    found = index.search(tf.constant(asked), 10)
     np.testing.assert_array_equal(found.items[0], 0)
     np.testing.assert_array_equal(found.scores[0], 0)
     assert (found.items[1].numpy() > 0).all()
@@ -254,15 +250,14 @@ class Served(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, 16], tf.float32, name="query")])
     def plain(self, query: Any) -> dict[str, tf.Tensor]:
-        nothing = tf.RaggedTensor.from_row_lengths(tf.zeros([0], tf.int64), tf.zeros(tf.shape(query)[:1], tf.int64))
-        return self.index.search(query, 10, nothing)._asdict()
+        return self.index.search(query, 10)._asdict()
 
 
 def test_in_a_session_with_operations_of_a_stock_server(tmp_path: Path) -> None:
     vectors, queries, _ = clustered()
     index = IvfIndex.build(vectors, queries, k=10, recall=0.9)
     served = Served(index)
-    expected = index.search(tf.constant(queries[:7]), 10, ragged(nobody(queries[:7]))).items.numpy()
+    expected = index.search(tf.constant(queries[:7]), 10).items.numpy()
     tf.saved_model.save(served, str(tmp_path), signatures={"filtered": served.filtered, "plain": served.plain})
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path))
