@@ -1031,29 +1031,72 @@ class Gate(Section):
         return self
 
 
-class Blend(Section):
-    """Weights of the score and the predicted rating in what items are ordered by.
+class RankBy(Section):
+    """What items are ordered by: weights of the score and of the predicted rating, of which one may be 0.
 
     Both are standardised first, over the items that one request retrieved: less their mean, over their standard
-    deviation.
+    deviation. `score` and `rating` alone stand for that one's weight 1.
     """
 
-    score: PositiveFloat
+    score: Annotated[float, Field(ge=0)]
     """Weight of the retrieval score."""
-    rating: PositiveFloat
+    rating: Annotated[float, Field(ge=0)]
     """Weight of the predicted rating."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _one_alone(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        if values not in cls.model_fields:
+            raise ValueError(
+                "score, rating, or a weight for each, such as {score: 0.7, rating: 0.3}, was "
+                f"wanted{did_you_mean(values, cls.model_fields)}"
+            )
+        return {name: float(name == values) for name in cls.model_fields}
 
-class Ivf(Section):
-    """An inverted file: the items in cells, of which a request looks into the nearest ones.
+    @pydantic.model_validator(mode="after")
+    def _orders_something(self) -> RankBy:
+        if not self.score and not self.rating:
+            raise ValueError("both weights are 0, which puts items into no order; give one of them a weight")
+        return self
 
-    How many cells that is, the Trainer measures on users of train when it exports.
+
+class Index(Section):
+    """How retrieval finds items. `exact` and `ivf` alone stand for that kind with its defaults.
+
+    `ivf` is an inverted file: the items are in cells, of which a request looks into the nearest ones, as many as reach
+    the recall on users of train. The Trainer measures that when it exports; where it takes a quarter of the items or
+    more, it says so and exports the model with `exact`. The Evaluator's figures are those of the index.
     """
 
+    kind: Literal["exact", "ivf"]
+    """What it looks at: every item, or those of some cells."""
     cells: Literal["auto"] | PositiveInt = "auto"
-    """How many; `auto` is 4 times the square root of the number of items."""
+    """How many cells `ivf` has; `auto` is 4 times the square root of the number of items."""
     recall: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """The part of the items of `exact` that requests are to find, of the first `serving.k` and on average."""
+    """The part of the items of `exact` that `ivf` is to find, of the first `serving.k` and on average."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        kinds = get_args(cls.model_fields["kind"].annotation)
+        if values not in kinds:
+            raise ValueError(
+                "exact, ivf, or ivf with settings, such as {kind: ivf, recall: 0.99}, was "
+                f"wanted{did_you_mean(values, kinds)}"
+            )
+        return {"kind": values}
+
+    @pydantic.model_validator(mode="after")
+    def _settings_are_of_ivf(self) -> Index:
+        for name, field in type(self).model_fields.items():
+            # A recipe that was written out and is read again has the defaults.
+            if self.kind == "exact" and name != "kind" and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is {getattr(self, name)}, and exact has no {name}. Leave it out, or say ivf")
+        return self
 
 
 class Serving(Section):
@@ -1063,14 +1106,12 @@ class Serving(Section):
     """Items a call returns; clients may show fewer."""
     exclude_seen: bool = True
     """Leave out items the user interacted with in train."""
-    rank_by: Literal["score", "rating"] | Blend = "score"
-    """The order of the `k` items with the highest scores: by `score`, as they were retrieved, by predicted `rating`, or
-    by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
-    index: Literal["exact", "ivf"] | Ivf = "exact"
-    """How the items with the highest scores are found: `exact` compares every request with every item; `ivf`, or its
-    settings such as `{recall: 0.99}`, with the items of the nearest cells, which pays from some hundred thousand items
-    on. Where the recall would take a quarter of the items or more, the model is exported with `exact`, and the Trainer
-    says so. The Evaluator's figures are those of the index."""
+    rank_by: RankBy = RankBy(score=1, rating=0)
+    """The order of the `k` items with the highest scores: by `score`, as they were retrieved, which is the default, by
+    predicted `rating`, or by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
+    index: Index = Index(kind="exact")
+    """How the items with the highest scores are found: `exact`, which is the default, compares every request with every
+    item; `ivf` with the items of the nearest cells, which pays from some hundred thousand items on."""
 
 
 class Recipe(Section):
@@ -1179,26 +1220,43 @@ class Recipe(Section):
 
     @pydantic.model_validator(mode="after")
     def _names_fit_the_signatures(self) -> Recipe:
-        for feature in self.features.query:
-            # The user's id is always called user_id there, whatever its column is called, and the history history.
-            own_name = feature.column == self.data.columns.user_id or isinstance(feature, History)
-            if not own_name and feature.column == HISTORY_INPUT and self.features.history is not None:
-                raise ValueError(
-                    f"the query column {feature.column!r} has the name of the served model's input for histories; "
-                    "give it another name under rename"
-                )
-            if not own_name and not can_name_an_input(feature.column):
-                raise ValueError(
-                    f"the query column {feature.column!r} cannot name an input of the served model: a letter and then "
-                    "letters, digits and underscores were wanted, and neither a word of Python's nor "
-                    f"{' or '.join(SIGNATURE_INPUTS)}; give it another name under rename"
-                )
+        sides: tuple[tuple[str, tuple[Feature, ...], str], ...] = (
+            ("query", self.features.query, self.data.columns.user_id),
+            ("item", self.features.candidate, self.data.columns.item_id),
+        )
+        for side, features, id_column in sides:
+            for feature in features:
+                # Ids are always called user_id and item_id there, whatever their columns are called, and the history
+                # history.
+                if feature.column == id_column or isinstance(feature, History):
+                    continue
+                if side == "query" and feature.column == HISTORY_INPUT and self.features.history is not None:
+                    raise ValueError(
+                        f"the query column {feature.column!r} has the name of the served model's input for histories; "
+                        "give it another name under rename"
+                    )
+                if not can_name_an_input(feature.column):
+                    raise ValueError(
+                        f"the {side} column {feature.column!r} cannot name an input of the served model: a letter and "
+                        "then letters, digits and underscores were wanted, and neither a word of Python's nor "
+                        f"{' or '.join(SIGNATURE_INPUTS)}; give it another name under rename"
+                    )
         for feature in self.features.candidate:
             if feature.display and feature.column in SIGNATURE_OUTPUTS:
                 raise ValueError(
                     f"display: true on the column {feature.column!r}, which is what the served model calls an answer "
                     "of its own; rename the column"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _items_are_ordered_by_what_is_trained(self) -> Recipe:
+        if self.serving.rank_by.rating and not self.model.rating_weight:
+            raise Contradiction(
+                "serving.rank_by",
+                "serving.rank_by orders items by predicted ratings, and model.rating_weight is 0, so that nothing "
+                "learns to predict them; choose rank_by: score, or give the ratings a weight",
+            )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -1769,7 +1827,7 @@ def _descend_choice(choice: Any, part: str | int) -> Any:
 
 
 def can_name_an_input(column: str) -> bool:
-    """Whether a query column can be an input of the served model's signatures under its own name."""
+    """Whether a column can be an input of the served model's signatures under its own name."""
     is_word = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) is not None and not keyword.iskeyword(column)
     return is_word and column not in SIGNATURE_INPUTS
 

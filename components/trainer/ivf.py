@@ -34,6 +34,8 @@ _TOO_LARGE = 6
 _ROWS = 4096
 
 _CALIBRATION_QUERIES = 1000
+# As many as are compared with the whole catalogue at a time.
+_QUERIES = 32
 # Standard errors by which the sample's recall is above the wanted one.
 _MARGIN = 2.0
 
@@ -346,20 +348,20 @@ def calibrate(
     centres, sizes = centroids(vectors, cells), np.bincount(cells)
     if not len(queries):
         return Calibration(len(sizes), 1.0, 1.0)
-    found = np.zeros((len(queries), len(sizes)))
-    scanned = np.zeros(len(sizes))
-    for number, query in enumerate(queries):
-        scores = vectors @ query
-        if excluded is not None:
-            scores[excluded[number] - 1] = -np.inf
-        answers = min(k, int(np.count_nonzero(scores > -np.inf)))
-        order = np.argsort(-(centres @ query), kind="stable")
-        scanned += np.cumsum(sizes[order])
-        if not answers:
-            found[number] = 1.0
-            continue
-        best = np.argpartition(-scores, answers - 1)[:answers]
-        found[number] = np.cumsum(np.bincount(cells[best], minlength=len(sizes))[order]) / answers
+    found, scanned = np.ones((len(queries), len(sizes))), np.zeros(len(sizes))
+    for start in range(0, len(queries), _QUERIES):
+        some = queries[start : start + _QUERIES]
+        scores = some @ vectors.T
+        for row, items in enumerate(excluded[start : start + _QUERIES] if excluded is not None else ()):
+            scores[row, items - 1] = -np.inf
+        best, places = (part.numpy() for part in tf.math.top_k(scores, min(k, len(vectors))))
+        order = np.argsort(-(some @ centres.T), axis=1, kind="stable")
+        scanned += np.cumsum(sizes[order], axis=1).sum(axis=0)
+        for row, there in enumerate(best > -np.inf):
+            # Who may have nothing misses nothing.
+            if there.any():
+                hits = np.bincount(cells[places[row, there]], minlength=len(sizes))[order[row]]
+                found[start + row] = np.cumsum(hits) / np.count_nonzero(there)
     means = found.mean(axis=0)
     # All cells find everything, so there always is such a number.
     safe = means - _MARGIN * found.std(axis=0) / len(queries) ** 0.5 >= recall - 1e-9

@@ -32,10 +32,11 @@ class Catalogue(tf.Module):
         model: TwoTaskRecommender,
         data: TrainingData,
         transform_output: tft.TFTransformOutput,
+        transform: tft.TransformFeaturesLayer,
         recipe: TrainerRecipe,
         schema: schema_pb2.Schema,
     ) -> None:
-        """See `ServedRecommender`."""
+        """See `ServedRecommender`; `transform` is the layer of `transform_output`, of which one is enough."""
         super().__init__(name="catalogue")
         self.item_count = data.item_count
         self._id_column = recipe.columns.item_id
@@ -44,7 +45,7 @@ class Catalogue(tf.Module):
         types = column_types(schema)
         names = sorted({feature.column for feature in self._features} - {self._id_column})
         self._types = {name: types[name] for name in names}
-        self._transform = transform_output.transform_features_layer()
+        self._transform = transform
         self._encode = model.encode_item_features
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
         layers = (model.candidate_tower, model.rating_head, model.retrieval_factors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.export.ranking import SAMPLE_SIZE, Searches, build_index
+from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.retrieval_index import Nearest
 from pipeline.recipe import TrainerRecipe
 
@@ -32,7 +32,7 @@ class Neighbours(tf.Module):
             items = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_SIZE]
             return Searches(tf.gather(vectors, items).numpy(), list(items[:, None] + 1))
 
-        self._index = build_index(recipe.serving, vectors, k, searches, "neighbours_index")
+        self._index = build_index(recipe.serving.index, vectors, k, searches, "neighbours_index")
 
     def nearest(self, items: tf.Tensor, k: int) -> Nearest:
         """The k items that are most like each of the items int64 [B], itself left out; none for the unknown item 0."""

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.export.remembered_users import RememberedUsers
-from components.trainer.ivf import WORTH_GATHERING, IvfIndex
 from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import Blend, Ivf, Serving, TrainerRecipe
-
-# Searches that an index is measured with, at most.
-SAMPLE_SIZE = 1000
-
-
-class Searches(NamedTuple):
-    """Q real searches of a catalogue, with which an index that looks at a part of it finds out how large a part."""
-
-    queries: np.ndarray
-    """float32 [Q, D]"""
-    excluded: Sequence[np.ndarray]
-    """For each of them the items that it must not find, int [any], 1 to N."""
+from pipeline.recipe import RankBy, TrainerRecipe
 
 
 class Ranked(NamedTuple):
@@ -65,14 +52,14 @@ class Ranker(tf.Module):
         self.k = min(recipe.serving.k, data.item_count)
         """K: how many items `recommend` answers, and how many of them are ordered anew."""
         self._exclude_seen = recipe.serving.exclude_seen
-        self._order = _order(recipe.serving)
+        self._order = _order(recipe.serving.rank_by)
         self._bounds = label_bounds(schema, recipe.columns.label)
         self._predict_ratings = model.predict_ratings
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
         self._weights = model.rating_head.variables
         items = model.encode_items(tf.range(data.item_count + 1, dtype=tf.int64))
-        searches = lambda: self._searches_of(users, data)  # noqa: E731
-        self.index = build_index(recipe.serving, items.retrieval[1:], self.k, searches, "index")
+        searches = functools.partial(self._searches_of, users, data)
+        self.index = build_index(recipe.serving.index, items.retrieval[1:], self.k, searches, "index")
         self._item_rating = tf.Variable(items.rating, trainable=False, name="item_rating")
         self._item_bias = tf.Variable(items.bias, trainable=False, name="item_bias")
 
@@ -99,8 +86,8 @@ class Ranker(tf.Module):
             return self._with_ratings(query, *self.index.search(query.retrieval, k, excluded, only))
         count = max(k, self.k) if isinstance(k, int) else tf.maximum(k, self.k)
         found = self._with_ratings(query, *self.index.search(query.retrieval, count, excluded, only))
-        keys = self._order(found)
-        order = tf.math.top_k(keys[:, : self.k], k=self.k).indices
+        keys = self._order(Ranked(*(part[:, : self.k] for part in found)))
+        order = tf.math.top_k(keys, k=self.k).indices
         return Ranked(
             *(
                 tf.concat([tf.gather(part[:, : self.k], order, batch_dims=1), part[:, self.k :]], axis=1)[:, :k]
@@ -113,7 +100,8 @@ class Ranker(tf.Module):
         every, unseen = self.index.rank(query.retrieval, item, seen)
         if self._order is None:
             return Places(every, every), Places(unseen, unseen)
-        others = tf.ragged.boolean_mask(seen, tf.not_equal(seen, tf.gather(item, seen.value_rowids())))
+        own = tf.gather(item, seen.value_rowids())
+        others = tf.ragged.boolean_mask(seen, seen.with_flat_values(tf.not_equal(seen.flat_values, own)))
         return (
             Places(every, self._served_place(query, item, every, None)),
             Places(unseen, self._served_place(query, item, unseen, others)),
@@ -155,46 +143,6 @@ class Ranker(tf.Module):
         return tf.where(found, tf.argmax(there, axis=1), by_score)
 
 
-def build_index(
-    serving: Serving, vectors: tf.Tensor, k: int, searches: Callable[[], Searches], name: str
-) -> RetrievalIndex:
-    """The index that the recipe asks for over the vectors float32 [N, D]; the exact one where `ivf` would be slower.
-
-    Args:
-        serving: The recipe's section.
-        vectors: Those of item 1 to item N.
-        k: How many items most searches ask for.
-        searches: What an index is measured with that does not compare a query with all items.
-        name: Of the index.
-    """
-    if serving.index == "exact":
-        return ExactIndex(vectors, name)
-    settings = Ivf() if serving.index == "ivf" else serving.index
-    queries, excluded = searches()
-    found = IvfIndex.build(
-        vectors.numpy(),
-        queries,
-        k=k,
-        recall=settings.recall,
-        cells=None if settings.cells == "auto" else settings.cells,
-        excluded=excluded,
-        name=name,
-    )
-    calibration = found.calibration
-    logging.info(
-        "%s: of %d cells a request looks into %d, which have %.3g of the %d items and %.4f of the best %d.",
-        *(name, found.cell_count, calibration.probes, calibration.share, found.item_count, calibration.recall, k),
-    )
-    if calibration.share < WORTH_GATHERING:
-        return found
-    logging.warning(
-        "%s: serving.index is exact instead of ivf, which would be slower: a recall of %g takes %.3g of the items. "
-        "Give ivf a lower serving.index.recall, or more items, or leave it out.",
-        *(name, settings.recall, calibration.share),
-    )
-    return ExactIndex(vectors, name)
-
-
 def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] | None:
     """Smallest and largest label that the schema allows; None where it leaves an end open."""
     feature = next(feature for feature in schema.feature if feature.name == label)
@@ -206,17 +154,16 @@ def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] |
     return (float(domain.min), float(domain.max)) if {"min", "max"} <= given and domain.max > domain.min else None
 
 
-def _order(serving: Serving) -> Callable[[Ranked], tf.Tensor] | None:
+def _order(rank_by: RankBy) -> Callable[[Ranked], tf.Tensor] | None:
     """What items are ordered by, largest first, float32 [B, K]; None where that is the order of retrieval."""
-    match serving.rank_by:
-        case "score":
-            return None
-        case "rating":
-            return lambda found: _padding_last(found, found.ratings)
-        case Blend(score=score, rating=rating):
-            return lambda found: _padding_last(
-                found, score * _standardised(found, found.scores) + rating * _standardised(found, found.ratings)
-            )
+    if not rank_by.rating:
+        return None
+    if not rank_by.score:
+        return lambda found: _padding_last(found, found.ratings)
+    return lambda found: _padding_last(
+        found,
+        rank_by.score * _standardised(found, found.scores) + rank_by.rating * _standardised(found, found.ratings),
+    )
 
 
 def _padding_last(found: Ranked, keys: tf.Tensor) -> tf.Tensor:

@@ -49,12 +49,12 @@ class RememberedUsers(tf.Module):
         self,
         model: TwoTaskRecommender,
         data: TrainingData,
-        transform_output: tft.TFTransformOutput,
+        transform: tft.TransformFeaturesLayer,
         recipe: TrainerRecipe,
         schema: schema_pb2.Schema,
         catalogue: Catalogue,
     ) -> None:
-        """See `ServedRecommender`; `catalogue` knows the items of histories."""
+        """See `ServedRecommender`; `transform` is the Transform graph, and `catalogue` knows the items of histories."""
         super().__init__(name="remembered_users")
         self._catalogue = catalogue
         self._id_column = recipe.columns.user_id
@@ -64,7 +64,7 @@ class RememberedUsers(tf.Module):
         types = column_types(schema)
         names = sorted({feature.column for feature in self._features} - {self._id_column})
         self._types = {name: types[name] for name in names}
-        self._transform = transform_output.transform_features_layer()
+        self._transform = transform
         self._encode_query = model.encode_query
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
         layers = (model.query_tower, model.rating_head)

@@ -78,8 +78,10 @@ class ServedRecommender(tf.Module):
         super().__init__(name="tandem")
         self._columns = recipe.columns
         self._has_history = recipe.features.history is not None
-        self.catalogue = Catalogue(model, data, transform_output, recipe, schema)
-        self.users = RememberedUsers(model, data, transform_output, recipe, schema, self.catalogue)
+        # One for all, because each has vocabularies of its own.
+        transform = transform_output.transform_features_layer()
+        self.catalogue = Catalogue(model, data, transform_output, transform, recipe, schema)
+        self.users = RememberedUsers(model, data, transform, recipe, schema, self.catalogue)
         self.ranker = Ranker(model, data, recipe, schema, self.users)
         every = tf.range(1, data.item_count + 1, dtype=tf.int64)
         self._neighbours = Neighbours(self.ranker.index.vectors(every), recipe, self.ranker.k)

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from components.trainer.export import save
 from components.trainer.ivf import IvfIndex
 from components.trainer.retrieval_index import ExactIndex
-from pipeline.recipe import Ivf, Serving
+from pipeline.recipe import Index, Serving
 
 World = Any
 Loaded = Any
@@ -31,7 +31,7 @@ def exact(world: World, serve: Any, load: Any) -> Loaded:
 
 @pytest.fixture(scope="module")
 def careless(world: World, serve: Any, load: Any) -> Loaded:
-    return exported(world, serve, load, "careless", index={"recall": 0.3, "cells": 60})
+    return exported(world, serve, load, "careless", index={"kind": "ivf", "recall": 0.3, "cells": 60})
 
 
 def exported(world: World, serve: Any, load: Any, name: str, **serving: Any) -> Loaded:
@@ -64,10 +64,10 @@ def test_whatever_needs_all_items_is_answered_as_exact_does(world: World, exact:
 
 def test_where_it_would_be_slower_the_index_is_exact(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        served = serve(k=K, index={"recall": 1.0})
+        served = serve(k=K, index={"kind": "ivf", "recall": 1.0})
     assert isinstance(served.ranker.index, ExactIndex)
-    assert "serving.index is exact instead of ivf" in caplog.text
-    assert isinstance(serve(k=K, index={"recall": 0.3, "cells": 60}).ranker.index, IvfIndex)
+    assert "exported as exact, because ivf would be slower" in caplog.text
+    assert isinstance(serve(k=K, index={"kind": "ivf", "recall": 0.3, "cells": 60}).ranker.index, IvfIndex)
 
 
 def test_a_hit_is_what_the_index_returns(world: World, careless: Loaded, exact: Loaded, example: Example) -> None:
@@ -123,17 +123,30 @@ def test_warm_up_has_requests_of_every_signature_that_the_model_answers(careless
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("ivf", "ivf"),
-        ("exact", "exact"),
-        ({"recall": 0.9}, Ivf(cells="auto", recall=0.9)),
-        ({"cells": 12}, Ivf(cells=12, recall=0.98)),
+        ("ivf", Index(kind="ivf", cells="auto", recall=0.98)),
+        ("exact", Index(kind="exact")),
+        ({"kind": "ivf", "recall": 0.9}, Index(kind="ivf", cells="auto", recall=0.9)),
+        ({"kind": "ivf", "cells": 12}, Index(kind="ivf", cells=12, recall=0.98)),
     ],
 )
 def test_recipes(given: Any, expected: Any) -> None:
-    assert Serving.model_validate({"index": given}).index == expected
+    found = Serving.model_validate({"index": given})
+    assert found.index == expected
+    assert Serving.model_validate_json(found.model_dump_json()) == found
 
 
-@pytest.mark.parametrize("given", ["hnsw", {"recall": 0}, {"recall": 1.1}, {"cells": 0}, {"probes": 3}])
-def test_recipes_that_are_refused(given: Any) -> None:
-    with pytest.raises(pydantic.ValidationError, match="index"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ifv", "did you mean 'ivf'"),
+        ("hnsw", "exact, ivf, or ivf with settings"),
+        ({"kind": "ivf", "recall": 0}, "greater than 0"),
+        ({"kind": "ivf", "recall": 1.1}, "less than or equal to 1"),
+        ({"kind": "ivf", "cells": 0}, "greater than 0"),
+        ({"kind": "ivf", "probes": 3}, "probes"),
+        ({"kind": "exact", "recall": 0.9}, "exact has no recall"),
+    ],
+)
+def test_recipes_that_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
         Serving.model_validate({"index": given})
