@@ -333,6 +333,8 @@ def test_bad_recipes_are_bad_input() -> None:
         ("retrieval: {", "retrieval: {candidates: catalogue, uniform_negatives: 5, ",
          "uniform_negatives is 5, but with candidates: catalogue every item is a candidate already"),
         ("column: plan", "column: favourite plan", "the query column 'favourite plan' cannot name an input"),
+        ("column: plan", "column: only", "the query column 'only' cannot name an input"),
+        ("column: tags", "column: book tags", "the item column 'book tags' cannot name an input"),
         ("column: plan", "column: class", "the query column 'class' cannot name an input"),
         ("column: plan", "column: größe", "the query column 'größe' cannot name an input"),
         ("column: plan", "column: item_id", "the query column 'item_id' cannot name an input"),

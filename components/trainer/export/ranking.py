@@ -74,7 +74,7 @@ class Ranker(tf.Module):
         excluded: tf.RaggedTensor | None,
         only: tf.RaggedTensor | None = None,
     ) -> Ranked:
-        """The first k items in the order they are served, whatever k is the same ones first.
+        """The first k items in the order they are served; a larger k only adds to them.
 
         Args:
             query: B requests.

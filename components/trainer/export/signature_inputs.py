@@ -69,7 +69,8 @@ def signature(function: Callable[[Mapping[str, tf.Tensor]], Outputs], inputs: Se
         return function(dict(zip((spec.name for spec, _ in inputs), args, strict=False)) | kwargs)
 
     by_name.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return tf.function(by_name, input_signature=[spec for spec, _ in inputs])
+    # AutoGraph would take most of the time that saving does, to find no control flow that needs it.
+    return tf.function(by_name, input_signature=[spec for spec, _ in inputs], autograph=False)
 
 
 def sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
