@@ -1077,6 +1077,43 @@ class RankBy(Section):
         return self
 
 
+class Index(Section):
+    """How retrieval finds items. `exact` and `ivf` alone stand for that kind with its defaults.
+
+    `ivf` is an inverted file: the items are in cells, of which a request looks into the nearest ones, as many as reach
+    the recall on users of train. The Trainer measures that when it exports; where it takes a quarter of the items or
+    more, it says so and exports the model with `exact`. The Evaluator's figures are those of the index.
+    """
+
+    kind: Literal["exact", "ivf"]
+    """What it looks at: every item, or those of some cells."""
+    cells: Literal["auto"] | PositiveInt = "auto"
+    """How many cells `ivf` has; `auto` is 4 times the square root of the number of items."""
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """The part of the items of `exact` that `ivf` is to find, of the first `serving.k` and on average."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        kinds = get_args(cls.model_fields["kind"].annotation)
+        if values not in kinds:
+            raise ValueError(
+                "exact, ivf, or ivf with settings, such as {kind: ivf, recall: 0.99}, was "
+                f"wanted{did_you_mean(values, kinds)}"
+            )
+        return {"kind": values}
+
+    @pydantic.model_validator(mode="after")
+    def _settings_are_of_ivf(self) -> Index:
+        for name, field in type(self).model_fields.items():
+            # A recipe that was written out and is read again has the defaults.
+            if self.kind == "exact" and name != "kind" and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is {getattr(self, name)}, and exact has no {name}. Leave it out, or say ivf")
+        return self
+
+
 class WaitFor(Section):
     """A server that a run waits for after its push, until it answers with the new version."""
 
@@ -1101,8 +1138,9 @@ class Serving(Section):
     rank_by: RankBy = RankBy(score=1, rating=0)
     """The order of the `k` items with the highest scores: by `score`, as they were retrieved, which is the default, by
     predicted `rating`, or by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
-    index: Literal["exact"] = "exact"
-    """How the items with the highest scores are found: `exact` compares every request with every item."""
+    index: Index = Index(kind="exact")
+    """How the items with the highest scores are found: `exact`, which is the default, compares every request with every
+    item; `ivf` with the items of the nearest cells, which pays from some hundred thousand items on."""
     max_p99_ms: PositiveFloat | None = None
     """The longest that 99 of 100 calls of `recommend` may take on the machine that runs the InfraValidator, in
     milliseconds; a slower model is not pushed. Left out, the time is measured and not judged."""
