@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 
 
 def program(name: str) -> str:
-    """A program of the environment, or of the machine; a missing one is a failure, because a skipped check shows nothing."""
+    """A program of the environment, or of the machine; a missing one is a failure: a skipped check shows nothing."""
     found = Path(sys.executable).parent / name
     path = str(found) if found.exists() else shutil.which(name)
     if path is None:

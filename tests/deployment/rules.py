@@ -306,8 +306,8 @@ def configuration_files_are_there(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{title(deployment)}: --{flag}={path} is in no mounted folder"
     if set(files) != {"models.config", "batching.config", "monitoring.config"}:
         yield f"{title(deployment)}: the ConfigMap has {sorted(files)}"
-    if given.get("enable_batching") != "true" and "batching_parameters_file" in given:
-        yield f"{title(deployment)}: a batching parameters file without --enable_batching"
+    if (given.get("enable_batching") == "true") != ("batching_parameters_file" in given):
+        yield f"{title(deployment)}: wants both or none of --enable_batching and --batching_parameters_file"
     for each in model_config(files.get("models.config", "")).model_config_list.config:
         local = each.base_path.startswith("/")
         if local and not any(each.base_path.startswith(f"{path}/") for path in mounts):

@@ -79,7 +79,7 @@ def test_every_file_belongs_to_a_kustomization() -> None:
     named = set()
     for path in KUBEFLOW.rglob("kustomization.yaml"):
         content = yaml.safe_load(path.read_text())
-        patches = [each["path"] for each in content.get("patches", ())]
+        patches = [each["path"] for each in content.get("patches", ()) if "path" in each]
         generated = [file for each in content.get("configMapGenerator", ()) for file in each.get("files", ())]
         named |= {(path.parent / each).resolve() for each in [*content.get("resources", ()), *patches, *generated]}
         named.add(path)
@@ -90,10 +90,7 @@ def test_every_file_belongs_to_a_kustomization() -> None:
 def test_the_model_has_the_name_that_clients_ask_for(request: pytest.FixtureRequest, overlay: str) -> None:
     files = rules.config_files(request.getfixturevalue(overlay))
     models = rules.model_config(files["models.config"]).model_config_list.config
-    assert [each.name for each in models] == [DEFAULT_MODEL]
-    assert [each.model_platform for each in models] == ["tensorflow"]
-    base_path = {"volume": f"/models/{DEFAULT_MODEL}", "bucket": f"gs://example-bucket/serving/{DEFAULT_MODEL}"}
-    assert models[0].base_path == base_path[overlay]
+    assert [(each.name, each.model_platform) for each in models] == [(DEFAULT_MODEL, "tensorflow")]
 
 
 def test_overlays_differ_in_where_the_model_is_and_in_nothing_else(
@@ -102,6 +99,13 @@ def test_overlays_differ_in_where_the_model_is_and_in_nothing_else(
     of_volume, of_bucket = (rules.config_files(each) for each in (volume, bucket))
     assert of_volume.keys() == of_bucket.keys()
     assert [name for name in of_volume if of_volume[name] != of_bucket[name]] == ["models.config"]
+    configs = [rules.model_config(each["models.config"]) for each in (of_volume, of_bucket)]
+    places = []
+    for config in configs:
+        places.append(config.model_config_list.config[0].base_path)
+        config.model_config_list.config[0].ClearField("base_path")
+    assert places == [f"/models/{DEFAULT_MODEL}", f"gs://example-bucket/serving/{DEFAULT_MODEL}"]
+    assert configs[0] == configs[1]
     (_, on_volume), (_, in_bucket) = rules.serving(volume), rules.serving(bucket)
     assert rules.flags(on_volume) == rules.flags(in_bucket)
 
@@ -141,6 +145,16 @@ def test_the_labels_component_follows_the_file_that_promote_writes(with_componen
     followed = rules.flags(container)["model_config_file"]
     models = rules.model_config(rules.config_files(with_components)["models.config"]).model_config_list.config
     assert followed == str(Path(models[0].base_path).parent / "models.config")
+
+
+def test_requests_are_merged_only_where_that_is_asked_for(
+    volume: list[Manifest], with_components: list[Manifest]
+) -> None:
+    (_, plain), (_, batching) = rules.serving(volume), rules.serving(with_components)
+    assert "enable_batching" not in rules.flags(plain), "TensorFlow Serving would refuse recommend_filtered"
+    added = dict(rules.flags(batching).items() - rules.flags(plain).items())
+    assert added["enable_batching"] == "true"
+    assert added["batching_parameters_file"] == f"{rules.CONFIG_DIR}/batching.config"
 
 
 def test_a_pod_monitor_replaces_the_annotations(volume: list[Manifest], with_components: list[Manifest]) -> None:
@@ -310,16 +324,13 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "configuration file that is not there": (
         lambda m: argument(
             m,
-            "--batching_parameters_file=/etc/tensorflow-serving/batching.config",
-            "--batching_parameters_file=/etc/tensorflow-serving/batch.config",
+            "--monitoring_config_file=/etc/tensorflow-serving/monitoring.config",
+            "--monitoring_config_file=/etc/tensorflow-serving/prometheus.config",
         ),
         "is not in the ConfigMap",
     ),
     "configuration that is not mounted": (lambda m: container(m)["volumeMounts"].pop(1), "is in no mounted folder"),
-    "batching switched off": (
-        lambda m: argument(m, "--enable_batching=true", "--enable_batching=false"),
-        "without --enable_batching",
-    ),
+    "batching without parameters": (lambda m: container(m)["args"].append("--enable_batching=true"), "both or none"),
     "metrics elsewhere": (
         lambda m: configured(m, "monitoring.config", "/monitoring/prometheus/metrics", "/metrics"),
         "Prometheus asks for",
