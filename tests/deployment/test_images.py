@@ -16,10 +16,9 @@ from pathlib import Path
 import dockerfile
 import pytest
 import rules
-import typer
+from command_line import parsed
 from dockerfile import Stage
 
-from pipeline.cli import app
 from pipeline.cli.options import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,17 +185,16 @@ def test_the_environment_is_what_the_code_needs(tandem: dict[str, Stage]) -> Non
 def test_entry_points_exist(tandem: dict[str, Stage]) -> None:
     found = list(tandem.values())
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    command = typer.main.get_command(app)
     for name in ("server", "pipeline"):
         (entry,) = dockerfile.exec_form(dockerfile.inherited(found, tandem[name], "ENTRYPOINT"))
         assert entry in scripts
         arguments = dockerfile.exec_form(dockerfile.inherited(found, tandem[name], "CMD"))
         if arguments != ["--help"]:
-            context = command.commands[arguments[0]].make_context(arguments[0], arguments[1:])  # type: ignore[attr-defined]
-            assert context.params["model"] == DEFAULT_MODEL
-            assert context.params["host"] == "0.0.0.0", "on loopback nobody outside the container would reach it"
+            parameters = parsed(arguments)
+            assert parameters["model"] == DEFAULT_MODEL
+            assert parameters["host"] == "0.0.0.0", "on loopback nobody outside the container would reach it"
             exposed = str(tandem[name].last("EXPOSE")).split()
-            assert exposed == [str(context.params["port"]), str(context.params["rest_port"])]
+            assert exposed == [str(parameters["port"]), str(parameters["rest_port"])]
 
 
 def test_tensorflow_serving_is_started_as_in_the_manifests(
