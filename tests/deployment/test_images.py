@@ -162,6 +162,11 @@ def test_packages_without_wheels_are_the_ones_that_are_named(tandem: dict[str, S
     assert "--build-constraints requirements.lock" in command, "what builds them is held to the lock as well"
 
 
+def test_the_folder_is_no_python_package() -> None:
+    """It would hide the package `kubeflow` of others from everything that runs in the repository."""
+    assert list(KUBEFLOW.rglob("__init__.py")) == []
+
+
 def test_build_tools_stay_behind(tandem: dict[str, Stage]) -> None:
     for name in ("runtime", "server", "pipeline"):
         commands = [value for kind, value in tandem[name].instructions if kind == "RUN"]
