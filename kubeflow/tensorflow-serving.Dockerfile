@@ -2,7 +2,8 @@
 # image without a ConfigMap. The manifests in kubeflow/base use the official image as it is, with the same flags.
 # Its version is the TensorFlow that writes the SavedModels.
 FROM tensorflow/serving:2.21.0
-COPY kubeflow/serving/models.config kubeflow/serving/batching.config kubeflow/serving/monitoring.config /etc/tensorflow-serving/
+COPY kubeflow/serving/models.config kubeflow/serving/batching.config kubeflow/serving/monitoring.config \
+     /etc/tensorflow-serving/
 EXPOSE 8500 8501
 USER 10001:10001
 # The image has no curl; bash opens sockets by itself.
