@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import asking, models, pipelines, runs
+from pipeline.cli import asking, models, pipelines, releases, runs
 from pipeline.cli.options import BAD_INPUT, FAILED
 
 app = typer.Typer(
@@ -22,7 +22,8 @@ for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
     models.serve,
-    *(asking.recommend, asking.rate),
+    *(releases.promote, releases.rollback, releases.batch),
+    *(asking.recommend, asking.rate, asking.similar),
     pipelines.demo,
 ):
     app.command()(command)
@@ -30,6 +31,10 @@ for command in (
 data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
+
+export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
+export_app.command()(releases.tflite)
+app.add_typer(export_app, name="export")
 
 
 def main() -> None:
