@@ -24,6 +24,7 @@ from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
 from components.infra_validator.executor import Settings
+from components.model_resolver.component import ModelResolver
 from components.pusher.component import Pusher
 from pipeline import recipe as recipe_module
 from pipeline.recipe import Recipe
@@ -123,14 +124,10 @@ def create_pipeline(
 
     baseline_model = None
     if last == "Pusher":
-        latest_blessed_model = tfx.dsl.Resolver(
-            strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
-            model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
-            model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
-        ).with_id("Resolver")
-        latest_blessed_model.add_upstream_node(trainer)
-        baseline_model = latest_blessed_model.outputs["model"]
-        parts.append(latest_blessed_model)
+        model_resolver = ModelResolver(push_destination=serving_dir)
+        model_resolver.add_upstream_node(trainer)
+        baseline_model = model_resolver.outputs["model"]
+        parts.append(model_resolver)
 
     evaluator = Evaluator(
         examples=example_gen.outputs["examples"],

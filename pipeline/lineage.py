@@ -53,7 +53,7 @@ class Step:
     inputs: tuple[tuple[str, int], ...]
     """Name of the input and id of the artifact."""
     outputs: tuple[tuple[str, int], ...]
-    """The same of what it gave: made, taken from the cache, or (a Resolver) looked up."""
+    """The same of what it gave: made, taken from the cache, or (by a TFX Resolver) looked up."""
 
 
 class Lineage:

@@ -24,6 +24,7 @@ from components.evaluator import last_blessed
 from components.evaluator.measurement import CANDIDATE, LAST_BLESSED, measure, read_measured
 from components.evaluator.settings import Settings
 from components.evaluator.verdict import VERDICT_FILE, Verdict, decide
+from components.model_resolver.executor import is_model
 
 SETTINGS_KEY = "settings"
 
@@ -43,6 +44,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         model = artifact_utils.get_single_instance(input_dict[MODEL_KEY])
         last = artifact_utils.get_single_instance(input_dict[BASELINE_MODEL_KEY]) if input_dict.get(
             BASELINE_MODEL_KEY) else None  # fmt: skip
+        if last is not None and not is_model(last):
+            last = None
         evaluation = artifact_utils.get_single_uri(output_dict[EVALUATION_KEY])
         verdict = self._evaluate(settings, examples, _path(model), _path(last) if last else None, evaluation)
         io_utils.write_string_file(os.path.join(evaluation, VERDICT_FILE), verdict.model_dump_json(indent=1))
