@@ -26,6 +26,7 @@ from components.infra_validator.component import InfraValidator
 from components.infra_validator.executor import Settings
 from components.model_resolver.component import ModelResolver
 from components.pusher.component import Pusher
+from components.schema_gen.component import ImportSchemaGen
 from pipeline import recipe as recipe_module
 from pipeline.recipe import Recipe
 
@@ -39,7 +40,6 @@ def create_pipeline(
     recipe: Recipe,
     schema: schema_pb2.Schema,
     *,
-    schema_file: str,
     data_root: str,
     pipeline_root: str,
     serving_dir: str = "",
@@ -52,7 +52,6 @@ def create_pipeline(
     Args:
         recipe: What to build.
         schema: The curated schema.
-        schema_file: Where `schema` is; a path whose name changes with its content, because TFX caches by path.
         data_root: Folder that the recipe's file names are relative to.
         pipeline_root: Folder for artifacts.
         serving_dir: Folder that TensorFlow Serving watches; only the Pusher needs it.
@@ -69,7 +68,7 @@ def create_pipeline(
     # The catalogue has item columns only, so statistics and validation look at the interactions.
     statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE])
 
-    schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+    schema_gen = ImportSchemaGen(schema)
     schema_gen.add_upstream_node(statistics_gen)
 
     example_validator = ExampleValidator(

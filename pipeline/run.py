@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import json
 import logging as python_logging
 import os
@@ -20,7 +19,7 @@ from rich.console import Console
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
-from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
+from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
 
 if TYPE_CHECKING:
     from pipeline.runners.local import ComponentError
@@ -110,9 +109,8 @@ def run_recipe(
         asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
         (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
-        schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
-            result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
+            result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, terminal)
         result = result.model_copy(update={"preset": preset})
         (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
         os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
@@ -132,7 +130,6 @@ def _run(
     data: Path,
     workdir: Path,
     serving_dir: Path,
-    schema_file: Path,
     terminal: Any,
 ) -> RunResult:
     console = Console(file=terminal)
@@ -146,7 +143,6 @@ def _run(
         dag = create_pipeline(
             recipe,
             schema,
-            schema_file=str(schema_file),
             data_root=str(data),
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
@@ -285,18 +281,6 @@ def new_folder(runs: Path) -> Path:
             folder.mkdir(parents=True)
             return folder
         time.sleep(0.1)
-
-
-def content_addressed(source: Path, folder: Path) -> Path:
-    """A copy whose name changes with its content: TFX caches ImportSchemaGen by the file's path alone."""
-    content = source.read_bytes()
-    target = folder / hashlib.sha256(content).hexdigest()[:16] / source.name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".new")
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    return target
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -28,6 +28,9 @@ from components.model_resolver.executor import is_model
 
 SETTINGS_KEY = "settings"
 
+REASON_PROPERTY = "reason"
+"""Of a blessing that is none: the gates that failed, in words, as InfraValidator's has it as well."""
+
 
 class Executor(base_beam_executor.BaseBeamExecutor):
     """Measures the candidate and the last blessed model, writes `verdict.json` and blesses or does not.
@@ -49,8 +52,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         evaluation = artifact_utils.get_single_uri(output_dict[EVALUATION_KEY])
         verdict = self._evaluate(settings, examples, _path(model), _path(last) if last else None, evaluation)
         io_utils.write_string_file(os.path.join(evaluation, VERDICT_FILE), verdict.model_dump_json(indent=1))
-        _bless(artifact_utils.get_single_instance(output_dict[BLESSING_KEY]), verdict.blessed, model, last,
-               exec_properties.get("current_component_id"))  # fmt: skip
+        blessing = artifact_utils.get_single_instance(output_dict[BLESSING_KEY])
+        _bless(blessing, verdict.blessed, model, last, exec_properties.get("current_component_id"))
+        if not verdict.blessed:
+            failures = "; ".join(map(str, verdict.failures())) or "the eval split has no examples"
+            blessing.set_string_custom_property(REASON_PROPERTY, failures)
         logging.info("Blessed: %s. %s", verdict.blessed, "; ".join(map(str, verdict.bounds)))
 
     def _evaluate(

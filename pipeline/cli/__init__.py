@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import asking, models, pipelines, runs
+from pipeline.cli import asking, compiling, models, pipelines, runs
 from pipeline.cli.options import BAD_INPUT, FAILED
 
 app = typer.Typer(
@@ -30,6 +30,12 @@ for command in (
 data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
+
+compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
+# With one command only, typer would take the group itself for it.
+compile_app.callback()(lambda: None)
+compile_app.command()(compiling.kubeflow)
+app.add_typer(compile_app, name="compile")
 
 
 def main() -> None:

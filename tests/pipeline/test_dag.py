@@ -71,7 +71,6 @@ def build(schema_dir: Path, tmp_path: Path) -> Build:
         return dag.create_pipeline(
             recipe,
             load_schema(schema_dir, recipe),
-            schema_file=str(tmp_path / "schemas" / "1234" / "schema.pbtxt"),
             data_root=str(tmp_path / "data"),
             pipeline_root=str(tmp_path / "artifacts"),
             serving_dir=str(tmp_path / "serving"),
