@@ -26,7 +26,8 @@ from components.evaluator.verdict import VERDICT_FILE, Bound, Verdict
 from components.example_gen.check import check_sources
 from pipeline.console import Progress, output_to_file
 from pipeline.recipe import METRICS, Recipe, Validation, load_recipe, load_schema
-from pipeline.run import check_folder, explained, new_folder, only_run_in, start_tfx
+from pipeline.run import check_folder, explained, only_run_in, start_tfx
+from pipeline.workdir import METADATA_FILE, new_folder
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 FOLDER = "compare"
 COMPARISON_FILE = "comparison.json"
 PLOT_FILE = "curves.html"
-METADATA_FILE = "metadata.sqlite"
 
 # Metrics that the table shows where the Evaluator has them, and its words for them.
 COLUMNS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE", "mae": "MAE"}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 
-METADATA_FILE = "metadata.sqlite"
+from pipeline.workdir import METADATA_FILE
 
 StepState = Literal["done", "cached", "failed", "unfinished"]
 

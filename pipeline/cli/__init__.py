@@ -8,7 +8,7 @@ import sys
 import typer
 
 from pipeline.cli import asking, compiling, models, pipelines, runs
-from pipeline.cli.options import BAD_INPUT, FAILED
+from pipeline.exit_codes import BAD_INPUT, FAILED
 
 app = typer.Typer(
     name="tandem",

@@ -289,7 +289,8 @@ def finished(workdir: Path, run_id: str, top_100: float) -> Path:
     """A work folder with a run that came to a verdict."""
     from components.evaluator.verdict import Measured, decide
     from pipeline.recipe import Gate
-    from pipeline.run import RESULT_FILE, RunResult
+    from pipeline.run import RunResult
+    from pipeline.workdir import RESULT_FILE
 
     gates = [
         Gate(metric="top_100_accuracy", at_least=0.27, may_drop=0.1, beats_baseline_by=0),
