@@ -1,19 +1,20 @@
-"""One component of one run, on TFX's portable launcher: what the local runner and Airflow's tasks have in common."""
+"""One component of one run, on TFX's portable launcher: what the local runner and Airflow's tasks have in common.
+
+The DAG's definition is not imported: a task of Airflow needs its own component's executor only.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
 from ml_metadata.proto import metadata_store_pb2
-from tfx.dsl.compiler import compiler, constants
-from tfx.orchestration import metadata, pipeline
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
 from tfx.types.artifact import Artifact
-
-from pipeline.dag import NEVER_CACHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,24 +29,11 @@ class InputsMissing(Exception):
     """A component before this one left nothing in this run."""
 
 
-def compile_dag(dag: pipeline.Pipeline) -> pipeline_pb2.Pipeline:
-    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
-
-    Args:
-        dag: From `create_pipeline`, with a connection to ML Metadata.
-    """
-    compiled = compiler.Compiler().compile(dag)
-    for node in compiled.nodes:
-        if node.pipeline_node.node_info.id in NEVER_CACHED:
-            node.pipeline_node.execution_options.caching_options.enable_cache = False
-    return compiled
-
-
 class Launches:
     """The components of one run, launched one by one, in this process or in others."""
 
     def __init__(self, compiled: pipeline_pb2.Pipeline, run_id: str) -> None:
-        """Takes what `compile_dag` gave, and the run's name in ML Metadata."""
+        """Takes a DAG as TFX's compiler has it, and the run's name in ML Metadata."""
         self._compiled = pipeline_pb2.Pipeline()
         self._compiled.CopyFrom(compiled)
         runtime_parameter_utils.substitute_runtime_parameter(

@@ -9,10 +9,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from tfx.dsl.compiler import compiler
 from tfx.orchestration import pipeline
+from tfx.proto.orchestration import pipeline_pb2
 from tfx.types.artifact import Artifact
 
-from pipeline.runners.launch import Launches, compile_dag
+from pipeline.dag import NEVER_CACHED
+from pipeline.runners.launch import Launches
 
 # In memory: Beam's default would first try to download its Prism runner, and several processes only pay off beyond
 # about a million rows on one machine.
@@ -37,6 +40,19 @@ class ComponentError(Exception):
         super().__init__(component)
         self.component = component
         self.seconds = seconds
+
+
+def compile_dag(dag: pipeline.Pipeline) -> pipeline_pb2.Pipeline:
+    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
+
+    Args:
+        dag: From `create_pipeline`, with a connection to ML Metadata.
+    """
+    compiled = compiler.Compiler().compile(dag)
+    for node in compiled.nodes:
+        if node.pipeline_node.node_info.id in NEVER_CACHED:
+            node.pipeline_node.execution_options.caching_options.enable_cache = False
+    return compiled
 
 
 def run(

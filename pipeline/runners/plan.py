@@ -159,8 +159,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
 
     from pipeline.dag import create_pipeline
     from pipeline.recipe import load_recipe, load_schema
-    from pipeline.runners.launch import compile_dag
-    from pipeline.runners.local import BEAM_ARGS
+    from pipeline.runners.local import BEAM_ARGS, compile_dag
 
     schema_dir, workdir = Path(deployment.schema_dir), Path(deployment.workdir)
     recipe = load_recipe(schema_dir, deployment.overrides, deployment.preset)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runners import launch, local
+from pipeline.runners import local
 
 # isort: split
 from tfx import v1 as tfx
@@ -137,7 +137,7 @@ def test_a_second_run_takes_everything_from_the_cache_and_says_so(bench: Bench) 
 
 
 def test_what_must_not_be_cached_runs_every_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "NEVER_CACHED", ("Publish",))
+    monkeypatch.setattr(local, "NEVER_CACHED", ("Publish",))
     bench.run()
     runs = bench.run()
     assert bench.executed == ["Publish 1 2 3"]
