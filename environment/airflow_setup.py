@@ -27,7 +27,15 @@ def install() -> None:
     say("making .venv-airflow (first time only; 300 MB on disk)")
     # Of the system's own Python: the one of .venv brings a glibc of its own along.
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--without-pip", VENV)
-    uv = [bootstrap.VENV / "bin" / "uv", "pip", "install", "--quiet", "--no-config", "--python", VENV / "bin" / "python"]
+    uv = [
+        bootstrap.VENV / "bin" / "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-config",
+        "--python",
+        VENV / "bin" / "python",
+    ]
     env = bootstrap.installer_environment()
     run(*uv, "--no-deps", "--require-hashes", "--compile-bytecode", "-r", LOCK, env=env)
     run(*uv, "--no-deps", "--no-build-isolation", "-e", ROOT, env=env)

@@ -182,8 +182,8 @@ class _TandemTask(BaseOperator):
         folder = run_folder(Path(self.workdir), self.tandem_run)
         if not (folder / PLAN_FILE).is_file():
             raise AirflowFailException(
-                f"{folder} has no plan. Was the task {BEGIN!r} skipped, or the run's folder removed? Trigger a new run; "
-                "what is done already comes from the cache."
+                f"{folder} has no plan. Was the task {BEGIN!r} skipped, or the run's folder removed? Trigger a new "
+                "run; what is done already comes from the cache."
             )
         command = [self.python, "-P", "-m", module, str(folder / PLAN_FILE), self.tandem_run, *arguments]
         self.log.info("Running %s", shlex.join(command))
@@ -195,11 +195,15 @@ class _TandemTask(BaseOperator):
                 encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
             assert self._process.stdout is not None
-            for line in self._process.stdout:
-                self.log.info("%s", line.rstrip())
-                log.write(line)
-                output.append(line)
-            code = self._process.wait()
+            try:
+                for line in self._process.stdout:
+                    self.log.info("%s", line.rstrip())
+                    log.write(line)
+                    output.append(line)
+                code = self._process.wait()
+            finally:
+                # Ctrl-C does not reach a session of its own.
+                self.on_kill()
         if code == 0:
             return
         message = last_words("".join(output)) or _ended(self.task_id, code)
@@ -299,8 +303,8 @@ def _documentation(plan: Plan) -> str:
             "",
             *gates,
             "",
-            f"**Red?** `{VERDICT}` red: the model did not pass, nothing was pushed, and the task's last lines say which "
-            "gate. A component red: its last lines say what to mend; then clear the task, or trigger a new run if you "
+            f"**Red?** `{VERDICT}` red: the model did not pass, nothing was pushed, and the task's last line names the "
+            "gate. A component red: its last line says what to mend; then clear the task, or trigger a new run if you "
             "changed the recipe or the data. What is done already comes from the cache. "
             f"`tandem report --workdir {deployment.workdir}` draws the whole run.",
         ]

@@ -1,6 +1,7 @@
 """The last task of a planned run: writes what came of it, as `tandem run` does, and is red where nothing was pushed.
 
-`python -m pipeline.runners.verdict PLAN RUN` ends with 0 where a model was pushed and with 3, and the reasons, where not. It imports neither TensorFlow nor TFX.
+`python -m pipeline.runners.verdict PLAN RUN` ends with 0 where a model was pushed and with 3, and the reasons,
+where not. It imports neither TensorFlow nor TFX.
 """
 
 from __future__ import annotations
