@@ -62,7 +62,7 @@ class Plan:
     """As `recipe.json` of a run has it: defaults, preset and overrides included."""
     tasks: Mapping[str, tuple[str, ...]]
     """Names of the components in an order in which they can run; each with those that must be done before it."""
-    pipeline: Mapping[str, Any]
+    pipeline: dict[str, Any]
     """TFX's intermediate representation, as the JSON of its proto."""
 
 

@@ -55,6 +55,7 @@ class AirflowHome:
             settings: The TANDEM_* variables, without the prefix and in lower case.
         """
         self.home = home
+        self._scheduler: subprocess.Popen[bytes] | None = None
         self.settings = {f"TANDEM_{name.upper()}": str(value) for name, value in settings.items()}
         (home / "dags").mkdir(parents=True)
         shutil.copy(DAG_FILE, home / "dags")
@@ -66,6 +67,8 @@ class AirflowHome:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "TANDEM_"))}
         return {
             **env,
+            # Its executor calls `airflow`.
+            "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # Only the first reading of a changed recipe takes long; see docs/airflow.md.
@@ -113,7 +116,7 @@ class AirflowHome:
     def scheduler(self) -> Iterator[None]:
         """A scheduler at work."""
         with open(self.home / "scheduler.log", "w") as log:
-            process = subprocess.Popen(
+            self._scheduler = process = subprocess.Popen(
                 [str(BIN / "airflow"), "scheduler"], cwd=self.home, env=self.environment, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -133,13 +136,13 @@ class AirflowHome:
             Its id and state.
         """
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
+        while time.monotonic() < end and self._scheduler is not None and self._scheduler.poll() is None:
             found = self.rows("select run_id, state from dag_run where run_type = ?", run_type)
             if found and found[-1][1] in ("success", "failed"):
                 return found[-1]
             time.sleep(1)
         log = (self.home / "scheduler.log").read_text()[-3000:]
-        raise AssertionError(f"no {run_type} run ended within {timeout_s:.0f} s: {found}\n{log}")
+        raise AssertionError(f"no {run_type} run ended within {timeout_s:.0f} s, or the scheduler did\n{log}")
 
     def log(self, run_id: str, task: str) -> str:
         """What the tries of a task logged."""
