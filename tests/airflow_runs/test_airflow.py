@@ -292,7 +292,7 @@ def test_airflows_database_has_what_its_pages_show(scheduled: Scheduled) -> None
 def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> None:
     run_id, _ = scheduled.green
     log = scheduled.home.log(run_id, "Pusher")
-    (line,) = (line for line in log.splitlines() if "Running " in line)
+    (line,) = (line for line in log.splitlines() if "Running /" in line)
     command = shlex.split(line.partition("Running ")[2])
     assert command[1:4] == ["-P", "-m", "pipeline.runners.node"]
     assert Path(command[4]).is_file()
