@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
@@ -255,7 +255,7 @@ def _gigabytes(memory: str) -> float:
 
 def _check_sizes(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     for name, task in spec.root.dag.tasks.items():
-        size = len(text_format.MessageToString(task.inputs).encode())
+        size = len(json_format.MessageToJson(task.inputs, indent=None))
         if size > LARGEST_ARGUMENT:
             raise BadInput(
                 f"{name} gets {size:,} bytes of properties, most likely the schema's; its container can be given "
