@@ -132,6 +132,6 @@ def test_what_tensorflow_cannot_reach_is_written_where_the_launcher_takes_it_fro
 
 
 def test_what_tensorflow_can_reach_is_written_there(import_schema: Any, tmp_path: Path) -> None:
-    code, outputs = import_schema(str(tmp_path / "root" / "schema"))
+    code, _ = import_schema(str(tmp_path / "root" / "schema"))
     assert code == 0
     assert (tmp_path / "root" / "schema" / "schema.pbtxt").is_file()

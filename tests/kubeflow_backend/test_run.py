@@ -1,14 +1,16 @@
-"""A compiled pipeline, executed container by container: from files to a model that answers, and to one that must not."""
+"""A compiled pipeline, executed container by container: from files to a model that answers, or to a red run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from compiled_recipes import ROOT, compile_recipe
 from kfp_backend import Backend, Task
 
@@ -81,7 +83,7 @@ def test_the_driver_s_work_is_done_in_the_container_where_no_backend_does_it(pus
 
 def test_the_run_s_settings_are_what_was_trained(pushed: Run) -> None:
     (curves,) = pushed.tasks["Trainer"].output("model_run").rglob("curves.json")
-    assert EPOCHS in {len(values) for values in json.loads(curves.read_text()).values() if isinstance(values, list)}
+    assert {len(values) for values in json.loads(curves.read_text()).values()} == {EPOCHS}
 
 
 def test_the_first_model_has_none_to_compare_with(pushed: Run) -> None:
@@ -114,3 +116,29 @@ def test_a_model_that_misses_its_gate_pushes_nothing_and_the_run_ends_failed_wit
     assert last_words[0] == "tandem: Not blessed: nothing was pushed; what is being served stays as it is."
     assert last_words[1].startswith("tandem: gates: top_10_accuracy: at least 0.9900 wanted")
     assert pushed.versions == before
+
+
+def test_vertex_finds_new_data_before_it_looks_into_its_cache(tmp_path: Path) -> None:
+    """The hook tells the data's fingerprint; the container takes what the hook found."""
+    compiled = compile_recipe(tmp_path / "pipeline.yaml", "books", cache="same-folder")
+    spec = next(yaml.safe_load_all(compiled.read_text()))
+    tasks = spec["root"]["dag"]["tasks"]
+    spec["root"]["dag"]["tasks"] = {name: tasks[name] for name in ("InteractionExampleGen",)}
+    compiled.write_text(yaml.safe_dump(spec))
+    data = tmp_path / "data"
+    shutil.copytree(DATA, data)
+    backend = Backend(tmp_path / "root", vertex=True, environment={"TF_CPP_MIN_LOG_LEVEL": "2"})
+
+    def run() -> Task:
+        return backend.run(compiled, {"data_root": str(data)})["InteractionExampleGen"]
+
+    first = run()
+    assert first.state == "succeeded", first.log[-5000:]
+    assert first.properties("examples")["input_fingerprint"]
+    assert run().state == "cached"
+    (export,) = data.iterdir()
+    export.write_text(export.read_text() + "\n")
+    second = run()
+    assert second.state == "succeeded"
+    found = [task.properties("examples")["input_fingerprint"] for task in (first, second)]
+    assert found[0] != found[1]
