@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types tests docs bench-ingest bench-train lock clean
+.PHONY: help setup demo test test-slow lint types tests soak docs bench-ingest bench-train lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -28,6 +28,9 @@ types: setup
 
 tests: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+soak: setup  ## Push versions under load for five minutes: no client may see a failed or a mixed answer
+	$(BIN)/python -m pytest tests/serving/test_soak.py -s --soak-seconds 300 --soak-push-every 20
 
 docs: setup  ## Write docs/recipe.md anew from the recipe's own models
 	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md

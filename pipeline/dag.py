@@ -179,6 +179,6 @@ def code_version(*packages: ModuleType) -> str:
     """A hash of the packages' sources and the recipe's: no cached result outlives the code that made it."""
     digest = hashlib.sha256(Path(recipe_module.__file__).read_bytes())
     for package in packages:
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -36,8 +36,8 @@ NUMBERS: tuple[ColumnType, ...] = ("INT", "FLOAT")
 STRINGS: tuple[ColumnType, ...] = ("BYTES",)
 
 
-# What the served model's `recommend` and `rate` are asked and answer, besides columns.
-SIGNATURE_INPUTS = ("user_id", "item_id")
+# What the served model's signatures are asked and answer, besides columns.
+SIGNATURE_INPUTS = ("user_id", "item_id", "exclude", "only", "k")
 HISTORY_INPUT = "history"
 SIGNATURE_OUTPUTS = ("item_ids", "scores", "ratings")
 
@@ -627,6 +627,12 @@ class RatingHead(Layers):
                 f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
                 "layers to a tower"
             )
+        if self.factor_l2 and self.kind == "mlp":
+            raise ValueError(
+                f"factor_l2 is {self.factor_l2:g}, but kind mlp has no factors; write kind: dot, or drop it"
+            )
+        if self.bias_l2 and not self.biases:
+            raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; drop one of the two")
         if self.linear and self.inputs == "shared":
             raise ValueError(
                 "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
@@ -1040,13 +1046,49 @@ class Gate(Section):
         return self
 
 
+class RankBy(Section):
+    """What items are ordered by: weights of the score and of the predicted rating, of which one may be 0.
+
+    Both are standardised first, over the items that one request retrieved: less their mean, over their standard
+    deviation. `score` and `rating` alone stand for that one's weight 1.
+    """
+
+    score: Annotated[float, Field(ge=0)]
+    """Weight of the retrieval score."""
+    rating: Annotated[float, Field(ge=0)]
+    """Weight of the predicted rating."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _one_alone(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        if values not in cls.model_fields:
+            raise ValueError(
+                "score, rating, or a weight for each, such as {score: 0.7, rating: 0.3}, was "
+                f"wanted{did_you_mean(values, cls.model_fields)}"
+            )
+        return {name: float(name == values) for name in cls.model_fields}
+
+    @pydantic.model_validator(mode="after")
+    def _orders_something(self) -> RankBy:
+        if not self.score and not self.rating:
+            raise ValueError("both weights are 0, which puts items into no order; give one of them a weight")
+        return self
+
+
 class Serving(Section):
-    """What the exported model's `recommend` signature answers."""
+    """What the exported model answers; the signatures are in [serving.md](serving.md)."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 100
     """Items a call returns; clients may show fewer."""
     exclude_seen: bool = True
     """Leave out items the user interacted with in train."""
+    rank_by: RankBy = RankBy(score=1, rating=0)
+    """The order of the `k` items with the highest scores: by `score`, as they were retrieved, which is the default, by
+    predicted `rating`, or by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
+    index: Literal["exact"] = "exact"
+    """How the items with the highest scores are found: `exact` compares every request with every item."""
 
 
 class Resources(Section):
@@ -1180,26 +1222,43 @@ class Recipe(Section):
 
     @pydantic.model_validator(mode="after")
     def _names_fit_the_signatures(self) -> Recipe:
-        for feature in self.features.query:
-            # The user's id is always called user_id there, whatever its column is called, and the history history.
-            own_name = feature.column == self.data.columns.user_id or isinstance(feature, History)
-            if not own_name and feature.column == HISTORY_INPUT and self.features.history is not None:
-                raise ValueError(
-                    f"the query column {feature.column!r} has the name of the served model's input for histories; "
-                    "give it another name under rename"
-                )
-            if not own_name and not can_name_an_input(feature.column):
-                raise ValueError(
-                    f"the query column {feature.column!r} cannot name an input of the served model: a letter and then "
-                    "letters, digits and underscores were wanted, and neither a word of Python's nor "
-                    f"{' or '.join(SIGNATURE_INPUTS)}; give it another name under rename"
-                )
+        sides: tuple[tuple[str, tuple[Feature, ...], str], ...] = (
+            ("query", self.features.query, self.data.columns.user_id),
+            ("item", self.features.candidate, self.data.columns.item_id),
+        )
+        for side, features, id_column in sides:
+            for feature in features:
+                # Ids are always called user_id and item_id there, whatever their columns are called, and the history
+                # history.
+                if feature.column == id_column or isinstance(feature, History):
+                    continue
+                if side == "query" and feature.column == HISTORY_INPUT and self.features.history is not None:
+                    raise ValueError(
+                        f"the query column {feature.column!r} has the name of the served model's input for histories; "
+                        "give it another name under rename"
+                    )
+                if not can_name_an_input(feature.column):
+                    raise ValueError(
+                        f"the {side} column {feature.column!r} cannot name an input of the served model: a letter and "
+                        "then letters, digits and underscores were wanted, and neither a word of Python's nor "
+                        f"{' or '.join(SIGNATURE_INPUTS)}; give it another name under rename"
+                    )
         for feature in self.features.candidate:
             if feature.display and feature.column in SIGNATURE_OUTPUTS:
                 raise ValueError(
                     f"display: true on the column {feature.column!r}, which is what the served model calls an answer "
                     "of its own; rename the column"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _items_are_ordered_by_what_is_trained(self) -> Recipe:
+        if self.serving.rank_by.rating and not self.model.rating_weight:
+            raise Contradiction(
+                "serving.rank_by",
+                "serving.rank_by orders items by predicted ratings, and model.rating_weight is 0, so that nothing "
+                "learns to predict them; choose rank_by: score, or give the ratings a weight",
+            )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -1770,7 +1829,7 @@ def _descend_choice(choice: Any, part: str | int) -> Any:
 
 
 def can_name_an_input(column: str) -> bool:
-    """Whether a query column can be an input of the served model's signatures under its own name."""
+    """Whether a column can be an input of the served model's signatures under its own name."""
     is_word = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) is not None and not keyword.iskeyword(column)
     return is_word and column not in SIGNATURE_INPUTS
 

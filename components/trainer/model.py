@@ -176,6 +176,15 @@ class TwoTaskRecommender(tfrs.Model):
         """Items by vocabulary index, int64 [batch], 0 for unknown ones, as both tasks take them."""
         return self._items(items, training).encoded
 
+    def encode_item_features(self, items: tf.Tensor, features: Mapping[str, tf.Tensor]) -> Encoded:
+        """Items whose features need not be those of the catalogue, as both tasks take them.
+
+        Args:
+            items: Vocabulary indices int64 [batch], 0 for unknown items.
+            features: Candidate features by `Feature.name`, [batch] or [batch, values].
+        """
+        return self._item_side(items, features, training=False).encoded
+
     def predict_ratings(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
         """Ratings float32 [...] of both sides, whose leading dimensions are equal or broadcast."""
         return self.rating_head(query.rating, item.rating, query.bias + item.bias, training=training)
@@ -188,6 +197,9 @@ class TwoTaskRecommender(tfrs.Model):
 
     def _items(self, items: tf.Tensor, training: bool) -> _Side:
         features = {name: tf.gather(values, items) for name, values in self._catalogue.items()}
+        return self._item_side(items, features, training)
+
+    def _item_side(self, items: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool) -> _Side:
         vectors, penalty = self.candidate_tower(features, training=training)
         rating = self.rating_head.item(items, vectors, features, training=training)
         encoded = Encoded(self.retrieval_factors.item(items, vectors), rating.factors, rating.bias)

@@ -22,7 +22,7 @@ for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
     models.serve,
-    *(asking.recommend, asking.rate),
+    *(asking.recommend, asking.rate, asking.similar),
     pipelines.demo,
 ):
     app.command()(command)

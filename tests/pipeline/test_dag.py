@@ -198,13 +198,17 @@ def test_the_code_version_follows_every_source_of_a_package(tmp_path: Path, monk
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "work.py").write_text("answer = 41\n")
+    (package / "inner").mkdir()
+    (package / "inner" / "more.py").write_text("answer = 41\n")
     monkeypatch.syspath_prepend(tmp_path)
     import scratch_package
 
     first = dag.code_version(scratch_package)
     assert dag.code_version(scratch_package) == first
-    (package / "work.py").write_text("answer = 42\n")
-    assert dag.code_version(scratch_package) != first
+    for place in ("work.py", "inner/more.py"):
+        (package / place).write_text("answer = 42\n")
+        assert dag.code_version(scratch_package) != first
+        (package / place).write_text("answer = 41\n")
 
 
 def test_building_the_dag_twice_gives_the_same_one_and_writes_nothing(build: Build, tmp_path: Path) -> None:
