@@ -169,8 +169,8 @@ def _add_run_parameters(spec: pipeline_spec_pb2.PipelineSpec, options: Options) 
     """Takes the data's place and the serving folder's from the run instead of from constants."""
     defaults = {DATA_ROOT: options.data_root, PUSH_DESTINATION: options.push_destination}
     descriptions = {
-        DATA_ROOT: "Folder with the data, as the containers see it: gs://… or a path on a volume.",
-        PUSH_DESTINATION: "Folder that TensorFlow Serving watches, as the containers see it.",
+        DATA_ROOT: "Folder with the data: gs://… or a path on a volume.",
+        PUSH_DESTINATION: "Folder that TensorFlow Serving watches: gs://… or a path on a volume.",
     }
     for component, name, parameter in RUN_PARAMETERS:
         task = spec.root.dag.tasks[component]

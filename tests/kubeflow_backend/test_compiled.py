@@ -230,6 +230,24 @@ def test_a_schema_that_fits_no_command_line_is_refused_before_a_cluster_does() -
         compile_pipeline(recipe, schema, Options(**OPTIONS))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--cache", "sometimes"), "--cache sometimes: none, same-inputs or same-folder was wanted"),
+        (("--set", "training.epoch=3"), "did you mean 'epochs'"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_compile_before_tensorflow_starts(
+    tandem: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    given = ("--image", "registry/tandem:1", "--pipeline-root", "gs://bucket/root", "--out", path)
+    outcome = tandem("compile", "kubeflow", "schemas/books", *given, *arguments)
+    assert outcome.code == 2
+    assert complaint in outcome.stderr and outcome.stderr.startswith("tandem: ")
+    assert not path.exists()
+
+
 def test_compiling_twice_gives_the_same_file(compiled: Compile) -> None:
     assert compiled("books").read_text() == compiled("books").read_text()
 

@@ -135,3 +135,20 @@ def test_what_tensorflow_can_reach_is_written_there(import_schema: Any, tmp_path
     code, _ = import_schema(str(tmp_path / "root" / "schema"))
     assert code == 0
     assert (tmp_path / "root" / "schema" / "schema.pbtxt").is_file()
+
+
+@pytest.mark.parametrize(("component", "name", "parameter"), [
+    ("InteractionExampleGen", "input_base", "data_root"), ("ModelResolver", "push_destination", "push_destination"),
+    ("Pusher", "push_destination", "push_destination"),
+])  # fmt: skip
+@pytest.mark.parametrize("folder", ["s3://bucket/serving", "minio://bucket/serving", ""])
+def test_a_folder_that_only_the_launcher_could_reach_is_refused(
+    component: str, name: str, parameter: str, folder: str
+) -> None:
+    """A model pushed to a local folder of the container would be gone with it, and the run would be green."""
+    from pipeline.runners import kubeflow_container
+
+    executor_input = pipeline_spec_pb2.ExecutorInput()
+    executor_input.inputs.parameter_values[name].string_value = folder
+    with pytest.raises(BadInput, match=f"{parameter}: '{folder}' cannot be reached.*--volume"):
+        kubeflow_container.prepare(executor_input, pipeline_spec_pb2.ComponentInputsSpec())

@@ -99,7 +99,9 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("run", "--help"), ("recommend", "--help"), ("similar", "--help")], ids=" ".join
+    "arguments",
+    [("--help",), ("run", "--help"), ("recommend", "--help"), ("similar", "--help"), ("compile", "kubeflow", "--help")],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done, modules = imported(*arguments)
