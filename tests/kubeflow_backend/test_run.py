@@ -77,7 +77,7 @@ def test_every_component_runs_to_a_pushed_version(pushed: Run) -> None:
 
 def test_the_driver_s_work_is_done_in_the_container_where_no_backend_does_it(pushed: Run) -> None:
     properties = pushed.tasks["InteractionExampleGen"].properties("examples")
-    assert properties["input_fingerprint"] and properties["span"] == 0
+    assert properties["input_fingerprint"] and properties["custom:span"] == 0
     assert properties["rows_read"] > 0 and properties["rows_rejected"] == 0
 
 
@@ -97,6 +97,26 @@ def test_the_pushed_model_answers_the_client(pushed: Run) -> None:
         for answer in client.recommend_batch(["somebody new"], k=5):
             assert len({item.item_id for item in answer.items} & items) == 5
         assert 0.5 <= client.rate("somebody new", sorted(items)[0]) <= 5
+
+
+def test_the_local_runner_makes_the_same_of_the_same_data(
+    pushed: Run, tandem: Callable[..., Any], tmp_path: Path
+) -> None:
+    local = tandem(
+        *("run", "schemas/books", "--data", DATA, "--workdir", tmp_path, "--set", f"training.epochs={EPOCHS}"), "--json"
+    )
+    assert local.code == 0, local.stderr
+    rows = pushed.tasks["InteractionExampleGen"].properties("examples")
+    assert {name: rows[f"rows_{name}"] for name in local.json["rows"]} == local.json["rows"]
+
+    def vocabularies(transform_graph: Path) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (transform_graph / "transform_fn" / "assets").iterdir()}
+
+    (graph,) = (tmp_path / "artifacts" / "Transform" / "transform_graph").iterdir()
+    found = vocabularies(pushed.tasks["Transform"].output("transform_graph"))
+    assert len(found) >= 2 and found == vocabularies(graph)
+    # One seed, but threads add up in any order.
+    assert pushed.verdict["metrics"] == pytest.approx(local.json["metrics"], abs=0.03)
 
 
 def test_a_model_that_misses_its_gate_pushes_nothing_and_the_run_ends_failed_with_the_reason(
