@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types tests soak docs bench-ingest bench-train lock clean
+.PHONY: help setup demo test test-slow lint types tests soak docs bench-ingest bench-train bench-serving lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -40,6 +40,9 @@ bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 mil
 
 bench-train: setup  ## Time our training of the preset `tutorial` against the TFRS tutorial's own loop (minutes)
 	$(BIN)/python benchmarks/train.py
+
+bench-serving: setup  ## Time the embedded server and the index ivf against calls without a server and brute force (minutes)
+	$(BIN)/python benchmarks/serving.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py

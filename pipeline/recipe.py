@@ -1077,8 +1077,59 @@ class RankBy(Section):
         return self
 
 
+class Index(Section):
+    """How retrieval finds items. `exact` and `ivf` alone stand for that kind with its defaults.
+
+    `ivf` is an inverted file: the items are in cells, of which a request looks into the nearest ones, as many as reach
+    the recall on users of train. The Trainer measures that when it exports; where it takes a quarter of the items or
+    more, it says so and exports the model with `exact`. The Evaluator's figures are those of the index.
+    """
+
+    kind: Literal["exact", "ivf"]
+    """What it looks at: every item, or those of some cells."""
+    cells: Literal["auto"] | PositiveInt = "auto"
+    """How many cells `ivf` has; `auto` is 4 times the square root of the number of items."""
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """The part of the items of `exact` that `ivf` is to find, of the first `serving.k` and on average."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        kinds = get_args(cls.model_fields["kind"].annotation)
+        if values not in kinds:
+            raise ValueError(
+                "exact, ivf, or ivf with settings, such as {kind: ivf, recall: 0.99}, was "
+                f"wanted{did_you_mean(values, kinds)}"
+            )
+        return {"kind": values}
+
+    @pydantic.model_validator(mode="after")
+    def _settings_are_of_ivf(self) -> Index:
+        for name, field in type(self).model_fields.items():
+            # A recipe that was written out and is read again has the defaults.
+            if self.kind == "exact" and name != "kind" and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is {getattr(self, name)}, and exact has no {name}. Leave it out, or say ivf")
+        return self
+
+
+class WaitFor(Section):
+    """A server that a run waits for after its push, until it answers with the new version."""
+
+    target: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")]
+    """`HOST:PORT` of the gRPC API of TensorFlow Serving or the embedded server. `tandem run --wait-for` sets it."""
+    model: Annotated[str, Field(min_length=1)] = "recommender"
+    """Name that the server knows the model by."""
+    timeout_s: PositiveFloat = 300.0
+    """Seconds after which the run fails. The version stays pushed."""
+
+
 class Serving(Section):
-    """What the exported model answers; the signatures are in [serving.md](serving.md)."""
+    """What the exported model answers, and what is asked of it before and after a push.
+
+    The signatures are in [serving.md](serving.md), the way to a server in [release.md](release.md).
+    """
 
     k: Annotated[int, Field(ge=1, le=1000)] = 100
     """Items a call returns; clients may show fewer."""
@@ -1087,8 +1138,22 @@ class Serving(Section):
     rank_by: RankBy = RankBy(score=1, rating=0)
     """The order of the `k` items with the highest scores: by `score`, as they were retrieved, which is the default, by
     predicted `rating`, or by a weighted sum of both, such as `{score: 0.7, rating: 0.3}`."""
-    index: Literal["exact"] = "exact"
-    """How the items with the highest scores are found: `exact` compares every request with every item."""
+    index: Index = Index(kind="exact")
+    """How the items with the highest scores are found: `exact`, which is the default, compares every request with every
+    item; `ivf` with the items of the nearest cells, which pays from some hundred thousand items on."""
+    max_p99_ms: PositiveFloat | None = None
+    """The longest that 99 of 100 calls of `recommend` may take on the machine that runs the InfraValidator, in
+    milliseconds; a slower model is not pushed. Left out, the time is measured and not judged."""
+    keep_versions: PositiveInt = 5
+    """Versions that stay in the serving folder after a push: the newest ones, and besides them every one that a label
+    of `models.config` points to."""
+    wait_for: WaitFor | None = None
+    """A server to wait for after a push; left out, a run ends with the push."""
+
+    def for_export(self) -> Serving:
+        """Without what the exported model does not depend on."""
+        released = ("max_p99_ms", "keep_versions", "wait_for")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in released})
 
 
 class Resources(Section):
@@ -1320,7 +1385,7 @@ class Recipe(Section):
             features=features.model_copy(update={"query": query}),
             model=self.model,
             training=training,
-            serving=self.serving,
+            serving=self.serving.for_export(),
             negatives=self.data.negatives,
         )
 

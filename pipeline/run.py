@@ -49,6 +49,13 @@ class Asked(pydantic.BaseModel):
     overrides: tuple[str, ...]
 
 
+class ServedLatency(pydantic.BaseModel):
+    """What one caller of `recommend` waits for an answer of the embedded server, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+
 class RunResult(pydantic.BaseModel):
     """What came of a run; `tandem run --json` prints it, and the run's folder keeps it."""
 
@@ -65,6 +72,8 @@ class RunResult(pydantic.BaseModel):
     """What the Tuner found and the Trainer took, by dotted key; None where nothing was searched."""
     metrics: dict[str, float]
     verdict: Verdict
+    latency: ServedLatency | None = None
+    """What the InfraValidator measured; None where it turned the model down before."""
     not_servable: str | None
     """Why the InfraValidator turned the model down; None where it did not."""
     blessed: bool
@@ -217,11 +226,21 @@ def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any]
         hyperparameters=_found(outputs["Tuner"]) if "Tuner" in outputs else None,
         metrics=verdict.metrics,
         verdict=verdict,
+        latency=_latency(infra),
         not_servable=None if servable else infra.get_string_custom_property("reason"),
         blessed=verdict.blessed and servable,
         pushed_model=pushed.get_string_custom_property("pushed_destination") if is_pushed else None,
         log=str(folder / "log.txt"),
     )
+
+
+def _latency(infra_blessing: Any) -> ServedLatency | None:
+    from components.infra_validator.executor import P50_PROPERTY, P99_PROPERTY
+
+    if not infra_blessing.has_custom_property(P99_PROPERTY):
+        return None
+    p50, p99 = (infra_blessing.get_float_custom_property(name) for name in (P50_PROPERTY, P99_PROPERTY))
+    return ServedLatency(p50_ms=round(p50, 3), p99_ms=round(p99, 3))
 
 
 def _found(tuner: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ pipeline and serving; docs/serving.md has each with its names, shapes, defaults 
     signature_inputs     optional inputs: their defaults, and which rows have a value
     remembered_users     requests encoded: what is not given is what the model remembers of the user
     catalogue            the items: ids, columns to be shown, features, vectors of an item from its columns
+    index_choice         how retrieval finds items: comparing with all of them, or with those of the nearest cells
     ranking              retrieval, the items left out, the order in which they are served, and ratings
     neighbours           items that are like an item
     word_search          items by the words of their columns

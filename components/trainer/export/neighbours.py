@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
-from components.trainer.export.ranking import build_index
+from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.retrieval_index import Nearest
 from pipeline.recipe import TrainerRecipe
 
@@ -15,16 +16,23 @@ class Neighbours(tf.Module):
     Without the factor that is the item's bias: it says how popular an item is, not what it is like.
     """
 
-    def __init__(self, vectors: tf.Tensor, recipe: TrainerRecipe) -> None:
+    def __init__(self, vectors: tf.Tensor, recipe: TrainerRecipe, k: int) -> None:
         """
         Args:
             vectors: The items' retrieval factors float32 [N, D], of item 1 to item N.
             recipe: The recipe.
+            k: How many items most searches ask for.
         """
         super().__init__(name="neighbours")
         if recipe.model.retrieval.item_bias:
             vectors = vectors[:, :-1]
-        self._index = build_index(recipe.serving, tf.math.l2_normalize(vectors, axis=1), "neighbours_index")
+        vectors = tf.math.l2_normalize(vectors, axis=1)
+
+        def searches() -> Searches:
+            items = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_SIZE]
+            return Searches(tf.gather(vectors, items).numpy(), list(items[:, None] + 1))
+
+        self._index = build_index(recipe.serving.index, vectors, k, searches, "neighbours_index")
 
     def nearest(self, items: tf.Tensor, k: int) -> Nearest:
         """The k items that are most like each of the items int64 [B], itself left out; none for the unknown item 0."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
 from components.trainer.training_data import TrainingData
-from pipeline.recipe import RankBy, Serving, TrainerRecipe
+from pipeline.recipe import RankBy, TrainerRecipe
 
 
 class Ranked(NamedTuple):
@@ -37,9 +40,14 @@ class Ranker(tf.Module):
     """Retrieves by score and orders what it found as the recipe says."""
 
     def __init__(
-        self, model: TwoTaskRecommender, data: TrainingData, recipe: TrainerRecipe, schema: schema_pb2.Schema
+        self,
+        model: TwoTaskRecommender,
+        data: TrainingData,
+        recipe: TrainerRecipe,
+        schema: schema_pb2.Schema,
+        users: RememberedUsers,
     ) -> None:
-        """Computes the catalogue's vectors once; see `ServedRecommender`."""
+        """Computes the catalogue's vectors once; see `ServedRecommender`. An index is measured with the `users`."""
         super().__init__(name="ranker")
         self.k = min(recipe.serving.k, data.item_count)
         """K: how many items `recommend` answers, and how many of them are ordered anew."""
@@ -50,7 +58,8 @@ class Ranker(tf.Module):
         # A SavedModel holds the variables of what it tracks; bound methods are not tracked.
         self._weights = model.rating_head.variables
         items = model.encode_items(tf.range(data.item_count + 1, dtype=tf.int64))
-        self.index = build_index(recipe.serving, items.retrieval[1:], "index")
+        searches = functools.partial(self._searches_of, users, data)
+        self.index = build_index(recipe.serving.index, items.retrieval[1:], self.k, searches, "index")
         self._item_rating = tf.Variable(items.rating, trainable=False, name="item_rating")
         self._item_bias = tf.Variable(items.bias, trainable=False, name="item_bias")
 
@@ -115,19 +124,23 @@ class Ranker(tf.Module):
         ratings = self.rating(Encoded(*(tf.expand_dims(part, axis=1) for part in query)), items)
         return Ranked(items, scores, tf.where(items > 0, ratings, tf.zeros_like(ratings)))
 
+    def _searches_of(self, users: RememberedUsers, data: TrainingData) -> Searches:
+        """What users of train who say nothing but who they are would be searched for."""
+        known = np.flatnonzero(np.diff(data.histories.starts)[1:]) + 1
+        chosen = np.random.default_rng(0).permutation(known)[:SAMPLE_SIZE]
+        asked = users.ask_remembered(tf.constant(chosen, tf.int64))
+        left_out = self.left_out(asked.seen)
+        none = np.zeros(0, np.int64)
+        return Searches(
+            asked.query.retrieval.numpy(), [none] * len(chosen) if left_out is None else list(left_out.numpy())
+        )
+
     def _served_place(
         self, query: Encoded, item: tf.Tensor, by_score: tf.Tensor, excluded: tf.RaggedTensor | None
     ) -> tf.Tensor:
         there = tf.equal(self.top(query, self.k, excluded).items, item[:, None])
         found = tf.logical_and(tf.reduce_any(there, axis=1), by_score >= 0)
         return tf.where(found, tf.argmax(there, axis=1), by_score)
-
-
-def build_index(serving: Serving, vectors: tf.Tensor, name: str) -> RetrievalIndex:
-    """The index that the recipe asks for over the vectors float32 [N, D]."""
-    match serving.index:
-        case "exact":
-            return ExactIndex(vectors, name)
 
 
 def label_bounds(schema: schema_pb2.Schema, label: str) -> tuple[float, float] | None:

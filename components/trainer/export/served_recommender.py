@@ -82,9 +82,9 @@ class ServedRecommender(tf.Module):
         transform = transform_output.transform_features_layer()
         self.catalogue = Catalogue(model, data, transform_output, transform, recipe, schema)
         self.users = RememberedUsers(model, data, transform, recipe, schema, self.catalogue)
-        self.ranker = Ranker(model, data, recipe, schema)
+        self.ranker = Ranker(model, data, recipe, schema, self.users)
         every = tf.range(1, data.item_count + 1, dtype=tf.int64)
-        self._neighbours = Neighbours(self.ranker.index.vectors(every), recipe)
+        self._neighbours = Neighbours(self.ranker.index.vectors(every), recipe, self.ranker.k)
         self._word_search = WordSearch(data) if data.display else None
         self._evaluation = Evaluation(data, recipe.columns, self.catalogue, self.users, self.ranker)
 
