@@ -254,7 +254,7 @@ def _gigabytes(memory: str) -> float:
 
 
 def _check_sizes(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    for name, task in spec.root.dag.tasks.items():
+    for name, task in sorted(spec.root.dag.tasks.items()):
         size = len(json_format.MessageToJson(task.inputs, indent=None))
         if size > LARGEST_ARGUMENT:
             raise BadInput(
