@@ -120,9 +120,13 @@ def test_everything_is_a_container_of_the_image_that_any_backend_can_run(compile
     deployment = load_deployment(spec)
     assert spec.default_pipeline_root == "gs://bucket/root"
     assert len(deployment.executors) == len(spec.components)
-    for executor in deployment.executors.values():
-        assert executor.container.image == "registry/tandem:1"
-        assert list(executor.container.command) == ["python", "-m", "pipeline.runners.kubeflow_container"]
+    for component in spec.components.values():
+        container = deployment.executors[component.executor_label].container
+        assert container.image == "registry/tandem:1"
+        assert list(container.command) == ["python", "-m", "pipeline.runners.kubeflow_container"]
+        # The container learns types from it, those of the run's parameters included.
+        definitions = container.args[list(container.args).index("--json_serialized_inputs_spec_args") + 1]
+        assert json.loads(definitions) == json_format.MessageToDict(component.input_definitions)
 
 
 def test_a_component_asks_for_what_the_recipe_says_and_others_for_nothing(compiled: Compile) -> None:
