@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-airflow airflow-setup lint types tests docs bench-ingest bench-train lock clean
+.PHONY: help setup demo test test-slow test-airflow airflow-setup lint types tests soak docs bench-ingest bench-train \
+	bench-serving lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,6 +36,9 @@ types: setup
 tests: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+soak: setup  ## Push versions under load for five minutes: no client may see a failed or a mixed answer
+	$(BIN)/python -m pytest tests/serving/test_soak.py -s --soak-seconds 300 --soak-push-every 20
+
 docs: setup  ## Write docs/recipe.md anew from the recipe's own models
 	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
 
@@ -43,6 +47,9 @@ bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 mil
 
 bench-train: setup  ## Time our training of the preset `tutorial` against the TFRS tutorial's own loop (minutes)
 	$(BIN)/python benchmarks/train.py
+
+bench-serving: setup  ## Time the embedded server and the index ivf against calls without a server and brute force (minutes)
+	$(BIN)/python benchmarks/serving.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py

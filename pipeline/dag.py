@@ -23,9 +23,11 @@ from components.evaluator.settings import Settings as EvaluatorSettings
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
-from components.infra_validator.executor import Settings
+from components.infra_validator.executor import Settings as InfraValidatorSettings
 from components.model_resolver.component import ModelResolver
 from components.pusher.component import Pusher
+from components.pusher.executor import SETTINGS_KEY as PUSHER_SETTINGS_KEY
+from components.pusher.executor import Settings as PusherSettings
 from components.schema_gen.component import ImportSchemaGen
 from pipeline import recipe as recipe_module
 from pipeline.recipe import Recipe
@@ -147,9 +149,11 @@ def create_pipeline(
         infra_validator = InfraValidator(
             model=trainer.outputs["model"],
             examples=example_gen.outputs["examples"],
-            settings=Settings(
+            settings=InfraValidatorSettings(
                 user_id=columns.user_id,
                 item_id=columns.item_id,
+                exclude_seen=recipe.serving.exclude_seen,
+                max_p99_ms=recipe.serving.max_p99_ms,
                 code_version=code_version(components.infra_validator, serving),
             ),
         )
@@ -162,6 +166,11 @@ def create_pipeline(
             push_destination=tfx.proto.PushDestination(
                 filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_dir)
             ),
+            custom_config={
+                PUSHER_SETTINGS_KEY: PusherSettings(
+                    keep_versions=recipe.serving.keep_versions, wait_for=recipe.serving.wait_for
+                ).model_dump_json()
+            },
         )
         parts += [infra_validator, pusher]
 
@@ -179,6 +188,6 @@ def code_version(*packages: ModuleType) -> str:
     """A hash of the packages' sources and the recipe's: no cached result outlives the code that made it."""
     digest = hashlib.sha256(Path(recipe_module.__file__).read_bytes())
     for package in packages:
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ import json
 import logging as python_logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,13 @@ class Asked(pydantic.BaseModel):
     overrides: tuple[str, ...]
 
 
+class ServedLatency(pydantic.BaseModel):
+    """What one caller of `recommend` waits for an answer of the embedded server, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+
 class RunResult(pydantic.BaseModel):
     """What came of a run; `tandem run --json` prints it, and the run's folder keeps it."""
 
@@ -74,6 +81,8 @@ class RunResult(pydantic.BaseModel):
     """What the Tuner found and the Trainer took, by dotted key; None where nothing was searched."""
     metrics: dict[str, float]
     verdict: Verdict
+    latency: ServedLatency | None = None
+    """What the InfraValidator measured; None where it turned the model down before."""
     not_servable: str | None
     """Why the InfraValidator turned the model down; None where it did not."""
     blessed: bool
@@ -229,11 +238,21 @@ def result_of(
         hyperparameters=_found(outputs["Tuner"]["best_hyperparameters"]) if "Tuner" in outputs else None,
         metrics=verdict.metrics,
         verdict=verdict,
+        latency=_latency(infra),
         not_servable=None if servable else str(infra.get("reason", "")),
         blessed=verdict.blessed and servable,
         pushed_model=str(pushed["pushed_destination"]) if pushed.get("pushed") == 1 else None,
         log=str(run_folder(workdir, run_id) / LOG_FILE),
     )
+
+
+def _latency(infra_blessing: Mapping[str, Any]) -> ServedLatency | None:
+    from components.infra_validator.latency import P50_PROPERTY, P99_PROPERTY
+
+    if P99_PROPERTY not in infra_blessing:
+        return None
+    p50, p99 = (infra_blessing[name] for name in (P50_PROPERTY, P99_PROPERTY))
+    return ServedLatency(p50_ms=round(p50, 3), p99_ms=round(p99, 3))
 
 
 def _found(best: StoredArtifact) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2
 
 from serving import tensor_proto
 from serving.status import ServingError, invalid_argument
@@ -69,26 +69,23 @@ def fill_predict_request(body: bytes, request: predict_pb2.PredictRequest, signa
     Raises:
         ServingError: INVALID_ARGUMENT with the place and the reason.
     """
-    document = _parse(body)
-    if "signature_name" in document:
-        if not isinstance(document["signature_name"], str):
-            raise _format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
-        request.model_spec.signature_name = document["signature_name"]
+    document = parse(body)
+    fill_signature_name(document, request.model_spec)
     name = request.model_spec.signature_name
     definition = signature_def(name)
     inputs, defaults = definition.inputs, definition.defaults
     if not inputs:
         raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     if "instances" in document and "inputs" in document:
-        raise _format_error(
+        raise format_error(
             document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
         )
     if "instances" in document:
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise _format_error(document, "Expecting 'instances' to be an list/array")
+            raise format_error(document, "Expecting 'instances' to be an list/array")
         if not instances:
-            raise _format_error(document, "No values in 'instances' array")
+            raise format_error(document, "No values in 'instances' array")
         _fill_from_rows(instances, inputs, defaults, request)
         return Format.ROW
     if "inputs" in document:
@@ -129,7 +126,24 @@ def dump(document: Any) -> bytes:
     return json.dumps(document, ensure_ascii=False, indent=4).encode("utf-8", "surrogateescape")
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def fill_signature_name(document: dict[str, Any], spec: model_pb2.ModelSpec) -> None:
+    """Takes the body's `signature_name`, where it has one.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, it is not a string.
+    """
+    if "signature_name" in document:
+        if not isinstance(document["signature_name"], str):
+            raise format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
+        spec.signature_name = document["signature_name"]
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """A request's JSON object.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, not JSON, or not an object.
+    """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     try:
@@ -142,7 +156,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
         raise invalid_argument(f"JSON Parse error: {type(error).__name__}: {error}") from error
     if not isinstance(document, dict):
-        raise _format_error(document, "Is not object")
+        raise format_error(document, "Is not object")
     return document
 
 
@@ -154,10 +168,10 @@ def _fill_from_rows(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
             f"tensorinfo_map: each with the keys {','.join(sorted(inputs))}"
         )
-    named = _is_object(instances[0])
+    named = is_object(instances[0])
     columns = {name: _Column(name, info.dtype) for name, info in inputs.items()}
     for position, element in enumerate(instances):
-        if named != _is_object(element):
+        if named != is_object(element):
             expected, got = ("object", "list") if named else ("value/list", "object")
             raise invalid_argument(f"Expecting {expected} but got {got} at item {position} of input list")
         row = element if named else {next(iter(inputs)): element}
@@ -185,7 +199,7 @@ def _fill_from_rows(
 
 
 def _fill_from_columns(value: Any, inputs: _Inputs, defaults: _Defaults, request: predict_pb2.PredictRequest) -> None:
-    if not _is_object(value):
+    if not is_object(value):
         if len(inputs) > 1:
             raise invalid_argument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
@@ -286,7 +300,7 @@ def _tensor_value(value: Any, dtype: int) -> Any:
             except UnicodeEncodeError as error:
                 raise invalid_argument(f"JSON Value: {_debug(value)} is not valid Unicode: {error.reason}") from error
         if isinstance(value, dict):
-            return _decode_base64(value)
+            return decode_base64(value)
     elif dtype == types_pb2.DT_BOOL:
         if isinstance(value, bool):
             return value
@@ -301,12 +315,17 @@ def _tensor_value(value: Any, dtype: int) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and low <= value < high:
             return value
     raise invalid_argument(
-        f"JSON Value: {_debug(value)} Type: {_json_type(value)} is not of expected type: "
+        f"JSON Value: {_debug(value)} Type: {json_type(value)} is not of expected type: "
         f"{tensor_proto.dtype_name(dtype).removeprefix('DT_').lower()}"
     )
 
 
-def _decode_base64(value: dict[str, Any]) -> bytes:
+def decode_base64(value: dict[str, Any]) -> bytes:
+    """The bytes of a `{"b64": "…"}`.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, another object, or not base64.
+    """
     text = value.get("b64")
     if len(value) != 1 or not isinstance(text, str):
         raise invalid_argument(f'JSON Value: {_debug(value)} not formatted correctly for base64 data: {{"b64": "…"}}')
@@ -344,11 +363,13 @@ def _nest(values: list[Any], shape: tuple[int, ...]) -> Any:
     return values
 
 
-def _is_object(value: Any) -> bool:
+def is_object(value: Any) -> bool:
+    """True for a JSON object that is not a string in base64."""
     return isinstance(value, dict) and not (len(value) == 1 and isinstance(value.get("b64"), str))
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """What TensorFlow Serving calls the type of a JSON value."""
     if isinstance(value, bool):
         return str(value)
     if value is None:
@@ -365,5 +386,6 @@ def _debug(value: Any) -> str:
     return text[:_DEBUG_LIMIT].encode("utf-8", "replace").decode("utf-8")
 
 
-def _format_error(value: Any, reason: str) -> ServingError:
+def format_error(value: Any, reason: str) -> ServingError:
+    """INVALID_ARGUMENT that shows the value's beginning."""
     return invalid_argument(f"JSON Value: {_debug(value)} {reason}")

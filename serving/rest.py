@@ -1,4 +1,7 @@
-"""TensorFlow Serving's REST API over a ServerCore, on the standard library's threading HTTP server."""
+"""TensorFlow Serving's REST API over a ServerCore, on the standard library's threading HTTP server.
+
+Beside it, on the same port, the Prometheus page.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import re
 import socket
 import socketserver
+import ssl
 import threading
 import time
 import urllib.parse
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from serving.metrics import PROMETHEUS_PATH
 from serving.status import ServingError, invalid_argument
 
 # `core` and `json_tensor` import TensorFlow. The port is bound before that, so that one in use is told at once.
@@ -30,6 +35,9 @@ _PREDICTION_PATH = re.compile(
 )
 _MODEL_PATH = re.compile(rf"/v1/models(?:/(?P<model>[^/:]+))?{_VERSION}(?:/(?P<metadata>metadata))?", re.IGNORECASE)
 _MAX_BODY_BYTES = 1 << 30
+_ENTRYPOINT = "REST"
+_JSON = "application/json"
+_HANDSHAKE_TIMEOUT_S = 10.0
 _IDLE_TIMEOUT_S = 75.0  # a kept-alive connection without a request is closed, so that its thread goes
 _logger = logging.getLogger(__name__)
 
@@ -37,14 +45,32 @@ _logger = logging.getLogger(__name__)
 class RestServer:
     """Listens from construction on, answers from `start` on; callers in between wait in the socket's queue."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        metrics_path: str | None = PROMETHEUS_PATH,
+        max_body_bytes: int | None = None,
+    ) -> None:
         """Binds.
+
+        Args:
+            host: the address.
+            port: 0 for a free one.
+            tls: HTTPS with this context; None for HTTP.
+            metrics_path: where the Prometheus page is; None for nowhere.
+            max_body_bytes: larger request bodies are refused; None for 1 GiB.
 
         Raises:
             OSError: the port is in use or the host is not one of this machine's.
         """
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         self._http = _HttpServer((host, port), _Handler, family)
+        self._http.tls = tls
+        self._http.metrics_path = metrics_path
+        self._http.max_body_bytes = max_body_bytes or _MAX_BODY_BYTES
         self._thread: threading.Thread | None = None
 
     @property
@@ -99,7 +125,20 @@ class _HttpServer(ThreadingHTTPServer):
         self.core: ServerCore | None = None
         self.in_flight = _InFlight()
         self.stopping = False
+        self.tls: ssl.SSLContext | None = None
+        self.metrics_path: str | None = None
+        self.max_body_bytes = _MAX_BODY_BYTES
         super().__init__(address, handler)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Runs in the connection's own thread, so that a slow handshake holds up nobody else."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_HANDSHAKE_TIMEOUT_S)
+        # SSLSocket takes the socket over; the handler closes this one, the server would close the other.
+        with self.tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host up in DNS, which can take seconds
@@ -124,11 +163,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         with self.server.in_flight:
-            started = time.monotonic()
-            status, body = self._answer()
+            started = time.perf_counter()
+            self._model = self._method = ""
+            code, status, body, kind = self._answer()
+            elapsed = time.perf_counter() - started
+            # Before the answer goes out: who has it finds it counted.
+            if code is not None and self.server.core is not None:
+                self.server.core.metrics.record_request(self._model, self._method, _ENTRYPOINT, code, elapsed)
             self.send_response(status)
             if body:
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             if self.server.stopping or self.close_connection:
                 self.send_header("Connection", "close")
@@ -137,32 +181,48 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(body)
             self.wfile.flush()
-            _logger.debug("%s %s %d %.4f s", self.command, self.path, status, time.monotonic() - started)
+            _logger.debug("%s %s %d %.4f s", self.command, self.path, status, elapsed)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = _respond  # noqa: N815 - named by the standard library
 
-    def _answer(self) -> tuple[int, bytes]:
+    def _answer(self) -> tuple[grpc.StatusCode | None, int, bytes, str]:
+        """Status code (None for what is no request of the API), HTTP status, body and its content type."""
         try:
             body = self._body()
             path = urllib.parse.urlsplit(self.path).path
-            if not _API_PATH.fullmatch(path):
-                return 404, b""
             core = self.server.core
             assert core is not None, "start() sets the core before it answers"
-            return 200, _process(core, self.command, path, body)
+            if path == self.server.metrics_path:
+                return None, 200, core.metrics.page().encode(), "text/plain"
+            if not _API_PATH.fullmatch(path):
+                return None, 404, b"", _JSON
+            return grpc.StatusCode.OK, 200, self._process(core, path, body), _JSON
         except ServingError as error:
-            return error.http_status, _error_json(error.message)
+            return error.code, error.http_status, _error_json(error.message), _JSON
         except Exception as error:
             _logger.exception("%s %s failed unexpectedly", self.command, self.path)
-            return 500, _error_json(f"{type(error).__name__}: {error}")
+            return grpc.StatusCode.INTERNAL, 500, _error_json(f"{type(error).__name__}: {error}"), _JSON
+
+    def _process(self, core: ServerCore, path: str, body: bytes) -> bytes:
+        pattern = {"POST": _PREDICTION_PATH, "GET": _MODEL_PATH}.get(self.command)
+        match = pattern.fullmatch(path) if pattern is not None else None
+        if match is None:
+            raise invalid_argument(f"Malformed request: {self.command} {path}")
+        self._model = urllib.parse.unquote(match["model"] or "")
+        if self.command == "POST":
+            self._method = match["method"].lower()
+            return _ANSWERS[self._method](core, match, body)
+        if not match["model"]:
+            raise invalid_argument("Missing model name in request.")
+        return _metadata(core, match) if match["metadata"] else _status(core, match)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return self._chunked_body()
         text = self.headers.get("Content-Length", "0")
-        if not text.isascii() or not text.isdigit() or int(text) > _MAX_BODY_BYTES:
+        if not text.isascii() or not text.isdigit() or int(text) > self.server.max_body_bytes:
             self.close_connection = True  # where the next request would begin is not known
-            raise invalid_argument(f"Content-Length: {text} is not a number from 0 to {_MAX_BODY_BYTES}")
+            raise invalid_argument(f"Content-Length: {text} is not a number from 0 to {self.server.max_body_bytes}")
         return self._read_exactly(int(text))
 
     def _chunked_body(self) -> bytes:
@@ -175,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
             except ValueError:
                 size = -1
             total += size
-            if size < 0 or total > _MAX_BODY_BYTES:
+            if size < 0 or total > self.server.max_body_bytes:
                 self.close_connection = True
                 raise invalid_argument("Malformed chunked request body, or one above the size limit")
             if size == 0:
@@ -198,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.request_version = "HTTP/1.1"  # a line that does not parse counts as HTTP/0.9, which has no status line
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", _JSON)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
@@ -208,33 +268,41 @@ class _Handler(BaseHTTPRequestHandler):
         pass  # requests are logged in _respond, at debug level
 
 
-def _process(core: ServerCore, http_method: str, path: str, body: bytes) -> bytes:
-    match = None
-    if http_method == "POST":
-        match = _PREDICTION_PATH.fullmatch(path)
-    elif http_method == "GET":
-        match = _MODEL_PATH.fullmatch(path)
-    if match is None:
-        raise invalid_argument(f"Malformed request: {http_method} {path}")
-    if http_method == "POST":
-        return _predict(core, match, body)
-    if not match["model"]:
-        raise invalid_argument("Missing model name in request.")
-    return _metadata(core, match) if match["metadata"] else _status(core, match)
-
-
 def _predict(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
     from tensorflow_serving.apis import predict_pb2
 
     from serving import json_tensor
 
-    if match["method"].lower() != "predict":
-        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, f"Method {match['method']} is not implemented; use predict")
     request = predict_pb2.PredictRequest()
     _fill_model_spec(match, request.model_spec)
     spec = request.model_spec
     layout = json_tensor.fill_predict_request(body, request, lambda name: core.signature_def(spec, name))
     return json_tensor.predict_response_json(core.predict(request), layout)
+
+
+def _classify(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
+    from tensorflow_serving.apis import classification_pb2
+
+    from serving import json_examples
+
+    request = classification_pb2.ClassificationRequest()
+    _fill_model_spec(match, request.model_spec)
+    json_examples.fill_request(body, request)
+    return json_examples.classification_json(core.classify(request))
+
+
+def _regress(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
+    from tensorflow_serving.apis import regression_pb2
+
+    from serving import json_examples
+
+    request = regression_pb2.RegressionRequest()
+    _fill_model_spec(match, request.model_spec)
+    json_examples.fill_request(body, request)
+    return json_examples.regression_json(core.regress(request))
+
+
+_ANSWERS = {"predict": _predict, "classify": _classify, "regress": _regress}
 
 
 def _status(core: ServerCore, match: re.Match[str]) -> bytes:

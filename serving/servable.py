@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,23 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from serving import tensor_proto
+from serving.batching import Batcher, BatchQueue, Executor
+from serving.metrics import ServingMetrics
 from serving.status import ServingError, code_from_number, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 _SERVE_TAG = "serve"
-_METHOD_NAMES = ("tensorflow/serving/predict", "tensorflow/serving/classify", "tensorflow/serving/regress")
+_INIT_OP = "__saved_model_init_op"  # names an operation, not tensors
 # A client picks outputs by name, in any subset; each subset compiles an executor of its own. Beyond this many the
 # executor with all outputs answers, so that a client cannot fill the server's memory with executors.
 _MAX_EXECUTORS_PER_SIGNATURE = 16
+_RUNTIME = "TF1"  # what TensorFlow Serving calls sessions in its runtime_latency
 
 _logger = logging.getLogger(__name__)
+
+
+# Seconds until the caller gives up; None for never.
+TimeRemaining = Callable[[], float | None]
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,17 @@ class _Input:
 class _Signature:
     """One SignatureDef, checked and compiled."""
 
-    def __init__(self, name: str, definition: meta_graph_pb2.SignatureDef, session: tf.compat.v1.Session) -> None:
+    def __init__(
+        self,
+        name: str,
+        definition: meta_graph_pb2.SignatureDef,
+        compiler: Callable[[Sequence[str], Sequence[str]], Executor],
+        batcher: Batcher | None,
+    ) -> None:
         self.name = name
         self._definition = definition
-        self._session = session
+        self._compiler = compiler
+        self._batcher = batcher
         self._inputs = [
             _Input(
                 alias=alias,
@@ -65,20 +80,31 @@ class _Signature:
         ]
         self._outputs = tuple(sorted(definition.outputs))
         self._lock = threading.Lock()
-        self._executors: dict[tuple[str, ...], Callable[..., Sequence[Any]]] = {}
+        self._executors: dict[tuple[str, ...], Executor] = {}
+        self._queues: dict[tuple[str, ...], BatchQueue] = {}
         self._executors[self._outputs] = self._compile(self._outputs)
 
-    def run(self, request: predict_pb2.PredictRequest, response: predict_pb2.PredictResponse) -> None:
+    def run(
+        self,
+        request: predict_pb2.PredictRequest,
+        response: predict_pb2.PredictResponse,
+        time_remaining: TimeRemaining | None,
+    ) -> float:
+        """Fills in the outputs; the seconds that the graph (and the batch queue) took."""
         feeds = self._feeds(request)
         wanted = self._wanted_outputs(request)
         fetched_aliases, executor = self._executor(wanted)
+        started = time.perf_counter()
         try:
-            values = executor(*feeds)
+            queue = self._queues.get(fetched_aliases)  # none without batching
+            values = executor(*feeds) if queue is None else queue.run(feeds, _deadline(time_remaining))
         except tf.errors.OpError as error:
             raise self._failure(error, request) from error
+        elapsed = time.perf_counter() - started
         for alias, value in zip(fetched_aliases, values, strict=True):
             if alias in wanted:
                 tensor_proto.fill(response.outputs[alias], value, self._definition.outputs[alias].dtype)
+        return elapsed
 
     def _feeds(self, request: predict_pb2.PredictRequest) -> list[tensor_proto.Array]:
         """Inputs in the executor's order, defaults filled in, dtype and shape checked against the signature."""
@@ -160,7 +186,7 @@ class _Signature:
             seen.add(alias)
         return tuple(sorted(seen))
 
-    def _executor(self, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Callable[..., Sequence[Any]]]:
+    def _executor(self, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Executor]:
         executor = self._executors.get(wanted)
         if executor is not None:
             return wanted, executor
@@ -172,16 +198,17 @@ class _Signature:
                 executor = self._executors[wanted] = self._compile(wanted)
         return wanted, executor
 
-    def _compile(self, outputs: tuple[str, ...]) -> Callable[..., Sequence[Any]]:
-        options = config_pb2.CallableOptions()
-        options.feed.extend(each.tensor_name for each in self._inputs)
-        options.fetch.extend(self._definition.outputs[alias].name for alias in outputs)
-        # The public Session.run costs twice as much a call: it looks up and checks feeds and fetches every time.
-        executor: Callable[..., Sequence[Any]] = self._session._make_callable_from_options(options)
+    def _compile(self, outputs: tuple[str, ...]) -> Executor:
+        executor = self._compiler(
+            [each.tensor_name for each in self._inputs], [self._definition.outputs[alias].name for alias in outputs]
+        )
+        if self._batcher is not None:
+            self._queues[outputs] = self._batcher.queue(executor)
         return executor
 
     def release(self) -> None:
         """Gives the executors back; the session can close only afterwards."""
+        self._queues.clear()
         self._executors.clear()
 
 
@@ -189,21 +216,38 @@ class Servable:
     """A loaded SavedModel version. Thread-safe; `close` only when no call is running."""
 
     def __init__(
-        self, name: str, version: int, session: tf.compat.v1.Session, meta_graph: meta_graph_pb2.MetaGraphDef
+        self,
+        name: str,
+        version: int,
+        session: tf.compat.v1.Session,
+        meta_graph: meta_graph_pb2.MetaGraphDef,
+        metrics: ServingMetrics,
+        batcher: Batcher | None,
     ) -> None:
         self.name = name
         self.version = version
         self.signature_defs: dict[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
+        self.metrics = metrics
         self._session = session
         self._signatures = {
-            key: _Signature(key, definition, session)
+            key: _Signature(key, definition, self._compile, batcher)
             for key, definition in self.signature_defs.items()
-            if definition.method_name in _METHOD_NAMES and _is_dense(definition)
+            if key != _INIT_OP and _is_dense(definition)
         }
+        self._example_executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Executor] = {}
 
     @classmethod
-    def load(cls, name: str, version: int, path: Path) -> Servable:
+    def load(
+        cls, name: str, version: int, path: Path, *, metrics: ServingMetrics, batcher: Batcher | None = None
+    ) -> Servable:
         """Loads the MetaGraph tagged `serve` from a SavedModel folder.
+
+        Args:
+            name: the model's name.
+            version: the version's number.
+            path: the SavedModel folder.
+            metrics: times the graph.
+            batcher: merges concurrent Predict requests; None for none.
 
         Raises:
             ServingError: with the code TensorFlow gave (NOT_FOUND for missing variables, DATA_LOSS for damaged ones).
@@ -213,17 +257,21 @@ class Servable:
         try:
             with graph.as_default():
                 meta_graph = tf.compat.v1.saved_model.load(session, [_SERVE_TAG], str(path))
-            return cls(name, version, session, meta_graph)
+            return cls(name, version, session, meta_graph, metrics, batcher)
         except Exception as error:
             session.close()
             raise _load_error(path, error) from error
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def predict(
+        self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
+    ) -> predict_pb2.PredictResponse:
         """Runs one signature.
 
         Args:
             request: `model_spec.signature_name` empty means `serving_default`; inputs that the signature gives
                 defaults for may be left out; `output_filter` picks outputs, empty means all.
+            time_remaining: tells for how many seconds more somebody waits for the answer; a request that waits in a
+                batch queue for longer is not run.
 
         Raises:
             ServingError: FAILED_PRECONDITION for an unknown signature (TensorFlow Serving's code for it),
@@ -237,8 +285,42 @@ class Servable:
         response.model_spec.name = self.name
         response.model_spec.signature_name = key
         response.model_spec.version.value = self.version
-        signature.run(request, response)
+        elapsed = signature.run(request, response, time_remaining)
+        self.metrics.runtime_latency.record(elapsed * 1e6, self.name, "Predict", _RUNTIME)
         return response
+
+    def run_examples(self, inputs: Sequence[str], outputs: Sequence[str], examples: tensor_proto.Array) -> list[Any]:
+        """Feeds serialized tf.Examples to graph tensors, for Classify, Regress and MultiInference.
+
+        Args:
+            inputs: names of the tensors that all get the same examples.
+            outputs: names of the tensors to fetch.
+            examples: bytes [B], as an object array.
+
+        Returns:
+            Each output's array.
+
+        Raises:
+            ServingError: with the graph's own error.
+        """
+        key = (tuple(inputs), tuple(outputs))
+        executor = self._example_executors.get(key)
+        if executor is None:
+            if len(self._example_executors) >= _MAX_EXECUTORS_PER_SIGNATURE * max(1, len(self._signatures)):
+                self._example_executors.clear()
+            executor = self._example_executors[key] = self._compile(*key)
+        try:
+            return list(executor(*[examples] * len(inputs)))
+        except tf.errors.OpError as error:
+            raise ServingError(code_from_number(error.error_code), error.message) from error
+
+    def _compile(self, inputs: Sequence[str], outputs: Sequence[str]) -> Executor:
+        options = config_pb2.CallableOptions()
+        options.feed.extend(inputs)
+        options.fetch.extend(outputs)
+        # The public Session.run costs twice as much a call: it looks up and checks feeds and fetches every time.
+        executor: Executor = self._session._make_callable_from_options(options)
+        return executor
 
     def _no_signature(self, key: str) -> ServingError:
         definition = self.signature_defs.get(key)
@@ -247,12 +329,6 @@ class Servable:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f'Serving signature key "{key}" not found. Version {self.version} of model {self.name} has: '
                 f"{_joined(self._signatures)}.",
-            )
-        if definition.method_name not in _METHOD_NAMES:
-            return ServingError(
-                grpc.StatusCode.INTERNAL,
-                f"Expected prediction signature method_name to be one of {{{', '.join(_METHOD_NAMES)}}}. "
-                f"Was: {definition.method_name}",
             )
         return ServingError(
             grpc.StatusCode.UNIMPLEMENTED,
@@ -264,7 +340,13 @@ class Servable:
         for signature in self._signatures.values():
             signature.release()
         self._signatures.clear()
+        self._example_executors.clear()
         self._session.close()
+
+
+def _deadline(time_remaining: TimeRemaining | None) -> float | None:
+    left = None if time_remaining is None else time_remaining()
+    return None if left is None else time.monotonic() + left
 
 
 def _static_shape(shape: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...] | None:

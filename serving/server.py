@@ -1,16 +1,16 @@
-"""The embedded model server: one model's version folder behind TensorFlow Serving's gRPC and REST ports.
+"""The embedded model server: versions of SavedModels behind TensorFlow Serving's gRPC and REST ports.
 
     python -m serving.server --model-dir DIR [--model-name recommender] [--host 127.0.0.1] [--port 8500]
-                             [--rest-port 8501] [--fail-fast]
+                             [--rest-port 8501] [--fail-fast] [--model-config-file FILE] … (docs/server.md)
 
-Once a version answers, one line of JSON goes to stdout: {"model": …, "version": …, "grpc": "host:port", "rest":
-"host:port"}. Logs go to stderr. SIGTERM and SIGINT drain: no new calls, those running finish, exit code 0.
-Exit code 1: --fail-fast and no version loads. Exit code 2: a wrong option, no such folder, a port in use.
+Once every model answers, one line of JSON goes to stdout: {"model": …, "version": …, "grpc": "host:port", "rest":
+"host:port"}; with a model config file also "models": {name: version}, and "model" is the first of them. Logs go to
+stderr. SIGTERM and SIGINT drain: no new calls, those running finish, exit code 0. Exit code 1: --fail-fast and a model
+without a version that loads. Exit code 2: a wrong option or configuration file, no such folder, a port in use.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
@@ -25,33 +26,42 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from serving import flags
+from serving.flags import DEFAULT_MODEL, DEFAULT_PORT, DEFAULT_REST_PORT
+from serving.health import Health
+from serving.metrics import ServingMetrics
+from serving.model_config import ModelSettings
+from serving.options import ServerOptions
 from serving.rest import RestServer
+from serving.status import ServingError
+from serving.text_proto import ConfigFileError
 
-# TensorFlow is imported in ModelServer.start: a wrong option, a missing folder or a port in use is told before it.
+# TensorFlow is imported in ModelServer.start: a wrong option or file, a missing folder or a port in use is told before.
 if TYPE_CHECKING:
+    from serving.batching import Batcher
+    from serving.batching_parameters import BatchingParameters
     from serving.core import ServerCore
+    from serving.tls import Tls
     from serving.versions import ServableVersions
 
-DEFAULT_MODEL = "recommender"
-DEFAULT_PORT = 8500
-DEFAULT_REST_PORT = 8501
-_DRAIN_S = 30.0
 # How long a stopping server answers UNAVAILABLE before it closes its ports.
 _REFUSING_S = 0.2
+# Merging needs requests that wait together: TensorFlow Serving asks for twice max_batch_size client threads.
+_MAX_BATCHING_THREADS = 128
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _logger = logging.getLogger("serving.server")  # not __name__, which is __main__ under `python -m`
 
 
 class ServerStartError(Exception):
-    """The server cannot start as configured: no such folder, or a port that cannot be bound."""
+    """The server cannot start as configured: no such folder, a wrong file, or a port that cannot be bound."""
 
 
 class NoLoadableVersionError(Exception):
-    """The model folder holds no version that loads, and the caller did not want to wait for one."""
+    """A model's folder holds no version that loads, and the caller did not want to wait for one."""
 
 
 class ModelServer:
-    """Serves the versions in one folder. Also a context manager: starts on entry, stops on exit.
+    """Serves models from folders of versions. Also a context manager: starts on entry, stops on exit.
 
     The ports are bound in `start`. Calls are answered as soon as every version found at the first look was tried, so
     that a version that failed to load can be asked for its status; callers before that wait in the socket's queue.
@@ -59,38 +69,44 @@ class ModelServer:
 
     def __init__(
         self,
-        model_dir: str | os.PathLike[str],
+        model_dir: str | os.PathLike[str] | None = None,
         *,
         model_name: str = DEFAULT_MODEL,
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         rest_port: int = DEFAULT_REST_PORT,
         poll_interval_s: float = 1.0,
-        max_workers: int | None = None,
+        options: ServerOptions | None = None,
     ) -> None:
         """Args:
-        model_dir: holds a folder a version, named by its number, as a Pusher writes them.
+        model_dir: holds a folder a version, named by its number, as a Pusher writes them; None with
+            `options.model_config_file`.
         model_name: the model's name in requests.
-        host: the address to bind; anything but loopback opens the server to the network, without authentication.
+        host: the address to bind; anything but loopback opens the server to the network, without authentication
+            unless `options.ssl_config_file` asks for client certificates.
         port: gRPC; 0 picks a free one.
         rest_port: REST; 0 picks a free one.
         poll_interval_s: seconds between looks for a new version.
-        max_workers: threads that answer gRPC calls; by default four a core, at least eight.
+        options: what else TensorFlow Serving has flags for.
         """
-        self._model_dir = Path(model_dir)
+        self.options = options or ServerOptions()
+        if (model_dir is None) == (self.options.model_config_file is None):
+            raise ValueError("give ModelServer one of model_dir and options.model_config_file")
+        self._model_dir = None if model_dir is None else Path(model_dir)
         self.model_name = model_name
         self.host = host
+        self.metrics = ServingMetrics()
         self._wanted_ports = (port, rest_port)
         self._poll_interval_s = poll_interval_s
-        self._max_workers = max_workers or max(8, 4 * (os.cpu_count() or 1))
+        self._health = Health()
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
         self._port = 0
-        self._versions: ServableVersions | None = None
         self._core: ServerCore | None = None
+        self._batcher: Batcher | None = None
         self._opening: threading.Thread | None = None
         self._opening_lock = threading.Lock()
-        self._stopped = False
+        self._stopping = threading.Event()
 
     @property
     def port(self) -> int:
@@ -106,82 +122,109 @@ class ModelServer:
         return self._rest.port
 
     def start(self) -> None:
-        """Binds the ports and starts loading, in the background.
+        """Reads the configuration, binds the ports and starts loading, in the background.
 
         Raises:
-            ServerStartError: no such folder, or a port that cannot be bound.
+            ServerStartError: no such folder, a wrong configuration file, or a port that cannot be bound.
         """
         if self._grpc is not None:
             raise RuntimeError("ModelServer.start was called before; make a new ModelServer")
-        if not self._model_dir.is_dir():
-            found = "is not a folder" if self._model_dir.exists() else "does not exist"
-            raise ServerStartError(
-                f"model folder {self._model_dir} {found}; give the folder that holds the numbered versions "
-                f"(such as {self._model_dir}/1/saved_model.pb)"
-            )
-        self._bind()
+        try:
+            settings = self._settings()
+            batching = self.options.batching()
+            metrics_path = self.options.metrics_path()
+            tls = self.options.tls()
+        except ConfigFileError as error:
+            raise ServerStartError(str(error)) from error
+        server = self._bind(tls, metrics_path, batching)
 
         from serving.core import ServerCore
         from serving.grpc_services import add_services
-        from serving.versions import ServableVersions
 
-        self._versions = ServableVersions(self.model_name, self._model_dir, poll_interval_s=self._poll_interval_s)
-        self._core = ServerCore({self.model_name: self._versions})
-        assert self._grpc is not None
-        add_services(self._grpc, self._core)
-        self._versions.start()
+        self._core = ServerCore(
+            self._follower(batching),
+            self.metrics,
+            allow_labels_for_unavailable=self.options.allow_version_labels_for_unavailable_models,
+            on_models=self._health.follow,
+        )
+        add_services(server, self._core)
+        self._health.add_to(server)
+        self._grpc = server
+        try:
+            self._core.apply(settings)
+        except ServingError as error:
+            self.stop(0)
+            raise ServerStartError(f"{self.options.model_config_file}: {error.message}") from error
         self._opening = threading.Thread(target=self._open, args=(self._core,), name="open-ports", daemon=True)
         self._opening.start()
+        if self.options.model_config_file is not None and self.options.model_config_file_poll_wait_s:
+            threading.Thread(
+                target=self._follow_config_file, args=(self._core, settings), name="model-config", daemon=True
+            ).start()
+
+    def available_versions(self) -> dict[str, int | None]:
+        """The highest version that answers now, by each model's name; None where none does."""
+        self._require_started()
+        assert self._core is not None
+        return {name: max(versions.available(), default=None) for name, versions in self._core.models.items()}
 
     def wait_until_available(self, timeout: float | None = None, *, fail_fast: bool = False) -> int:
-        """Blocks until a version answers on both ports.
+        """Blocks until a version of every model answers on both ports.
 
         Args:
             timeout: seconds to wait; None waits for ever.
-            fail_fast: give up when every version there was tried and none loads, instead of waiting for another.
+            fail_fast: give up when every version of a model was tried and none loads, instead of waiting for another.
 
         Returns:
-            The version.
+            The highest version of the first model; 0 where the configuration lists none.
 
         Raises:
             NoLoadableVersionError: only with `fail_fast`; says why each version did not load.
-            TimeoutError: nothing answers after `timeout` seconds; says what became of each version.
+            TimeoutError: a model does not answer after `timeout` seconds; says what became of each version.
         """
         self._require_started()
-        assert self._versions is not None and self._opening is not None
+        assert self._core is not None and self._opening is not None
         deadline = None if timeout is None else time.monotonic() + timeout
-        if fail_fast:
-            polled = self._versions.wait_until_polled(timeout)
-            version = self._versions.wait_until_available(0.0)
-            if polled and version is None:
-                raise NoLoadableVersionError(f"no version in {self._model_dir} loads: {self._what_became()}")
-        else:
-            version = self._versions.wait_until_available(timeout)
-        if version is not None:
-            self._opening.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        if version is None or self._opening.is_alive():
-            raise TimeoutError(
-                f"no version of model {self.model_name} answers after {timeout} s; {self._model_dir}: "
-                f"{self._what_became()}"
-            )
-        return version
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        found = []
+        for versions in self._core.models.values():
+            if fail_fast and versions.wait_until_polled(left()) and not versions.available():
+                raise NoLoadableVersionError(f"no version in {versions.base_path} loads: {_what_became(versions)}")
+            version = versions.wait_until_available(left())
+            if version is None:
+                raise TimeoutError(_no_answer(versions, timeout))
+            found.append(version)
+        self._opening.join(left())
+        if self._opening.is_alive():
+            raise TimeoutError(f"the ports are not open after {timeout} s")
+        return found[0] if found else 0
 
     def stop(self, grace: float = 5.0) -> None:
-        """Takes no new calls, lets those running finish for up to `grace` seconds, unloads. Can be called twice."""
+        """Takes no new calls, lets those running finish for up to `grace` seconds, unloads. Can be called twice.
+
+        While they finish, the health service answers NOT_SERVING and everything else UNAVAILABLE.
+        """
         with self._opening_lock:
-            self._stopped = True
+            self._stopping.set()
         deadline = time.monotonic() + grace
+        self._health.drain()
         if self._core is not None:
             self._core.drain()
             # A call that arrives while gRPC stops ends as CANCELLED, which nobody retries: turn clients away before.
             time.sleep(min(_REFUSING_S, grace))
-        drained = self._grpc.stop(grace) if self._grpc is not None else None
+            self._core.wait_until_idle(deadline - time.monotonic())
+        drained = self._grpc.stop(max(0.0, deadline - time.monotonic())) if self._grpc is not None else None
         if self._rest is not None:
-            self._rest.stop(grace)
+            self._rest.stop(max(0.0, deadline - time.monotonic()))
         if drained is not None:
             drained.wait(max(0.0, deadline - time.monotonic()) + 1.0)
-        if self._versions is not None:
-            self._versions.stop(max(1.0, deadline - time.monotonic()))
+        if self._core is not None:
+            self._core.stop(max(1.0, deadline - time.monotonic()))
+        if self._batcher is not None:
+            self._batcher.stop()
 
     def __enter__(self) -> ModelServer:
         self.start()
@@ -192,30 +235,61 @@ class ModelServer:
     ) -> None:
         self.stop()
 
-    def _bind(self) -> None:
+    def _settings(self) -> list[ModelSettings]:
+        settings = self.options.models()
+        if settings is not None:
+            self.model_name = settings[0].name if settings else ""
+            return settings
+        assert self._model_dir is not None
+        if not self._model_dir.is_dir():
+            found = "is not a folder" if self._model_dir.exists() else "does not exist"
+            raise ConfigFileError(
+                f"model folder {self._model_dir} {found}; give the folder that holds the numbered versions "
+                f"(such as {self._model_dir}/1/saved_model.pb)"
+            )
+        return [ModelSettings(self.model_name, self._model_dir)]
+
+    def _bind(self, tls: Tls | None, metrics_path: str | None, batching: BatchingParameters | None) -> grpc.Server:
         port, rest_port = self._wanted_ports
+        limit = self.options.max_message_bytes
         server = grpc.server(
-            futures.ThreadPoolExecutor(max_workers=self._max_workers, thread_name_prefix="grpc"),
+            futures.ThreadPoolExecutor(max_workers=self._threads(batching), thread_name_prefix="grpc"),
             options=[
                 # Without this, two servers share a port and each gets some of the calls.
                 ("grpc.so_reuseport", 0),
                 # As in TensorFlow Serving: tensors are larger than gRPC's 4 MiB.
-                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_receive_message_length", limit or -1),
                 ("grpc.max_send_message_length", -1),
             ],
         )
+        address = join_host_port(self.host, port)
         try:
-            self._port = server.add_insecure_port(join_host_port(self.host, port))
+            if tls is None:
+                self._port = server.add_insecure_port(address)
+            else:
+                self._port = server.add_secure_port(address, tls.grpc_credentials())
         except RuntimeError as error:
             raise ServerStartError(self._cannot_bind("gRPC", port, "port", str(error))) from error
         if not self._port:
             raise ServerStartError(self._cannot_bind("gRPC", port, "port", "the address cannot be bound"))
         try:
-            self._rest = RestServer(self.host, rest_port)
+            self._rest = RestServer(
+                self.host,
+                rest_port,
+                tls=None if tls is None else tls.ssl_context(),
+                metrics_path=metrics_path,
+                max_body_bytes=limit,
+            )
         except (OSError, OverflowError) as error:
             server.stop(None)
             raise ServerStartError(self._cannot_bind("REST", rest_port, "rest-port", str(error))) from error
-        self._grpc = server
+        return server
+
+    def _threads(self, batching: BatchingParameters | None) -> int:
+        threads = max(8, 4 * (os.cpu_count() or 1))
+        if batching is not None:
+            threads = max(threads, min(_MAX_BATCHING_THREADS, 2 * batching.max_batch_size))
+        return self.options.grpc_max_threads or threads
 
     def _cannot_bind(self, api: str, port: int, option: str, reason: str) -> str:
         return (
@@ -223,29 +297,49 @@ class ModelServer:
             f"machine): {' '.join(reason.split())}; choose another with --{option} (0 picks a free one)"
         )
 
-    def _open(self, core: object) -> None:
-        from serving.core import ServerCore
+    def _follower(self, batching: BatchingParameters | None) -> Callable[[ModelSettings], ServableVersions]:
+        from serving.batching import Batcher
+        from serving.loading import ServableLoader
+        from serving.versions import ServableVersions
 
-        assert isinstance(core, ServerCore) and self._versions is not None
+        self._batcher = None if batching is None else Batcher(batching, self.metrics)
+        loader = ServableLoader(self.metrics, self._batcher)
+
+        def follow(settings: ModelSettings) -> ServableVersions:
+            return ServableVersions(
+                settings,
+                loader,
+                poll_interval_s=self._poll_interval_s,
+                on_change=lambda _: self._health.update(),
+            )
+
+        return follow
+
+    def _open(self, core: ServerCore) -> None:
         assert self._grpc is not None and self._rest is not None
-        self._versions.wait_until_polled()
+        for versions in list(core.models.values()):
+            versions.wait_until_polled()
         with self._opening_lock:
-            if not self._stopped:
+            if not self._stopping.is_set():
                 self._grpc.start()
                 self._rest.start(core)
 
-    def _what_became(self) -> str:
-        from serving.status import ServingError
-
-        assert self._versions is not None
-        try:
-            statuses = self._versions.statuses()
-        except ServingError:
-            return "it holds no version folder (a number, with a saved_model.pb in it)"
-        return "; ".join(
-            f"version {each.version} is {each.state.name}" + (f": {each.error.message}" if each.error else "")
-            for each in statuses
-        )
+    def _follow_config_file(self, core: ServerCore, applied: Sequence[ModelSettings]) -> None:
+        """Takes up what the model config file says whenever it says something else; what fails is tried again."""
+        told = ""
+        while not self._stopping.wait(self.options.model_config_file_poll_wait_s):
+            try:
+                settings = self.options.models()
+                if settings is None or settings == applied:
+                    continue
+                core.apply(settings)
+            except (ConfigFileError, ServingError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    _logger.error("%s was not taken up: %s", self.options.model_config_file, told)
+            else:
+                applied, told = settings, ""
+                _logger.info("%s taken up", self.options.model_config_file)
 
     def _require_started(self) -> None:
         if self._grpc is None:
@@ -257,9 +351,26 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _what_became(versions: ServableVersions) -> str:
+    try:
+        statuses = versions.statuses()
+    except ServingError:
+        return "it holds no version folder (a number, with a saved_model.pb in it)"
+    return "; ".join(
+        f"version {each.version} is {each.state.name}" + (f": {each.error.message}" if each.error else "")
+        for each in statuses
+    )
+
+
+def _no_answer(versions: ServableVersions, timeout: float | None) -> str:
+    return (
+        f"no version of model {versions.name} answers after {timeout} s; {versions.base_path}: {_what_became(versions)}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = flags.parse(arguments, sys.argv[1:])
     # Blocked here, before any thread exists, so that every thread inherits it and sigtimedwait below gets them: a
     # signal is then handled at a defined place, never in the middle of a lock.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -276,6 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         port=options.port,
         rest_port=options.rest_port,
         poll_interval_s=options.poll_interval,
+        options=flags.server_options(options),
     )
     try:
         server.start()
@@ -288,18 +400,24 @@ def main(arguments: list[str] | None = None) -> int:
         server.stop(0)
         return _fail(error, 1)
     if version is not None:
-        announcement = {
-            "model": server.model_name,
-            "version": version,
-            "grpc": join_host_port(server.host, server.port),
-            "rest": join_host_port(server.host, server.rest_port),
-        }
-        print(json.dumps(announcement), flush=True)
+        print(json.dumps(_announcement(server, version)), flush=True)
         received = signal.sigwait(_SIGNALS)
         _logger.info("%s: draining; a second one stops at once", signal.Signals(received).name)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     server.stop(options.drain)
     return 0
+
+
+def _announcement(server: ModelServer, version: int) -> dict[str, object]:
+    announcement: dict[str, object] = {
+        "model": server.model_name,
+        "version": version,
+        "grpc": join_host_port(server.host, server.port),
+        "rest": join_host_port(server.host, server.rest_port),
+    }
+    if server.options.model_config_file is not None:
+        announcement["models"] = server.available_versions()
+    return announcement
 
 
 def _wait(server: ModelServer, fail_fast: bool) -> int | None:
@@ -315,55 +433,6 @@ def _wait(server: ModelServer, fail_fast: bool) -> int | None:
 def _fail(error: Exception, code: int) -> int:
     print("serving.server: error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.server",
-        description="Serve a folder of SavedModel versions, as TensorFlow Serving does.",
-    )
-    parser.add_argument("--model-dir", required=True, help="folder that holds the numbered versions")
-    parser.add_argument("--model-name", default=DEFAULT_MODEL, help="the model's name in requests (%(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="gRPC port, 0 for a free one (%(default)s)")
-    parser.add_argument(
-        "--rest-port", type=_port, default=DEFAULT_REST_PORT, help="REST port, 0 for a free one (%(default)s)"
-    )
-    parser.add_argument(
-        "--poll-interval",
-        type=_seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="time between looks for a new version (%(default)s)",
-    )
-    parser.add_argument(
-        "--drain",
-        type=_seconds,
-        default=_DRAIN_S,
-        metavar="SECONDS",
-        help="time that running calls get to finish on SIGTERM (%(default)s)",
-    )
-    parser.add_argument(
-        "--fail-fast", action="store_true", help="exit 1 when no version there loads, instead of waiting for another"
-    )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    return parser
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 0 to 65535")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; give seconds above 0")
-    return seconds
 
 
 if __name__ == "__main__":

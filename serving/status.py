@@ -65,6 +65,16 @@ def not_found(message: str) -> ServingError:
     return ServingError(grpc.StatusCode.NOT_FOUND, message)
 
 
+def failed_precondition(message: str) -> ServingError:
+    """The server is not in a state in which it can do this."""
+    return ServingError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def resource_exhausted(message: str) -> ServingError:
+    """The time or the room for it ran out."""
+    return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+
 def unavailable(message: str) -> ServingError:
     """Nothing is wrong with the request; another try may be answered."""
     return ServingError(grpc.StatusCode.UNAVAILABLE, message)

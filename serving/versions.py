@@ -1,7 +1,7 @@
 """The life of a model's versions: found on disk, loaded, warmed up, made available, unloaded after their last call.
 
-States and their order are TensorFlow Serving's (START, LOADING, AVAILABLE, UNLOADING, END). The policy is its default,
-"latest 1", with a new version loaded before the old one is let go, so that there is always one to answer.
+States and their order are TensorFlow Serving's (START, LOADING, AVAILABLE, UNLOADING, END), and so are the policies
+(latest n, all, specific). A new version is loaded before an old one is let go, so that there is always one to answer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import grpc
 
+from serving.model_config import ModelSettings
 from serving.servable import Servable
 from serving.status import ServingError, not_found
-from serving.warmup import run_warmup
 
 _VERSION_FOLDER = re.compile(r"[0-9]{1,19}")
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
@@ -61,51 +61,41 @@ _Fingerprint = tuple[tuple[str, int, int], ...]
 Loader = Callable[[str, int, Path], Servable]
 
 
-def load_and_warm_up(name: str, version: int, path: Path) -> Servable:
-    """Loads a version and runs its warm-up requests.
-
-    Raises:
-        ServingError: it does not load, or a warm-up request fails; nothing stays loaded.
-    """
-    started = time.monotonic()
-    servable = Servable.load(name, version, path)
-    try:
-        requests = run_warmup(servable, path)
-    except BaseException:
-        servable.close()
-        raise
-    elapsed = time.monotonic() - started
-    _logger.info("version %d of model %s: loaded in %.2f s, %d warm-up requests", version, name, elapsed, requests)
-    return servable
-
-
 class ServableVersions:
-    """Follows one model's base path and hands out its available version.
+    """Follows one model's base path and hands out its available versions.
 
-    Each poll serves the highest-numbered version that loads. One that does not is logged, reported at END with the
-    reason and skipped until its files change (it may have been half written); a lower one serves meanwhile. Without
-    any version on disk the served one stays (TensorFlow Serving's `servable_versions_always_present`).
+    Each poll serves the versions that the policy asks for and that load; of "latest n" the n highest that load. One
+    that does not load is logged, reported at END with the reason and skipped until its files change (it may have been
+    half written); what was served stays meanwhile. Without any version on disk the served ones stay (TensorFlow
+    Serving's `servable_versions_always_present`).
     """
 
     def __init__(
-        self, name: str, base_path: Path, *, poll_interval_s: float = 1.0, loader: Loader = load_and_warm_up
+        self,
+        settings: ModelSettings,
+        loader: Loader,
+        *,
+        poll_interval_s: float = 1.0,
+        on_change: Callable[[ServableVersions], None] | None = None,
     ) -> None:
         """Args:
-        name: the model's name in requests.
-        base_path: holds a folder a version, named by its number.
+        settings: the model's name, its base path and its version policy.
+        loader: makes a servable of a version's folder (`loading.py`).
         poll_interval_s: seconds between looks at the folder.
-        loader: makes a servable of a version's folder; tests put a slow or failing one here.
+        on_change: called, from the thread that follows the folder, when a version became available or was let go.
         """
-        self.name = name
-        self._base_path = base_path
+        self.name = settings.name
+        self._settings = settings
         self._poll_interval_s = poll_interval_s
         self._loader = loader
+        self._on_change = on_change
         self._changed = threading.Condition()
         self._available: dict[int, _Harness] = {}
         self._statuses: dict[int, VersionStatus] = {}
         self._failed: dict[int, _Fingerprint] = {}
         self._polls = 0
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._unloads: list[threading.Thread] = []
         self._warned = ""
@@ -155,6 +145,23 @@ class ServableVersions:
             raise not_found(f"Could not find any versions of model {self.name}")
         raise not_found(f"Could not find version {version} of model {self.name}")
 
+    @property
+    def base_path(self) -> Path:
+        """Where its versions are looked for."""
+        return self._settings.base_path
+
+    def available(self) -> list[int]:
+        """The versions that answer now, ascending."""
+        with self._changed:
+            return sorted(self._available)
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Blocks until no call is running; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not any(harness.calls for harness in self._available.values()), max(0.0, timeout)
+            )
+
     def wait_until_available(self, timeout: float | None = None) -> int | None:
         """Blocks until a version answers; its number, or None after `timeout` seconds."""
         with self._changed:
@@ -173,10 +180,16 @@ class ServableVersions:
         self._thread = threading.Thread(target=self._follow, name=f"versions-{self.name}", daemon=True)
         self._thread.start()
 
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Follows another policy or folder from now on; what is served and still wanted stays loaded."""
+        self._settings = settings
+        self._wake.set()
+
     def stop(self, timeout: float) -> None:
         """Stops following and unloads; calls still running get up to `timeout` seconds to finish."""
         deadline = time.monotonic() + timeout
         self._stopping.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
@@ -191,42 +204,54 @@ class ServableVersions:
             try:
                 self.poll()
             except Exception:
-                _logger.exception("model %s: looking at %s failed; trying again", self.name, self._base_path)
+                _logger.exception("model %s: looking at %s failed; trying again", self.name, self._settings.base_path)
             with self._changed:
                 self._polls += 1
                 self._changed.notify_all()
-            self._stopping.wait(self._poll_interval_s)
+            self._wake.wait(self._poll_interval_s)
+            self._wake.clear()
 
     def poll(self) -> None:
         """One look at the folder: loads what the policy asks for and lets go of what it replaces."""
-        on_disk = self._versions_on_disk()
+        settings = self._settings
+        on_disk = self._versions_on_disk(settings.base_path)
         self._failed = {number: seen for number, seen in self._failed.items() if number in on_disk}
-        for number in sorted(on_disk, reverse=True):
-            if number in self._available:
-                self._retire_others(number)
-                return
-            if self._stopping.is_set():
-                return
-            fingerprint = _fingerprint(on_disk[number])
-            if self._failed.get(number) == fingerprint:
+        keep: set[int] = set()
+        for number in settings.policy.wanted(on_disk):
+            if len(keep) == settings.policy.limit:
+                break
+            if number not in self._available and not self._try_to_load(number, on_disk[number]):
                 continue
-            if self._load(number, on_disk[number]):
-                self._retire_others(number)
-                return
-            self._failed[number] = fingerprint
-        if not self._available:
+            keep.add(number)
+        if self._stopping.is_set() or settings is not self._settings:
+            return  # a configuration that came meanwhile says what to keep
+        if keep:
+            self._warned = ""
+            self._retire_others(keep)
+        elif not self._available:
             self._warn_once(
-                f"no versions of model {self.name} that load under {self._base_path}; waiting. Versions are folders "
+                f"no versions of model {self.name} that load under {settings.base_path}; waiting. Versions are folders "
                 "named by a number, such as 1/saved_model.pb"
             )
 
-    def _versions_on_disk(self) -> dict[int, Path]:
+    def _try_to_load(self, number: int, path: Path) -> bool:
+        if self._stopping.is_set():
+            return False
+        fingerprint = _fingerprint(path)
+        if self._failed.get(number) == fingerprint:
+            return False
+        if self._load(number, path):
+            return True
+        self._failed[number] = fingerprint
+        return False
+
+    def _versions_on_disk(self, base_path: Path) -> dict[int, Path]:
         """Version folders that hold a graph; a number without one is still being written."""
         try:
-            entries = sorted(self._base_path.iterdir())
+            entries = sorted(base_path.iterdir())
         except OSError as error:
             # Not a reason to let go of what is served: network file systems go and come back.
-            self._warn_once(f"Could not find base path {self._base_path} for model {self.name}: {error}")
+            self._warn_once(f"Could not find base path {base_path} for model {self.name}: {error}")
             return {}
         return {
             int(entry.name): entry
@@ -260,14 +285,21 @@ class ServableVersions:
                 return False
             self._available[number] = _Harness(servable)
         self._set_status(VersionStatus(number, State.AVAILABLE))
-        self._warned = ""
         _logger.info("version %d of model %s: available", number, self.name)
+        self._tell()
         return True
 
-    def _retire_others(self, keep: int) -> None:
+    def _retire_others(self, keep: set[int]) -> None:
         with self._changed:
-            for number in [number for number in self._available if number != keep]:
+            others = [number for number in self._available if number not in keep]
+            for number in others:
                 self._retire(number, deadline=None)
+        if others:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self)
 
     def _retire(self, number: int, deadline: float | None) -> None:
         """Takes a version out of service (the lock is held) and unloads it when its last call is done."""

@@ -8,6 +8,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving import example_inference
 from serving.servable import Servable
 from serving.status import ServingError, code_from_number, invalid_argument
 
@@ -55,11 +56,19 @@ def _replay(servable: Servable, record: bytes, number: int, warmup_path: Path) -
     except DecodeError as error:
         raise invalid_argument(f"Failed to parse warmup record: number {number} from {warmup_path}: {error}") from error
     kind = log.WhichOneof("log_type")
-    if kind != "predict_log":
-        raise invalid_argument(
-            f"Unsupported log_type for warmup: {kind} in record {number} of {warmup_path}; write predict_log records"
-        )
     try:
-        servable.predict(log.predict_log.request)
+        if kind == "predict_log":
+            servable.predict(log.predict_log.request)
+        elif kind == "classify_log":
+            example_inference.classify(servable, log.classify_log.request)
+        elif kind == "regress_log":
+            example_inference.regress(servable, log.regress_log.request)
+        elif kind == "multi_inference_log":
+            example_inference.multi_inference(servable, log.multi_inference_log.request)
+        else:
+            raise invalid_argument(
+                f"Unsupported log_type for warmup: {kind} in record {number} of {warmup_path}; write predict_log, "
+                "classify_log, regress_log or multi_inference_log records"
+            )
     except ServingError as error:
         raise ServingError(error.code, f"Warmup request {number} of {warmup_path} failed: {error.message}") from error

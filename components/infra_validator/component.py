@@ -26,7 +26,7 @@ class InfraValidatorSpec(component_spec.ComponentSpec):
 
 
 class InfraValidator(base_component.BaseComponent):
-    """Loads the model in a real server process and blesses it if every request gets a sensible answer."""
+    """Blesses a model that a real server answers with as it was evaluated, and as fast as the recipe wants it."""
 
     SPEC_CLASS = InfraValidatorSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

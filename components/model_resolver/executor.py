@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -12,7 +11,7 @@ from tfx.dsl.io import fileio
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.pusher.executor import ORIGIN_FILE, pushed_versions
+from components.pusher.versions import origin_of, pushed_versions, version_path
 
 PUSH_DESTINATION_KEY = "push_destination"
 NEWEST_VERSION_KEY = "newest_version"
@@ -49,14 +48,15 @@ class Executor(base_executor.BaseExecutor):
         else:
             newest = newest_version(folder)
             found = "" if newest is None else str(newest)
-        path = os.path.join(folder, found) if found else ""
+        path = version_path(folder, int(found)) if found else ""
         if found and not fileio.isdir(path):
             raise FileNotFoundError(
                 f"{path} was the newest version a moment ago and is gone. Somebody else works on this folder; run again"
             )
         model.set_string_custom_property(VERSION_PROPERTY, found)
         model.set_string_custom_property(FOLDER_PROPERTY, path)
-        model.set_string_custom_property(ORIGIN_PROPERTY, _origin(path) if found else "")
+        origin = (origin_of(path) or {}) if found else {}
+        model.set_string_custom_property(ORIGIN_PROPERTY, str(origin.get("model", "")))
         if found:
             io_utils.copy_dir(path, path_utils.serving_model_dir(model.uri))
             logging.info("The candidate will be compared with %s.", path)
@@ -73,12 +73,3 @@ def newest_version(folder: str) -> int | None:
 def is_model(artifact: Artifact) -> bool:
     """Whether a ModelResolver's artifact holds a model; otherwise nothing was pushed yet."""
     return not fileio.exists(os.path.join(artifact.uri, NOTHING_PUSHED_FILE))
-
-
-def _origin(path: str) -> str:
-    """What the Pusher wrote about where a version comes from; empty where it wrote nothing."""
-    target = os.path.join(path, ORIGIN_FILE)
-    if not fileio.exists(target):
-        return ""
-    with fileio.open(target) as file:
-        return str(json.load(file).get("model", ""))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tensorflow_transform as tft
@@ -13,7 +14,7 @@ import tensorflow_transform as tft
 from components.trainer.history import whole_histories
 from components.trainer.rating import RatingPredictor
 from components.trainer.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
-from components.trainer.towers import FeatureTower
+from components.trainer.towers import FeatureEmbedding, FeatureTower
 from components.trainer.training_data import TrainingData, index_count
 from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
 
@@ -162,6 +163,24 @@ class TwoTaskRecommender(tfrs.Model):
             )
         self.predict_ratings(self.encode_query(first), self.encode_items(tf.zeros([1], tf.int64)))
 
+    def average_unknown(self, data: TrainingData) -> None:
+        """Makes an unknown value of a feature the average one, where training never met an unknown value.
+
+        What nothing was learned of would otherwise add the numbers that its vector started with. Id dropout and
+        stranger dropout teach the model unknown ids, and missing values in train other unknown values.
+
+        Args:
+            data: What was trained on.
+        """
+        frequencies = data.item_frequencies()[1:]
+        known = {name: (values[1:], frequencies) for name, values in data.catalogue.items()}
+        known |= {name: (values, np.ones(len(values))) for name, values in data.query.items()}
+        if self._config.stranger_dropout:
+            del known[self._user_feature]
+        for layer in self.submodules:
+            if isinstance(layer, FeatureEmbedding) and layer.feature.name in known:
+                layer.average_unknown(*known[layer.feature.name])
+
     def encode_query(self, features: Mapping[str, Any], training: bool = False) -> Encoded:
         """Query features as both tasks take them.
 
@@ -176,6 +195,15 @@ class TwoTaskRecommender(tfrs.Model):
         """Items by vocabulary index, int64 [batch], 0 for unknown ones, as both tasks take them."""
         return self._items(items, training).encoded
 
+    def encode_item_features(self, items: tf.Tensor, features: Mapping[str, tf.Tensor]) -> Encoded:
+        """Items whose features need not be those of the catalogue, as both tasks take them.
+
+        Args:
+            items: Vocabulary indices int64 [batch], 0 for unknown items.
+            features: Candidate features by `Feature.name`, [batch] or [batch, values].
+        """
+        return self._item_side(items, features, training=False).encoded
+
     def predict_ratings(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
         """Ratings float32 [...] of both sides, whose leading dimensions are equal or broadcast."""
         return self.rating_head(query.rating, item.rating, query.bias + item.bias, training=training)
@@ -188,6 +216,9 @@ class TwoTaskRecommender(tfrs.Model):
 
     def _items(self, items: tf.Tensor, training: bool) -> _Side:
         features = {name: tf.gather(values, items) for name, values in self._catalogue.items()}
+        return self._item_side(items, features, training)
+
+    def _item_side(self, items: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool) -> _Side:
         vectors, penalty = self.candidate_tower(features, training=training)
         rating = self.rating_head.item(items, vectors, features, training=training)
         encoded = Encoded(self.retrieval_factors.item(items, vectors), rating.factors, rating.bias)

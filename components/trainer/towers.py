@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
@@ -80,6 +81,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             stddev: Of the numbers that they start with.
         """
         super().__init__(name=scope_name(feature.name))
+        self.feature = feature
         self._averaged = isinstance(feature, Text | MultiValue)
         self._id_dropout = id_dropout if isinstance(feature, Identifier) else 0.0
         initial = tf.keras.initializers.RandomNormal(stddev=stddev)
@@ -90,6 +92,21 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             self._direction = tf.keras.layers.Dense(
                 dimension, use_bias=False, kernel_initializer=initial, name="direction"
             )
+
+    def average_unknown(self, indices: np.ndarray, weights: np.ndarray) -> None:
+        """Makes the vector of index 0 the mean of what was learned, unless it was learned itself.
+
+        Args:
+            indices: int64 [R]: what training showed; of no meaning where rows have several values, which leave 0 out.
+            weights: float [R]: how often it did.
+        """
+        if self._table is None or self._averaged or self._id_dropout:
+            return
+        learned = self._table.embeddings.numpy()
+        shown = np.bincount(indices, weights, minlength=len(learned))
+        if not shown[0] and shown.any():
+            learned[0] = shown @ learned / shown.sum()
+            self._table.embeddings.assign(learned)
 
     def call(self, values: tf.Tensor, training: bool = False) -> tf.Tensor:
         if self._table is None:

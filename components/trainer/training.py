@@ -183,11 +183,12 @@ def train(
         callbacks.append(Backup(backup_dir))
     # None is left where a training was killed between its end and its export.
     fitting.fit(rows, epochs=done if epochs.stopped else plan.epochs, steps_per_epoch=1, callbacks=callbacks, verbose=0)
-    if not distributed and not config.mixed_precision:
-        return model, epochs.curves
-    plain = new_model()
-    for variable, trained in zip(plain.variables, model.variables, strict=True):
-        variable.assign(tf.cast(trained.read_value(), variable.dtype))
+    plain = model
+    if distributed or config.mixed_precision:
+        plain = new_model()
+        for variable, trained in zip(plain.variables, model.variables, strict=True):
+            variable.assign(tf.cast(trained.read_value(), variable.dtype))
+    plain.average_unknown(fit)
     return plain, epochs.curves
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import asking, compiling, models, pipelines, runs
+from pipeline.cli import asking, compiling, models, pipelines, releases, runs
 from pipeline.exit_codes import BAD_INPUT, FAILED
 
 app = typer.Typer(
@@ -22,7 +22,8 @@ for command in (
     *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
     *(runs.runs, runs.gates, runs.report, runs.diff),
     models.serve,
-    *(asking.recommend, asking.rate),
+    *(releases.promote, releases.rollback, releases.batch),
+    *(asking.recommend, asking.rate, asking.similar),
     pipelines.demo,
 ):
     app.command()(command)
@@ -32,10 +33,12 @@ data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
 
 compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
-# With one command only, typer would take the group itself for it.
-compile_app.callback()(lambda: None)
 compile_app.command()(compiling.kubeflow)
 app.add_typer(compile_app, name="compile")
+
+export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
+export_app.command()(releases.tflite)
+app.add_typer(export_app, name="export")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Overrides, Preset, SchemaDir
+
+CACHES = ("none", "same-inputs", "same-folder")
 
 
 def kubeflow(
@@ -53,10 +56,12 @@ def kubeflow(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from absl import logging
 
-    from pipeline.recipe import load_recipe, load_schema
+    from pipeline.recipe import BadInput, load_recipe, load_schema
 
-    if cache not in (choices := ("none", "same-inputs", "same-folder")):
-        raise typer.BadParameter(f"{cache!r}; {', '.join(choices)} were wanted", param_hint="--cache")
+    if cache not in CACHES:
+        raise BadInput(f"--cache {cache}: {', '.join(CACHES[:-1])} or {CACHES[-1]} was wanted")
+    if importlib.util.find_spec("kfp") is None:
+        raise BadInput("Kubeflow's SDK is not installed here: pip install 'tandem[kubeflow]'")
     recipe = load_recipe(schema_dir, overrides or [], preset)
     schema = load_schema(schema_dir, recipe)
     logging.set_verbosity(logging.ERROR)

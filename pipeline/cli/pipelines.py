@@ -34,6 +34,10 @@ def run(
     serving_dir: Annotated[
         Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
     ] = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="After the push, wait until this gRPC server has the new version."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline: CSVs in, a gated model out.
@@ -47,7 +51,7 @@ def run(
         schema_dir,
         data or Path("data") / name,
         workdir or Path("work") / name,
-        overrides=overrides or [],
+        overrides=[*(overrides or []), *([f"serving.wait_for.target={json.dumps(wait_for)}"] if wait_for else [])],
         preset=preset,
         serving_dir=serving_dir,
     )
@@ -224,6 +228,12 @@ def _print_result(result: RunResult) -> None:
         found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
         console.print(f"The Tuner found {found}", soft_wrap=True)
     print_gates(console, result.verdict)
+    if result.latency is not None:
+        console.print(
+            f"A call of recommend takes {result.latency.p50_ms:.1f} ms, 99 of 100 up to {result.latency.p99_ms:.1f} ms "
+            "(one caller, over gRPC, on this machine)",
+            soft_wrap=True,
+        )
     if result.pushed_model:
         console.print(
             f"[green bold]Blessed[/green bold] and pushed to {_short(Path(result.pushed_model))}\n", soft_wrap=True
@@ -251,6 +261,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         **verdict_as_json(result.verdict),
+        "latency_ms": None if result.latency is None else {"p50": result.latency.p50_ms, "p99": result.latency.p99_ms},
         "not_servable": result.not_servable,
         "blessed": result.blessed,
         "pushed_model": result.pushed_model,

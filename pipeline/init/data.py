@@ -391,7 +391,7 @@ def _with_names_besides(table: Entities | None, taken: set[str]) -> Entities | N
     rename = {}
     for feature in table.features:
         name = feature.column
-        if table.table == "users" and not can_name_an_input(name):
+        if not can_name_an_input(name):
             word = re.sub(r"\W", "_", name, flags=re.ASCII)
             name = word if can_name_an_input(word) else f"{table.table}_{word}"
         while name in taken or name in SIGNATURE_OUTPUTS:

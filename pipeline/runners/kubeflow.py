@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
@@ -169,8 +169,8 @@ def _add_run_parameters(spec: pipeline_spec_pb2.PipelineSpec, options: Options) 
     """Takes the data's place and the serving folder's from the run instead of from constants."""
     defaults = {DATA_ROOT: options.data_root, PUSH_DESTINATION: options.push_destination}
     descriptions = {
-        DATA_ROOT: "Folder with the data, as the containers see it: gs://… or a path on a volume.",
-        PUSH_DESTINATION: "Folder that TensorFlow Serving watches, as the containers see it.",
+        DATA_ROOT: "Folder with the data: gs://… or a path on a volume.",
+        PUSH_DESTINATION: "Folder that TensorFlow Serving watches: gs://… or a path on a volume.",
     }
     for component, name, parameter in RUN_PARAMETERS:
         task = spec.root.dag.tasks[component]
@@ -254,8 +254,8 @@ def _gigabytes(memory: str) -> float:
 
 
 def _check_sizes(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    for name, task in spec.root.dag.tasks.items():
-        size = len(text_format.MessageToString(task.inputs).encode())
+    for name, task in sorted(spec.root.dag.tasks.items()):
+        size = len(json_format.MessageToJson(task.inputs, indent=None))
         if size > LARGEST_ARGUMENT:
             raise BadInput(
                 f"{name} gets {size:,} bytes of properties, most likely the schema's; its container can be given "

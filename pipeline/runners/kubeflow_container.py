@@ -84,6 +84,9 @@ def prepare(
     for _, artifact in _artifacts(executor_input):
         artifact.uri = local_path(artifact.uri)
     parameters = executor_input.inputs.parameter_values
+    for key, parameter in ((keys.INPUT_BASE_KEY, DATA_ROOT), (keys.PUSH_DESTINATION_KEY, PUSH_DESTINATION)):
+        if key in parameters:
+            _check_reachable(parameter, parameters[key].string_value)
     overrides = {
         key: _number(parameters[name].number_value, inputs_spec, name)
         for name, key in TRAINING_PARAMETERS.items()
@@ -96,7 +99,7 @@ def prepare(
         parameters[keys.CUSTOM_CONFIG_KEY].string_value = json_utils.dumps(config)
     if keys.MODEL_BLESSING_KEY in executor_input.inputs.artifacts:
         # The Pusher knows a folder as a proto only.
-        folder = local_path(parameters[keys.PUSH_DESTINATION_KEY].string_value)
+        folder = parameters[keys.PUSH_DESTINATION_KEY].string_value
         destination = pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=folder)
         )
@@ -143,6 +146,15 @@ def _is(recipe: pydantic.BaseModel, key: str, value: Any) -> bool:
         return bool(value_of(recipe, key) == value)
     except AttributeError:
         return False
+
+
+def _check_reachable(parameter: str, folder: str) -> None:
+    """The launcher carries artifacts only; what is pushed to a local folder would be gone with the container."""
+    if not folder or folder.startswith(tuple(LOCAL_FOLDERS)):
+        raise BadInput(
+            f"{parameter}: {folder!r} cannot be reached from a container; gs://… or a path on a volume was wanted "
+            "(tandem compile kubeflow --volume CLAIM:/PATH)"
+        )
 
 
 def _number(value: float, inputs_spec: pipeline_spec_pb2.ComponentInputsSpec, name: str) -> float:

@@ -94,11 +94,15 @@ def test_help_answers_in_half_a_second() -> None:
     # On a machine that is busy with something else, the clock measures that; the processor time is the command's own.
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     assert min(processor if busy else clock) < 0.5, (clock, processor)
-    for command in ("run", "check", "data", "serve", "recommend", "rate"):
+    for command in ("run", "check", "data", "serve", "recommend", "rate", "similar"):
         assert f" {command} " in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("recommend", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("run", "--help"), ("recommend", "--help"), ("similar", "--help"), ("compile", "kubeflow", "--help")],
+    ids=" ".join,
+)
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done, modules = imported(*arguments)
     assert done.returncode == 0
@@ -367,8 +371,13 @@ def dead_target() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_a_server_that_does_not_answer_is_named_with_what_to_do(dead_target: str) -> None:
-    done, modules = imported("recommend", "--user", "42", "--target", dead_target)
+@pytest.mark.parametrize(
+    "asked",
+    [("recommend", "--user", "42"), ("rate", "--user", "42", "--item", "1"), ("similar", "--title", "batman")],
+    ids=" ".join,
+)
+def test_a_server_that_does_not_answer_is_named_with_what_to_do(asked: tuple[str, ...], dead_target: str) -> None:
+    done, modules = imported(*asked, "--target", dead_target)
     assert done.returncode == 1
     assert done.stdout == ""
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("tandem: ")]
@@ -390,3 +399,14 @@ def test_a_senseless_k_is_bad_input(k: str, dead_target: str) -> None:
     done = tandem("recommend", "--user", "42", "--k", k, "--target", dead_target)
     assert done.returncode == 2
     assert "--k" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("recommend", "--user", "42"), ("similar", "--item", "1")], ids=" ".join)
+def test_half_a_client_certificate_and_a_url_are_bad_input(command: tuple[str, ...], tmp_path: Path) -> None:
+    pem = tmp_path / "some.pem"
+    pem.write_text("-----BEGIN")
+    half = tandem(*command, "--tls-key", pem, "--json")
+    assert half.returncode == 2
+    assert "--tls-key without --tls-cert" in json.loads(half.stdout)["error"]
+    url = tandem(*command, "--target", "http://127.0.0.1:8501")
+    assert url.returncode == 2 and "pass the gRPC port as host:port" in url.stderr

@@ -164,7 +164,10 @@ def test_the_interactions_of_every_split_are_validated(build: Build) -> None:
         ("gates.0.at_most=0.9", {"Evaluator"}),
         ("gates.1.may_drop=0.5", {"Evaluator"}),
         ("slices.item_popularity.head=0.9", {"Evaluator"}),
-        ("serving.exclude_seen=false", {"Trainer", "Evaluator"}),
+        ("serving.exclude_seen=false", {"Trainer", "Evaluator", "InfraValidator"}),
+        ("serving.max_p99_ms=20", {"InfraValidator"}),
+        ("serving.keep_versions=2", {"Pusher"}),
+        ("serving.wait_for.target=localhost:8500", {"Pusher"}),
         ("model.embedding_dim=8", {"Trainer"}),
         ("training.epochs=3", {"Trainer"}),
         ("serving.k=7", {"Trainer"}),
@@ -198,13 +201,17 @@ def test_the_code_version_follows_every_source_of_a_package(tmp_path: Path, monk
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "work.py").write_text("answer = 41\n")
+    (package / "inner").mkdir()
+    (package / "inner" / "more.py").write_text("answer = 41\n")
     monkeypatch.syspath_prepend(tmp_path)
     import scratch_package
 
     first = dag.code_version(scratch_package)
     assert dag.code_version(scratch_package) == first
-    (package / "work.py").write_text("answer = 42\n")
-    assert dag.code_version(scratch_package) != first
+    for place in ("work.py", "inner/more.py"):
+        (package / place).write_text("answer = 42\n")
+        assert dag.code_version(scratch_package) != first
+        (package / place).write_text("answer = 41\n")
 
 
 def test_building_the_dag_twice_gives_the_same_one_and_writes_nothing(build: Build, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A model server with the contract model, in this process; or, with --target, the server to be tested.
 
-`pytest tests/serving --target HOST:PORT --rest-target HOST:PORT` runs the contract tests (test_grpc_contract.py,
-test_rest_contract.py, test_client.py) against a server that is running already, such as a real TensorFlow Serving that
-serves the folder written by `python tests/serving/contract_model.py DIR` as the model `recommender`.
+`pytest tests/serving/test_grpc_contract.py tests/serving/test_rest_contract.py tests/serving/test_client.py
+--target HOST:PORT --rest-target HOST:PORT` runs the contract tests against a server that is running already, such as a
+real TensorFlow Serving that serves the folder written by `python tests/serving/contract_model.py DIR` as the model
+`recommender` (docs/server.md).
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import contract_model
+import recommender_model
+from grpc_health.v1 import health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.server import ModelServer
@@ -33,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("serving")
     group.addoption("--target", default=None, help="gRPC host:port of a running server to test instead of our own")
     group.addoption("--rest-target", default=None, help="its REST host:port; without it, REST tests are skipped")
+    group.addoption("--soak-seconds", type=float, default=24.0, help="how long the soak test runs")
+    group.addoption("--soak-push-every", type=float, default=2.0, help="seconds from one pushed version to the next")
 
 
 @pytest.fixture(scope="session")
@@ -78,14 +86,35 @@ def rest_target(request: pytest.FixtureRequest) -> str:
     return f"127.0.0.1:{request.getfixturevalue('own_server').rest_port}"
 
 
+@pytest.fixture
+def embedded_only(request: pytest.FixtureRequest) -> None:
+    """For what TensorFlow Serving words otherwise or does not have: skipped with --target."""
+    if request.config.getoption("--target", default=None):
+        pytest.skip("about the embedded server")
+
+
+@pytest.fixture(scope="session")
+def all_signatures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Target of a server whose model has every signature of the contract (see recommender_model.py)."""
+    base = tmp_path_factory.mktemp("recommender")
+    recommender_model.export(base / "1")
+    with ModelServer(base, port=0, rest_port=0) as server:
+        server.wait_until_available(60)
+        yield f"127.0.0.1:{server.port}"
+
+
 class Stubs:
     """tensorflow-serving-api's own stubs."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self.channel = grpc.insecure_channel(target, options=options)
+        if credentials is None:
+            self.channel = grpc.insecure_channel(target, options=options)
+        else:
+            self.channel = grpc.secure_channel(target, credentials, options=options)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +128,35 @@ def stubs(target: str) -> Iterator[Stubs]:
 def recommender(target: str) -> Iterator[Recommender]:
     with Recommender(target, timeout=30) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def spinning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version folder whose signature `spin` multiplies matrices `rounds` [B] times; it answers [B]."""
+
+    class Spinning(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "rounds")])  # type: ignore[untyped-decorator]
+        def spin(self, rounds: tf.Tensor) -> dict[str, tf.Tensor]:
+            start = tf.ones([200, 200])
+            _, product = tf.while_loop(
+                lambda done, _: done < tf.reduce_max(rounds),
+                lambda done, value: (done + 1, tf.tanh(tf.matmul(value, start))),
+                (tf.constant(0, tf.int64), start),
+            )
+            return {"done": rounds + tf.cast(tf.reduce_max(product), tf.int64) * 0}
+
+    module = Spinning()
+    folder = tmp_path_factory.mktemp("spinning") / "1"
+    tf.saved_model.save(module, str(folder), signatures={"spin": module.spin})
+    return folder
+
+
+def rounds_for(stubs: Stubs, seconds: float) -> int:
+    """How many rounds of `spin` take about that long on this machine now."""
+    started = time.monotonic()
+    request = contract_model.predict_request("spin", rounds=np.array([300], np.int64))
+    stubs.prediction.Predict(request, timeout=60)
+    return max(1, round(300 * seconds / (time.monotonic() - started)))
 
 
 def push(version_folder: Path, base: Path, number: int) -> Path:

@@ -233,7 +233,7 @@ def test_history_of_another_rank_is_an_invalid_argument(stubs: Stubs, history: A
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_what_was_sent_and_wanted_is_said_of_a_wrong_history(own_server: object, stubs: Stubs) -> None:
+def test_what_was_sent_and_wanted_is_said_of_a_wrong_history(embedded_only: None, stubs: Stubs) -> None:
     _, message = _refused(stubs, predict_request("rate", user_id=["1"], item_id=["i1"], history=["i4"]))
     assert message.startswith("Incompatible shape for input history of signature rate: the request carries [1], the")
     assert "wants [-1,-1]" in message
@@ -258,7 +258,9 @@ def test_history_of_another_dtype_is_an_invalid_argument(stubs: Stubs) -> None:
     assert "to be string but int32 is provided" in message
 
 
-def test_model_without_the_input_refuses_a_history(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_model_without_the_input_refuses_a_history(
+    embedded_only: None, tmp_path: Path, exported: Callable[..., Path]
+) -> None:
     push(exported(history=False), tmp_path, 1)
     with ModelServer(tmp_path, port=0, rest_port=0) as server:
         server.wait_until_available(60)
@@ -382,17 +384,175 @@ def test_status_of_what_is_not_there(stubs: Stubs, model: str, version: int | No
     assert failure.value.details().startswith(message)
 
 
-def test_methods_not_offered_yet_are_unimplemented(own_server: object, stubs: Stubs) -> None:
+def _example(**features: str) -> tf.train.Example:
+    example = tf.train.Example()
+    for name, value in features.items():
+        example.features.feature[name].bytes_list.value.append(value.encode())
+    return example
+
+
+def _classification(signature: str, *users: str, model: str = "recommender") -> Any:
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = model, signature
+    request.input.example_list.examples.extend(_example(user_id=user) for user in users)
+    return request
+
+
+def _regression(signature: str, *items: str, user: str = "1") -> Any:
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name, request.model_spec.signature_name = "recommender", signature
+    request.input.example_list.examples.extend(_example(user_id=user, item_id=item) for item in items)
+    return request
+
+
+def test_classify_answers_classes_and_scores_of_each_example(stubs: Stubs) -> None:
+    response = stubs.prediction.Classify(_classification("classify", "1", "2"), timeout=30)
+    spec = response.model_spec
+    assert (spec.name, spec.version.value, spec.signature_name) == ("recommender", 1, "classify")
+    recommended = _predict(stubs, predict_request("recommend", user_id=["1", "2"]))
+    for row, entry in enumerate(response.result.classifications):
+        assert [each.label.encode() for each in entry.classes] == recommended["item_ids"][row, :3].tolist()
+        np.testing.assert_allclose([each.score for each in entry.classes], recommended["scores"][row, :3], rtol=1e-6)
+    assert len(response.result.classifications) == 2
+
+
+def test_regress_answers_a_number_for_each_example(stubs: Stubs) -> None:
+    response = stubs.prediction.Regress(_regression("regress", "i1", "i2", "i3"), timeout=30)
+    rated = _predict(stubs, predict_request("rate", user_id=["1"] * 3, item_id=["i1", "i2", "i3"]))["rating"]
+    np.testing.assert_allclose([each.value for each in response.result.regressions], rated, rtol=1e-6)
+    assert response.model_spec.signature_name == "regress"
+
+
+def test_context_features_count_for_every_example_and_its_own_win(stubs: Stubs) -> None:
+    plain = stubs.prediction.Regress(_regression("regress", "i1", "i2", user="2"), timeout=30)
+    request = _regression("regress")
+    shared = request.input.example_list_with_context
+    shared.context.CopyFrom(_example(user_id="2", item_id="i2"))
+    shared.examples.extend([_example(item_id="i1"), _example()])
+    assert stubs.prediction.Regress(request, timeout=30).result == plain.result
+
+
+def _inference(*tasks: tuple[str, str, str]) -> Any:
+    request = inference_pb2.MultiInferenceRequest()
+    for model, signature, method in tasks:
+        task = request.tasks.add(method_name=method)
+        task.model_spec.name, task.model_spec.signature_name = model, signature
+    request.input.example_list.examples.extend([_example(user_id="1", item_id="i1"), _example(user_id="2")])
+    return request
+
+
+_CLASSIFY, _REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+
+
+def test_multi_inference_answers_each_task_on_the_same_examples(stubs: Stubs) -> None:
+    request = _inference(("recommender", "regress", _REGRESS), ("recommender", "classify", _CLASSIFY))
+    regression, classification = stubs.prediction.MultiInference(request, timeout=30).results
+    alone = regression_pb2.RegressionRequest(model_spec=request.tasks[0].model_spec, input=request.input)
+    assert regression.regression_result == stubs.prediction.Regress(alone, timeout=30).result
+    assert len(classification.classification_result.classifications) == 2
+    assert classification.model_spec.signature_name == "classify"
+    assert classification.model_spec.version.value == 1
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "message"),
+    [
+        ([], grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+        ([("nope", "regress", _REGRESS)], grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(nope)"),
+        (
+            [("recommender", "regress", _REGRESS), ("other", "regress", _REGRESS)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+        ),
+        (
+            [("recommender", "regress", _REGRESS)] * 2,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Duplicate evaluation of signature: regress",
+        ),
+        (
+            [("recommender", "nope", _REGRESS)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Requested signature not found in model graph: nope",
+        ),
+        (
+            [("recommender", "regress", "tensorflow/serving/predict")],
+            grpc.StatusCode.UNIMPLEMENTED,
+            "Unsupported signature method_name: tensorflow/serving/predict",
+        ),
+        (
+            [("recommender", "regress", _CLASSIFY)],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Expected classification signature",
+        ),
+    ],
+)
+def test_bad_multi_inference_requests(
+    stubs: Stubs, tasks: list[tuple[str, str, str]], code: grpc.StatusCode, message: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.prediction.MultiInference(_inference(*tasks), timeout=30)
+    assert failure.value.code() is code
+    assert failure.value.details().startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("nope", "No signature was found with the name: nope"),
+        ("recommend", "Expected one input Tensor."),
+        ("evaluate", "No classification inputs found in SignatureDef:"),
+        ("regress", "Expected classification signature outputs to contain at least one of"),
+    ],
+)
+def test_classify_on_a_signature_of_another_form_is_refused(stubs: Stubs, signature: str, message: str) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.prediction.Classify(_classification(signature, "1"), timeout=30)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details().startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("nope", "No signature was found with the name: nope"),
+        ("rate", "Expected one input Tensor."),
+        ("classify", "Expected one output Tensor."),
+    ],
+)
+def test_regress_on_a_signature_of_another_form_is_refused(stubs: Stubs, signature: str, message: str) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.prediction.Regress(_regression(signature, "i1"), timeout=30)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details().startswith(message)
+
+
+def test_classify_without_examples_or_model_is_refused(stubs: Stubs) -> None:
     calls = [
-        (stubs.prediction.Classify, classification_pb2.ClassificationRequest()),
-        (stubs.prediction.Regress, regression_pb2.RegressionRequest()),
-        (stubs.prediction.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (stubs.model.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
+        (stubs.prediction.Classify, _classification("classify"), "Input is empty."),
+        (stubs.prediction.Regress, _regression("regress"), "Input is empty."),
+        (stubs.prediction.Classify, classification_pb2.ClassificationRequest(), "Missing ModelSpec"),
+        (stubs.prediction.Regress, regression_pb2.RegressionRequest(), "Missing ModelSpec"),
     ]
-    for method, request in calls:
+    for method, request, message in calls:
         with pytest.raises(grpc.RpcError) as failure:
             method(request, timeout=30)
-        assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert (failure.value.code(), failure.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.prediction.Classify(_classification("classify", "1", model="nope"), timeout=30)
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reload_request_without_a_model_list_is_refused(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.model.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=30)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details().startswith("ServerModelConfig type not supported by HandleReloadConfigRequest.")
+
+
+def test_call_whose_deadline_is_over_is_not_answered(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stubs.prediction.Predict(predict_request("recommend", user_id=["1"] * 2000), timeout=0.001)
+    assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_requests_above_grpcs_default_size_are_served(stubs: Stubs) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import contract_model
 import numpy as np
+import prometheus_client.parser as prometheus_parser
 import pytest
 import tensorflow as tf
 from conftest import Stubs
@@ -102,14 +103,14 @@ def test_one_row_of_a_column_stands_for_every_user_and_no_items_are_none(rest_ta
     ],
     ids=["row of rank 0", "row of rank 2", "column of rank 1", "column of rank 0"],
 )
-def test_history_of_another_rank_is_refused(own_server: object, rest_target: str, body: Any) -> None:
+def test_history_of_another_rank_is_refused(embedded_only: None, rest_target: str, body: Any) -> None:
     status, answer = _predict(rest_target, body)
     assert status == 400
     assert "Incompatible shape for input history of signature recommend: the request carries [" in answer["error"]
     assert "wants [-1,-1]" in answer["error"]
 
 
-def test_what_to_send_for_a_default_is_said(own_server: object, rest_target: str) -> None:
+def test_what_to_send_for_a_default_is_said(embedded_only: None, rest_target: str) -> None:
     row = {name: value for name, value in _ROW.items() if name not in ("history", "timestamp")}
     _, answer = _predict(rest_target, _recommend(instances=[row]))
     assert (
@@ -155,6 +156,120 @@ def test_empty_batch_in_column_format(rest_target: str) -> None:
     empty = {name: [] for name in _COLUMNS} | {"history": [[]]}  # JSON can spell [1, 0], but not [0, L]
     status, answer = _predict(rest_target, _recommend(inputs=empty))
     assert (status, answer["outputs"]["item_ids"]) == (200, [])
+
+
+def _classify(rest_target: str, body: Any, method: str = "classify") -> tuple[int, Any]:
+    return _call(rest_target, "POST", f"/v1/models/recommender:{method}", body)
+
+
+def test_classify_and_regress(rest_target: str) -> None:
+    _, recommended = _predict(rest_target, _recommend(instances=[_ROW, {**_ROW, "user_id": "2"}]))
+    body = {"signature_name": "classify", "examples": [{"user_id": "1"}, {"user_id": [{"b64": "Mg=="}]}]}
+    status, answer = _classify(rest_target, body)
+    assert status == 200
+    wanted = [
+        [list(pair) for pair in zip(row["item_ids"][:3], row["scores"][:3], strict=True)]
+        for row in recommended["predictions"]
+    ]
+    for found, want in zip(answer["results"], wanted, strict=True):
+        assert [label for label, _ in found] == [label for label, _ in want]
+        assert [score for _, score in found] == pytest.approx([score for _, score in want])
+    _, rated = _predict(
+        rest_target,
+        {"signature_name": "rate", "instances": [{**_ROW, "item_id": item} for item in ("i1", "i2")]},
+    )
+    body = {
+        "signature_name": "regress",
+        "context": {"user_id": "1"},
+        "examples": [{"item_id": "i1"}, {"item_id": "i2", "seen": True, "age": 1.5, "days": [1, 2], "tags": []}],
+    }
+    status, answer = _classify(rest_target, body, "regress")
+    assert status == 200
+    assert answer["results"] == pytest.approx(rated["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        ({}, "When method is classify, key 'examples' is expected and was not found"),
+        ({"examples": {}}, "Expecting 'examples' value to be an list/array"),
+        ({"examples": []}, "'examples' value is an empty array"),
+        ({"examples": ["1"]}, "Example must be JSON object but got JSON String"),
+        ({"examples": [{"a": None}]}, "Feature: a has element with unexpected JSON type: Null"),
+        ({"examples": [{"a": [[1]]}]}, "Feature: a has element with unexpected JSON type: Array"),
+        ({"examples": [{"a": {"b": 1}}]}, "Feature: a has element with unexpected JSON type: Object"),
+        ({"examples": [{"a": [1, "x"]}]}, "Unexpected element type in feature: a expecting type: int64"),
+        ({"examples": [{"a": ["x", 1.5]}]}, "Unexpected element type in feature: a expecting type: bytes"),
+        ({"examples": [{"a": 2**63}]}, "Feature: a has uint64_t element. Only int64_t is supported."),
+        ({"examples": [{"a": 1}], "context": []}, "Example must be JSON object but got JSON Array"),
+        ({"examples": [{"a": 1}], "signature_name": 5}, "'signature_name' key must be a string value."),
+        ({"examples": [{"a": 1}], "signature_name": "nope"}, "No signature was found with the name: nope"),
+    ],
+)
+def test_bad_examples(rest_target: str, body: Any, message: str) -> None:
+    status, answer = _classify(rest_target, body)
+    assert (status, set(answer)) == (400, {"error"})
+    assert message in answer["error"]
+
+
+def test_unassigned_label_in_the_path_is_refused(rest_target: str) -> None:
+    status, answer = _predict(rest_target, _recommend(instances=[_ROW]), "/v1/models/recommender/labels/canary:predict")
+    assert status == 400
+    assert answer["error"].startswith("Unrecognized servable version label: canary")
+
+
+def test_prometheus_page_counts_requests_under_tensorflow_servings_names(rest_target: str, stubs: Stubs) -> None:
+    """A real TensorFlow Serving needs `--monitoring_config_file` for it (kubeflow/serving/monitoring.config)."""
+
+    def samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        connection = http.client.HTTPConnection(rest_target, timeout=30)
+        connection.request("GET", "/monitoring/prometheus/metrics")
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        assert response.status == 200 and response.headers["Content-Type"].startswith("text/plain")
+        assert "# TYPE :tensorflow:serving:request_count counter\n" in text
+        assert "# TYPE :tensorflow:serving:request_latency histogram\n" in text
+        families = prometheus_parser.text_string_to_metric_families(text)
+        # The parser gives counters the suffix that Prometheus' own clients write.
+        return {
+            (each.name.removesuffix("_total"), frozenset(each.labels.items())): each.value
+            for family in families
+            for each in family.samples
+        }
+
+    def labelled(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+        return f":tensorflow:serving:{name}", frozenset(labels.items())
+
+    def call() -> None:
+        stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+        _predict(rest_target, _recommend(instances=[_ROW]))
+        _predict(rest_target, _recommend(instances=[]))
+
+    call()
+    before = samples()
+    call()
+    after = samples()
+    latency = {"model_name": "recommender", "API": "Predict", "entrypoint": "GRPC"}
+    rest_latency = {"model_name": "recommender", "API": "predict", "entrypoint": "REST"}
+    increases = {
+        labelled("request_count", model_name="recommender", status="OK"): 2,
+        labelled("request_count", model_name="recommender", status="INVALID_ARGUMENT"): 1,
+        labelled("request_latency_count", **latency): 1,
+        labelled("request_latency_bucket", **latency, le="+Inf"): 1,
+        labelled("request_latency_count", **rest_latency): 1,
+    }
+    for key, increase in increases.items():
+        assert after[key] - before[key] == increase, key
+    spent = labelled("request_latency_sum", **latency)
+    assert 10 < after[spent] - before[spent] < 30e6, "microseconds"
+    limits = [
+        dict(labels)["le"]
+        for name, labels in after
+        if name == labelled("request_latency_bucket")[0] and dict(labels)["API"] == "Predict"
+    ]
+    assert {"10", "18", "32.4", "58.32", "104.976", "188.957"} <= set(limits) and len(limits) == 34
 
 
 def test_version_in_the_path(rest_target: str) -> None:
@@ -273,7 +388,7 @@ def test_one_connection_serves_many_requests_chunked_ones_too(rest_target: str) 
     connection.close()
 
 
-def test_nonsense_on_the_socket_ends_that_connection_only(own_server: object, rest_target: str) -> None:
+def test_nonsense_on_the_socket_ends_that_connection_only(embedded_only: None, rest_target: str) -> None:
     host, port = rest_target.split(":")
     for nonsense in (
         b"\x00\x01\x02\r\n\r\n",

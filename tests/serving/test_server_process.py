@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,11 @@ import pytest
 from conftest import Stubs, push
 from contract_model import predict_request
 
+from serving.model_config import Latest, read_model_config_file
+from serving.options import ServerOptions
 from serving.server import ModelServer, ServerStartError
+
+_DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "serving"
 
 
 def _start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -112,7 +118,11 @@ def test_two_servers_never_share_a_port(own_server: ModelServer, tmp_path: Path)
         (["--model-dir", "/nonexistent/model"], "model folder /nonexistent/model does not exist"),
         (["--model-dir", __file__], "is not a folder"),
         (["--model-dir", os.curdir, "--port", "70000"], "'70000' is not a port"),
-        ([], "--model-dir"),
+        ([], "give one of --model-dir and --model-config-file"),
+        (["--model-dir", os.curdir, "--model-config-file", "x"], "give one of --model-dir and --model-config-file"),
+        (["--model-config-file", "/nonexistent.config"], "/nonexistent.config: cannot be read"),
+        (["--model-dir", os.curdir, "--ssl-config-file", "/nonexistent.pem"], "/nonexistent.pem: cannot be read"),
+        (["--model-dir", os.curdir, "--enable_batching=perhaps"], "'perhaps' is neither true nor false"),
     ],
 )
 def test_wrong_options_exit_2_before_tensorflow_is_imported(arguments: list[str], message: str) -> None:
@@ -130,3 +140,139 @@ def test_only_loopback_is_bound_unless_told_otherwise(own_server: ModelServer) -
         socket.create_connection(("127.0.0.2", own_server.rest_port), timeout=2)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", own_server.port), timeout=2)
+
+
+def test_flags_of_tensorflow_serving_are_understood(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (tmp_path / "films").mkdir()
+    push(exported(), tmp_path / "films", 3)
+    models = tmp_path / "models.config"
+    models.write_text(
+        f'model_config_list {{ config {{ name: "films" base_path: "{tmp_path / "films"}" '
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 3 } } }'
+    )
+    batching = tmp_path / "batching.config"
+    batching.write_text("max_batch_size { value: 8 }")
+    monitoring = tmp_path / "monitoring.config"
+    monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
+    process = _start(
+        f"--model_config_file={models}",
+        "--model_config_file_poll_wait_seconds=1",
+        "--allow_version_labels_for_unavailable_models=true",
+        "--enable_batching=true",
+        f"--batching_parameters_file={batching}",
+        f"--monitoring_config_file={monitoring}",
+        "--port=0",
+        "--rest_api_port=0",
+    )
+    try:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert (line["model"], line["version"], line["models"]) == ("films", 3, {"films": 3})
+        stubs = Stubs(line["grpc"])
+        request = predict_request("recommend", model="films", user_id=["1"])
+        request.model_spec.version_label = "stable"
+        assert stubs.prediction.Predict(request, timeout=30).model_spec.version.value == 3
+        stubs.channel.close()
+        with urllib.request.urlopen(f"http://{line['rest']}/metrics", timeout=30) as page:
+            text = page.read().decode()
+        assert ':tensorflow:serving:request_count{model_name="films",status="OK"} 1' in text
+        assert ":tensorflow:serving:batching_session:wrapped_run_count{}" in text
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://{line['rest']}/monitoring/prometheus/metrics", timeout=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_larger_messages_than_allowed_are_refused(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    push(exported(), tmp_path, 1)
+    with ModelServer(tmp_path, port=0, rest_port=0, options=ServerOptions(max_message_bytes=10_000)) as server:
+        server.wait_until_available(60)
+        stubs = Stubs(f"127.0.0.1:{server.port}")
+        assert stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+        with pytest.raises(grpc.RpcError) as failure:
+            stubs.prediction.Predict(predict_request("recommend", user_id=["x" * 20_000]), timeout=30)
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        stubs.channel.close()
+        url = f"http://127.0.0.1:{server.rest_port}/v1/models/recommender:predict"
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            urllib.request.urlopen(url, data=b" " * 20_000, timeout=30)
+        assert "not a number from 0 to 10000" in json.loads(refused.value.read())["error"]
+
+
+def test_monitoring_config_can_turn_the_page_off(tmp_path: Path) -> None:
+    file = tmp_path / "monitoring.config"
+    for text, path in (
+        ("", None),
+        ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
+        ('prometheus_config { path: "/metrics" }', None),
+    ):
+        file.write_text(text)
+        assert ServerOptions(monitoring_config_file=file).metrics_path() == path
+    assert ServerOptions().metrics_path() == "/monitoring/prometheus/metrics"
+    file.write_text('prometheus_config { enable: true path: "metrics" }')
+    with pytest.raises(ServerStartError, match="does not begin with a slash"):
+        ModelServer(tmp_path, port=0, rest_port=0, options=ServerOptions(monitoring_config_file=file)).start()
+
+
+def test_deployment_files_are_what_both_servers_read(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (model,) = read_model_config_file(_DEPLOYMENT / "models.config")
+    assert (model.name, str(model.base_path), model.policy) == ("recommender", "/models/recommender", Latest(2))
+    options = ServerOptions(
+        enable_batching=True,
+        batching_parameters_file=_DEPLOYMENT / "batching.config",
+        monitoring_config_file=_DEPLOYMENT / "monitoring.config",
+    )
+    push(exported(), tmp_path, 1)
+    with ModelServer(tmp_path, port=0, rest_port=0, options=options) as server:
+        server.wait_until_available(60)
+        stubs = Stubs(f"127.0.0.1:{server.port}")
+        assert stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
+        stubs.channel.close()
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics", timeout=30
+        ) as page:
+            assert ":tensorflow:cc:saved_model:load_attempt_count" in page.read().decode()
+    assert not list((_DEPLOYMENT.parent).glob("__init__.py")), "it would hide the package of that name"
+
+
+def test_tandem_serve_takes_the_configuration_files(tmp_path: Path, exported: Callable[..., Path]) -> None:
+    (tmp_path / "films").mkdir()
+    push(exported(), tmp_path / "films", 3)
+    models = tmp_path / "models.config"
+    models.write_text(
+        f'model_config_list {{ config {{ name: "films" base_path: "{tmp_path / "films"}" '
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 3 } } }'
+    )
+    tandem = Path(sys.executable).parent / "tandem"
+    files = [
+        *("--model-config-file", models, "--enable-batching"),
+        *("--batching-parameters-file", _DEPLOYMENT / "batching.config"),
+        *("--monitoring-config-file", _DEPLOYMENT / "monitoring.config"),
+        *("--max-message-bytes", "100000", "--port", "0", "--rest-port", "0"),
+    ]
+    process = subprocess.Popen([tandem, "serve", *files], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert line["models"] == {"films": 3}
+        stubs = Stubs(line["grpc"])
+        request = predict_request("recommend", model="films", user_id=["1"])
+        request.model_spec.version_label = "stable"
+        assert stubs.prediction.Predict(request, timeout=30).model_spec.version.value == 3
+        stubs.channel.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    refused = subprocess.run(
+        [tandem, "serve", "--model-config-file", models, "--no-allow-version-labels-for-unavailable-models"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "is not currently available for inference" in refused.stderr.splitlines()[-1]

@@ -18,9 +18,12 @@ from conftest import Stubs, push
 from contract_model import predict_request
 from tensorflow_serving.apis import get_model_status_pb2
 
+from serving.loading import ServableLoader
+from serving.metrics import ServingMetrics
+from serving.model_config import ModelSettings
 from serving.servable import Servable
 from serving.server import ModelServer, NoLoadableVersionError
-from serving.versions import ServableVersions, State, load_and_warm_up
+from serving.versions import ServableVersions, State
 
 _POLL_S = 0.05
 
@@ -201,17 +204,18 @@ def test_failing_warm_up_request_keeps_a_version_out(
 
 
 def test_too_many_warm_up_records_and_junk_are_refused(base: Path, exported: Callable[..., Path]) -> None:
+    load = ServableLoader(ServingMetrics())
     many = shutil.copytree(exported(), base / "1")
     contract_model.write_warmup(many, [predict_request("rate", user_id=["1"], item_id=["i1"])] * 1001)
     with pytest.raises(Exception, match="exceeds the maximum"):
-        load_and_warm_up("recommender", 1, many)
+        load("recommender", 1, many)
     (many / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"junk" * 100)
     with pytest.raises(Exception, match="TFRecord format"):
-        load_and_warm_up("recommender", 1, many)
+        load("recommender", 1, many)
     with tf.io.TFRecordWriter(str(many / "assets.extra" / "tf_serving_warmup_requests")) as writer:
         writer.write(b"\xff not a log")
     with pytest.raises(Exception, match="Failed to parse warmup record: number 1"):
-        load_and_warm_up("recommender", 1, many)
+        load("recommender", 1, many)
 
 
 class _SlowServable:
@@ -232,7 +236,7 @@ def test_old_version_is_unloaded_only_after_its_last_call(base: Path) -> None:
         made[version] = _SlowServable(version)
         return made[version]  # type: ignore[return-value]
 
-    versions = ServableVersions("m", base, loader=loader)
+    versions = ServableVersions(ModelSettings("m", base), loader)
     for number in (1, 2):
         (base / str(number)).mkdir()
         (base / str(number) / "saved_model.pb").touch()
@@ -259,7 +263,7 @@ def test_statuses_of_ended_versions_do_not_grow_without_bound(base: Path) -> Non
     def loader(name: str, version: int, path: Path) -> Servable:
         raise ValueError("never loads")
 
-    versions = ServableVersions("m", base, loader=loader)
+    versions = ServableVersions(ModelSettings("m", base), loader)
     for number in itertools.count(1):
         (base / str(number)).mkdir()
         (base / str(number) / "saved_model.pb").touch()

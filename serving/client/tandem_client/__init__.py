@@ -4,15 +4,39 @@ from tandem_client import Recommender
 
 with Recommender("127.0.0.1:8500") as recommender:
     answer = recommender.recommend("42", k=10)
+
+`AsyncRecommender` is the same for asyncio.
 """
 
-from tandem_client.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, ServerUnavailable, TandemClientError
+from tandem_client.aio import AsyncRecommender
+from tandem_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerUnavailable,
+    SignatureMissing,
+    TandemClientError,
+)
 from tandem_client.recommender import Recommender
-from tandem_client.results import Recommendation, Recommendations, VersionStatus
+from tandem_client.results import (
+    Embedding,
+    FoundItem,
+    FoundItems,
+    Recommendation,
+    Recommendations,
+    SimilarItem,
+    SimilarItems,
+    VersionStatus,
+)
 from tandem_client.signatures import Signature, TensorSpec
+from tandem_client.tls import Tls
 
 __all__ = [
+    "AsyncRecommender",
     "DeadlineExceeded",
+    "Embedding",
+    "FoundItem",
+    "FoundItems",
     "InvalidRequest",
     "ModelNotFound",
     "Recommendation",
@@ -20,7 +44,11 @@ __all__ = [
     "Recommender",
     "ServerUnavailable",
     "Signature",
+    "SignatureMissing",
+    "SimilarItem",
+    "SimilarItems",
     "TandemClientError",
     "TensorSpec",
+    "Tls",
     "VersionStatus",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TandemClientError(Exception):
     """Base of this client's errors; raised itself for failures of the server that have no class of their own.
@@ -28,8 +30,22 @@ class DeadlineExceeded(TandemClientError):
 
 
 class ModelNotFound(TandemClientError):
-    """The server does not serve this model, or not this version of it."""
+    """The server does not serve this model, or not this version of it, or has no version under this label."""
 
 
 class InvalidRequest(TandemClientError):
     """The request does not fit the model's signature; nothing was sent, or the server refused it."""
+
+
+class SignatureMissing(InvalidRequest):
+    """The model cannot be asked this: its version lacks the signature. Nothing was sent.
+
+    Attributes:
+        signature: the one needed.
+        available: those the model has, sorted.
+    """
+
+    def __init__(self, message: str, *, target: str, model: str, signature: str, available: Sequence[str]) -> None:
+        super().__init__(message, target=target, model=model)
+        self.signature = signature
+        self.available = tuple(available)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
 
 import grpc
 
-from tandem_client import protocol
-from tandem_client import serving_pb2 as pb
-from tandem_client.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, ServerUnavailable, TandemClientError
-from tandem_client.protocol import Context
-from tandem_client.results import Recommendations, VersionStatus
-from tandem_client.signatures import ModelMetadata, Signature, read_metadata
-
-_PREDICT = "/tensorflow.serving.PredictionService/Predict"
-_GET_MODEL_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
-_GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-_MAX_RETRIES = 4  # gRPC makes five attempts at most, whatever its configuration says
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
-
-_Answer = TypeVar("_Answer")
+from tandem_client import questions, transport
+from tandem_client.conversation import ROWS_PER_CALL, Conversation, Steps, T
+from tandem_client.protocol import DEFAULT_K, Asked, Context, Filter
+from tandem_client.results import Embedding, FoundItems, Recommendations, SimilarItems, VersionStatus
+from tandem_client.signatures import Signature
+from tandem_client.tls import Tls
 
 
 class Recommender:
@@ -35,7 +24,11 @@ class Recommender:
                 print(item.item_id, item.score, item.display.get("title"))
 
     Requests are checked against the signature before they are sent. Calls are repeated only where nobody answered
-    (UNAVAILABLE), with growing pauses, within the timeout.
+    (UNAVAILABLE), with growing pauses, within the timeout. Batches of any size are sent in parts, all of which one
+    version of the model answers, also where the server loads another in between.
+
+    Every method may raise InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded and TandemClientError, as
+    `tandem_client.errors` tells; SignatureMissing, an InvalidRequest, where the model cannot be asked that at all.
     """
 
     def __init__(
@@ -44,8 +37,11 @@ class Recommender:
         *,
         model: str = "recommender",
         version: int | None = None,
+        label: str | None = None,
         timeout: float = 5.0,
-        retries: int = _MAX_RETRIES,
+        retries: int = transport.MAX_RETRIES,
+        tls: bool | Tls = False,
+        rows_per_call: int = ROWS_PER_CALL,
     ) -> None:
         """Connects lazily: a server that is not there shows with the first call.
 
@@ -53,34 +49,38 @@ class Recommender:
             target: the server's gRPC port as `host:port`.
             model: the model's name on the server.
             version: a version to stay with; None for the server's latest at each call.
-            timeout: seconds that a call may take, retries included.
+            label: the version that the server has under this label at each call, such as `canary`; not with `version`.
+            timeout: seconds that a call may take, retries and all parts of a batch included.
             retries: further attempts after UNAVAILABLE, 0 to 4.
+            tls: True for TLS with the public certificate authorities, a `Tls` for others and for mutual TLS.
+            rows_per_call: rows of a batch that are sent at once, which bounds what the server needs of memory.
 
         Raises:
             ValueError: an argument outside what is said here.
         """
-        if "://" in target and target.split("://")[0] in ("http", "https"):
-            raise ValueError(f"target is {target!r}, a URL; pass the gRPC port as host:port, such as 127.0.0.1:8500")
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}; pass seconds above 0")
-        if not 0 <= retries <= _MAX_RETRIES:
-            raise ValueError(f"retries is {retries!r}; pass 0 to {_MAX_RETRIES} (gRPC makes five attempts at most)")
-        self.target = target
-        self.model = model
-        self._timeout = timeout
-        self._asked = protocol.Asked(target, model, version)
-        self._channel = grpc.insecure_channel(target, options=_channel_options(target, retries))
-        self._predict_method = self._method(_PREDICT, pb.PredictResponse)
-        self._metadata_method = self._method(_GET_MODEL_METADATA, pb.GetModelMetadataResponse)
-        self._status_method = self._method(_GET_MODEL_STATUS, pb.GetModelStatusResponse)
-        self._metadata: ModelMetadata | None = None
-        self._metadata_lock = threading.Lock()
+        connection = transport.Connection.checked(target, retries, tls)
+        asked = Asked(target, model, version, label)
+        self._conversation = Conversation(asked, timeout, rows_per_call, encrypted=connection.tls is not None)
+        self._channel = connection.channel(grpc)
+        self._methods = transport.methods(self._channel)
+
+    @property
+    def target(self) -> str:
+        """The server asked."""
+        return self._conversation.asked.target
+
+    @property
+    def model(self) -> str:
+        """The model's name on the server."""
+        return self._conversation.asked.model
 
     def recommend(
         self,
         user_id: str,
         *,
-        k: int = 10,
+        k: int = DEFAULT_K,
+        exclude: Sequence[str] | None = None,
+        only: Sequence[str] | None = None,
         history: Sequence[str] | None = None,
         context: Context | None = None,
         timeout: float | None = None,
@@ -90,37 +90,41 @@ class Recommender:
         Args:
             user_id: the user; one the model does not know gets sensible items, too.
             k: items, as in `recommend_batch`.
+            exclude: ids of items to leave out; unknown ones count nothing.
+            only: ids of the items to choose from, as in `recommend_batch`.
             history: ids of items that the user touched, in order of time, as one of `recommend_batch`'s histories.
             context: as in `recommend_batch`, a scalar for each column.
             timeout: seconds for this call, instead of the client's.
 
         Returns:
             The items, best first.
-
-        Raises:
-            InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: as in
-                `recommend_batch`.
         """
-        if not isinstance(user_id, str):
-            many = "use recommend_batch for several users" if isinstance(user_id, list | tuple) else "ids are strings"
-            raise self._asked.invalid(f"user_id is {type(user_id).__name__} {user_id!r}, wanted a str; {many}")
-        histories = None if history is None else [protocol.check_history(self._asked, history)]
-        return self.recommend_batch([user_id], k=k, histories=histories, context=context, timeout=timeout)[0]
+        question = questions.recommend(self._conversation.asked, user_id, k, exclude, only, history, context)
+        return self._run(self._conversation.ask(question), timeout)[0]
 
     def recommend_batch(
         self,
         user_ids: Sequence[str],
         *,
-        k: int = 10,
+        k: int = DEFAULT_K,
+        exclude: Filter | None = None,
+        only: Filter | None = None,
         histories: Sequence[Sequence[str]] | None = None,
         context: Context | None = None,
         timeout: float | None = None,
     ) -> list[Recommendations]:
-        """The k best items for each user, in one call.
+        """The k best items for each user.
+
+        `exclude`, `only`, and a k above what the model's `recommend` signature answers (serving.k of the recipe, 100
+        unless set otherwise) are answered by `recommend_filtered`, which a server cannot batch with other requests.
 
         Args:
             user_ids: B users; one the model does not know gets sensible items, too.
-            k: items a user, at most what the signature returns (100). All there are, where the catalogue is smaller.
+            k: items a user; all there are, where the catalogue is smaller.
+            exclude: ids of items to leave out, for all users; or B sequences of them, one a user. Unknown ones count
+                nothing.
+            only: ids of the items to choose from, such as those in stock, for all users; or B sequences of them. An
+                empty sequence, as None, allows everything; one with unknown ids alone allows nothing.
             histories: for each of the B users the ids of items touched, in order of time; of any lengths, [] for a user
                 without. They come on top of what the model remembers of a user and, unless its recipe says
                 `exclude_seen: false`, are not recommended again; ids that the model does not know, and '', are ignored.
@@ -131,22 +135,9 @@ class Recommender:
 
         Returns:
             One for each user, in order, items best first.
-
-        Raises:
-            InvalidRequest: something above does not fit; the message names it.
-            ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: see `tandem_client.errors`.
         """
-        protocol.check_k(self._asked, k)
-        users = protocol.check_ids(self._asked, "user_ids", user_ids, "use recommend for one user")
-        touched = None if histories is None else protocol.check_histories(self._asked, histories, len(users))
-
-        def build(metadata: ModelMetadata) -> pb.PredictRequest:
-            protocol.check_list_length(self._asked, metadata, k)
-            ids = {"user_id": users}
-            return protocol.predict_request(self._asked, metadata, protocol.RECOMMEND, ids, touched, context)
-
-        response = self._predict(build, len(users), timeout)
-        return protocol.read_recommendations(self._asked, response, users, k) if response is not None else []
+        question = questions.recommend_batch(self._conversation.asked, user_ids, k, exclude, only, histories, context)
+        return self._run(self._conversation.ask(question), timeout)
 
     def rate(
         self,
@@ -165,16 +156,9 @@ class Recommender:
             history: ids of items that the user touched, in order of time, as one of `recommend_batch`'s histories.
             context: as in `recommend_batch`, a scalar for each column.
             timeout: seconds for this call, instead of the client's.
-
-        Raises:
-            InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: as in
-                `recommend_batch`.
         """
-        for name, value in (("user_id", user_id), ("item_id", item_id)):
-            if not isinstance(value, str):
-                raise self._asked.invalid(f"{name} is {type(value).__name__} {value!r}, wanted a str; ids are strings")
-        histories = None if history is None else [protocol.check_history(self._asked, history)]
-        return self.rate_batch([user_id], [item_id], histories=histories, context=context, timeout=timeout)[0]
+        question = questions.rate(self._conversation.asked, user_id, item_id, history, context)
+        return self._run(self._conversation.ask(question), timeout)[0]
 
     def rate_batch(
         self,
@@ -185,7 +169,7 @@ class Recommender:
         context: Context | None = None,
         timeout: float | None = None,
     ) -> list[float]:
-        """Predicted ratings of pairs, in one call.
+        """Predicted ratings of pairs.
 
         Args:
             user_ids: B users.
@@ -196,50 +180,157 @@ class Recommender:
 
         Returns:
             B ratings, on the scale of the training data.
-
-        Raises:
-            InvalidRequest, ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: as in
-                `recommend_batch`.
         """
-        users = protocol.check_ids(self._asked, "user_ids", user_ids, "use rate for one pair")
-        items = protocol.check_ids(self._asked, "item_ids", item_ids, "use rate for one pair")
-        if len(users) != len(items):
-            raise self._asked.invalid(f"{len(users)} user_ids and {len(items)} item_ids; pass as many of both")
-        touched = None if histories is None else protocol.check_histories(self._asked, histories, len(users))
+        question = questions.rate_batch(self._conversation.asked, user_ids, item_ids, histories, context)
+        return self._run(self._conversation.ask(question), timeout)
 
-        def build(metadata: ModelMetadata) -> pb.PredictRequest:
-            ids = {"user_id": users, "item_id": items}
-            return protocol.predict_request(self._asked, metadata, protocol.RATE, ids, touched, context)
+    def similar(
+        self,
+        item_id: str,
+        *,
+        k: int = DEFAULT_K,
+        timeout: float | None = None,
+    ) -> SimilarItems:
+        """The items most like one item.
 
-        response = self._predict(build, len(users), timeout)
-        return protocol.read_ratings(self._asked, response, len(users)) if response is not None else []
+        Args:
+            item_id: the item; one the model does not know gets none.
+            k: items at most. More than the signature answers (serving.k of the recipe) is an InvalidRequest, unless it
+                is 10 or less.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            The items, nearest first, without the item itself.
+        """
+        question = questions.similar(self._conversation.asked, item_id, k)
+        return self._run(self._conversation.ask(question), timeout)[0]
+
+    def similar_batch(
+        self,
+        item_ids: Sequence[str],
+        *,
+        k: int = DEFAULT_K,
+        timeout: float | None = None,
+    ) -> list[SimilarItems]:
+        """The items most like each of these.
+
+        Args:
+            item_ids: B items.
+            k: items for each, as in `similar`.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            One for each item, in order.
+        """
+        question = questions.similar_batch(self._conversation.asked, item_ids, k)
+        return self._run(self._conversation.ask(question), timeout)
+
+    def find(
+        self,
+        text: str,
+        *,
+        k: int = DEFAULT_K,
+        timeout: float | None = None,
+    ) -> FoundItems:
+        """The items that a text leads to: those with a display column in which a word starts with it.
+
+        Args:
+            text: the beginning of a word, or several words as they stand; upper and lower case are the same, and no
+                sign means anything special.
+            k: items at most, as in `similar`.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            Items whose column begins with the text first, then others; the more popular first.
+        """
+        question = questions.find(self._conversation.asked, text, k)
+        return self._run(self._conversation.ask(question), timeout)[0]
+
+    def embed_query(
+        self,
+        user_id: str,
+        *,
+        history: Sequence[str] | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
+    ) -> Embedding:
+        """A user's vector, for a vector store of the items' ones; see `Embedding`.
+
+        Args:
+            user_id: the user; one the model does not know gets the average user's.
+            history: as in `recommend`.
+            context: as in `recommend_batch`, a scalar for each column.
+            timeout: seconds for this call, instead of the client's.
+        """
+        question = questions.embed_query(self._conversation.asked, user_id, history, context)
+        return self._run(self._conversation.ask(question), timeout)[0]
+
+    def embed_query_batch(
+        self,
+        user_ids: Sequence[str],
+        *,
+        histories: Sequence[Sequence[str]] | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
+    ) -> list[Embedding]:
+        """The vectors of users.
+
+        Args:
+            user_ids: B users.
+            histories: as in `recommend_batch`.
+            context: as in `recommend_batch`.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            One for each user, in order.
+        """
+        question = questions.embed_query_batch(self._conversation.asked, user_ids, histories, context)
+        return self._run(self._conversation.ask(question), timeout)
+
+    def embed_item(
+        self,
+        item_id: str = "",
+        *,
+        columns: Context | None = None,
+        timeout: float | None = None,
+    ) -> Embedding:
+        """An item's vector: a known one's as retrieval uses it, or one made from columns, so of a new item too.
+
+        Args:
+            item_id: the item; '' for one that is described by its columns alone.
+            columns: the item's columns as the model was trained on them, by name (`signatures()` tells which).
+            timeout: seconds for this call, instead of the client's.
+        """
+        question = questions.embed_item(self._conversation.asked, item_id, columns)
+        return self._run(self._conversation.ask(question), timeout)[0]
+
+    def embed_item_batch(
+        self,
+        item_ids: Sequence[str] | None = None,
+        *,
+        columns: Context | None = None,
+        timeout: float | None = None,
+    ) -> list[Embedding]:
+        """The vectors of items.
+
+        Args:
+            item_ids: B items, '' for what columns alone describe; None where that is so for all.
+            columns: as in `embed_item`, a scalar for all items or a sequence of B.
+            timeout: seconds for this call, instead of the client's.
+
+        Returns:
+            One for each item, in order.
+        """
+        question = questions.embed_item_batch(self._conversation.asked, item_ids, columns)
+        return self._run(self._conversation.ask(question), timeout)
 
     def status(self, *, timeout: float | None = None) -> list[VersionStatus]:
-        """The versions of the model that the server knows, newest first, failed ones with the reason.
-
-        Raises:
-            ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: see `tandem_client.errors`.
-        """
-        request = pb.GetModelStatusRequest(model_spec=self._asked.model_spec())
-        response = self._call(self._status_method, request, self._deadline(timeout))
-        statuses = [
-            VersionStatus(
-                version=each.version,
-                state=pb.ModelVersionStatus.State.Name(each.state),
-                error_code=each.status.error_code,
-                error_message=each.status.error_message,
-            )
-            for each in response.model_version_status
-        ]
-        return sorted(statuses, key=lambda each: each.version, reverse=True)
+        """The versions of the model that the server knows, newest first, failed ones with the reason."""
+        return self._run(self._conversation.status(), timeout)
 
     def signatures(self, *, timeout: float | None = None) -> Mapping[str, Signature]:
-        """What the model can be asked, by signature name; asks the server each time.
-
-        Raises:
-            ModelNotFound, ServerUnavailable, DeadlineExceeded, TandemClientError: see `tandem_client.errors`.
-        """
-        return self._fetch_metadata(self._deadline(timeout)).signatures
+        """What the model can be asked, by signature name; asks the server each time."""
+        return self._run(self._conversation.metadata(), timeout).signatures
 
     def close(self) -> None:
         """Closes the connection; the client cannot be used afterwards."""
@@ -253,129 +344,19 @@ class Recommender:
     ) -> None:
         self.close()
 
-    # -- transport --------------------------------------------------------------------------------------------------
-
-    def _method(self, path: str, response: type[_Answer]) -> Callable[..., _Answer]:
-        method: Callable[..., _Answer] = self._channel.unary_unary(
-            path,
-            request_serializer=_serialize,
-            response_deserializer=response.FromString,  # type: ignore[attr-defined]
-        )
-        return method
-
-    def _predict(
-        self, build: Callable[[ModelMetadata], pb.PredictRequest], rows: int, timeout: float | None
-    ) -> pb.PredictResponse | None:
-        """Builds, checks and sends a request; None for an empty batch, which is checked but not sent.
-
-        The server may have loaded another version since its signatures were read. So what does not fit the remembered
-        ones, or is refused by the server, is checked against fresh ones before it is called an error.
-        """
-        deadline = self._deadline(timeout)
-        metadata = self._metadata
-        if metadata is not None:
-            try:
-                return self._send(build(metadata), rows, metadata, deadline)
-            except (InvalidRequest, ModelNotFound):
-                fresh = self._fetch_metadata(deadline)
-                if fresh.signatures == metadata.signatures:
-                    raise
-                metadata = fresh
-        else:
-            metadata = self._fetch_metadata(deadline)
-        return self._send(build(metadata), rows, metadata, deadline)
-
-    def _send(
-        self, request: pb.PredictRequest, rows: int, metadata: ModelMetadata, deadline: float
-    ) -> pb.PredictResponse | None:
-        if not rows:
-            return None
-        response = self._call(self._predict_method, request, deadline)
-        if response.model_spec.version.value != metadata.version:
-            with self._metadata_lock:
-                self._metadata = None
-        return response
-
-    def _fetch_metadata(self, deadline: float) -> ModelMetadata:
-        request = pb.GetModelMetadataRequest(model_spec=self._asked.model_spec(), metadata_field=["signature_def"])
-        response = self._call(self._metadata_method, request, deadline)
+    def _run(self, steps: Steps[T], timeout: float | None) -> T:
+        deadline = self._conversation.deadline(timeout)
         try:
-            metadata = read_metadata(response)
-        except KeyError as error:
-            raise self._asked.error("the server's metadata holds no signatures; is it TensorFlow Serving?") from error
-        with self._metadata_lock:
-            self._metadata = metadata
-        return metadata
-
-    def _deadline(self, timeout: float | None) -> float:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}; pass seconds above 0")
-        return time.monotonic() + (self._timeout if timeout is None else timeout)
-
-    def _call(self, method: Callable[..., _Answer], request: Any, deadline: float) -> _Answer:
-        try:
-            return method(request, timeout=max(0.0, deadline - time.monotonic()))
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
-        except ValueError as error:  # how grpc says that the channel is closed
-            raise self._asked.error(f"{error}; the client was closed, make a new one") from error
-
-    def _translated(self, error: grpc.RpcError) -> TandemClientError:
-        code: grpc.StatusCode = error.code()
-        details = error.details() or "no details"
-        name: str = code.name
-        where: dict[str, Any] = {"target": self.target, "model": self.model, "code": name}
-        if code is grpc.StatusCode.UNAVAILABLE:
-            return ServerUnavailable(
-                f"{self._asked}: nobody answers ({details}); start a server there (`tandem serve`), or correct the "
-                "target: host and port of gRPC (8500 unless set otherwise), not of REST",
-                **where,
-            )
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(
-                f"{self._asked}: no answer in time ({details}); pass a longer timeout (the client's is "
-                f"{self._timeout} s) or ask for fewer users at once",
-                **where,
-            )
-        if code is grpc.StatusCode.NOT_FOUND:
-            return ModelNotFound(
-                f"{self._asked}: not served there ({details}); check the model's name, and its versions with status()",
-                **where,
-            )
-        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
-            return self._asked.invalid(
-                f"the server refused the request ({details}); signatures() tells what the model takes", name
-            )
-        return self._asked.error(f"the server failed with {name} ({details}); its log says more", name)
-
-
-def _serialize(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
-
-
-def _channel_options(target: str, retries: int) -> list[tuple[str, Any]]:
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        # A connection of its own: without this, clients to one target share their reconnection pauses.
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-    ]
-    if target.startswith(_LOOPBACK):
-        options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's loopback
-    if retries:
-        policy = {
-            "maxAttempts": retries + 1,
-            "initialBackoff": "0.2s",
-            "maxBackoff": "2s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        options.append(("grpc.enable_retries", 1))
-        options.append(("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})))
-    else:
-        options.append(("grpc.enable_retries", 0))
-    return options
+            call = next(steps)
+            while True:
+                try:
+                    answer = self._methods[call.method](call.request, timeout=max(0.0, deadline - time.monotonic()))
+                except grpc.RpcError as error:
+                    call = steps.throw(self._conversation.translated(error))
+                except ValueError as error:  # how grpc says that the channel is closed
+                    raise self._conversation.closed() from error
+                else:
+                    call = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result

@@ -32,6 +32,58 @@ class Recommendations:
 
 
 @dataclass(frozen=True)
+class SimilarItem:
+    """An item that is like another.
+
+    Attributes:
+        item_id: the item.
+        score: cosine of the two items' retrieval vectors, -1 to 1.
+        display: further columns that the model carries for items, such as the title.
+    """
+
+    item_id: str
+    score: float
+    display: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SimilarItems:
+    """An item's nearest ones, nearest first, never itself; none for an item that the model does not know."""
+
+    item_id: str
+    items: tuple[SimilarItem, ...]
+
+
+@dataclass(frozen=True)
+class FoundItem:
+    """An item that a text leads to, and the columns it may have been found in."""
+
+    item_id: str
+    display: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FoundItems:
+    """The items with a word that starts with the text, best first; none for the empty text."""
+
+    text: str
+    items: tuple[FoundItem, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A vector for a vector store. The dot product of a user's and an item's is the score of `recommend`.
+
+    Attributes:
+        id: whose it is: a user id or an item id, '' for an item described by its columns alone.
+        vector: D numbers, float32 on the wire.
+    """
+
+    id: str
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class VersionStatus:
     """A version of the model on the server.
 

@@ -41,13 +41,22 @@ def column(dtype: str, values: Iterable[Any]) -> pb.TensorProto:
     Raises:
         ValueError: a value that is not of this dtype; says where, what was found and what to pass.
     """
-    field = _FIELDS.get(dtype)
-    if field is None:
-        raise ValueError(f"has dtype {dtype}, which this client does not send; leave it out if it is optional")
+    _require_sendable(dtype)
     converted = [_value(dtype, position, value) for position, value in enumerate(values)]
-    tensor = pb.TensorProto(dtype=f"DT_{dtype.upper()}")
+    tensor = _flat(dtype, converted)
     tensor.tensor_shape.dim.add(size=len(converted))
-    getattr(tensor, field).extend(converted)
+    return tensor
+
+
+def scalar(dtype: str, value: Any) -> pb.TensorProto:
+    """A tensor of shape [].
+
+    Raises:
+        ValueError: as `column`.
+    """
+    _require_sendable(dtype)
+    tensor = _flat(dtype, [_value(dtype, 0, value)])
+    tensor.tensor_shape.SetInParent()
     return tensor
 
 
@@ -101,6 +110,18 @@ def values(tensor: pb.TensorProto) -> list[Any]:
     if len(found) != elements:
         raise ValueError(f"{len(found)} values for shape {list(shape(tensor))}")
     return found
+
+
+def _require_sendable(dtype: str) -> None:
+    if dtype not in _FIELDS:
+        raise ValueError(f"has dtype {dtype}, which this client does not send; leave it out if it is optional")
+
+
+def _flat(dtype: str, converted: list[Any]) -> pb.TensorProto:
+    """A tensor with these values and no shape yet."""
+    tensor = pb.TensorProto(dtype=f"DT_{dtype.upper()}")
+    getattr(tensor, _FIELDS[dtype]).extend(converted)
+    return tensor
 
 
 def _value(dtype: str, position: int, value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from components.infra_validator import latency
+
 Models = Callable[..., Path]
 
 
@@ -19,10 +21,34 @@ def assert_turned_down(validated: Any, *words: str) -> None:
         assert word in validated.reason
 
 
-def test_a_model_that_answers_is_blessed(validate: Any, model: Models) -> None:
-    validated = validate(model())
+def test_a_model_that_answers_as_it_was_evaluated_is_blessed(validate: Any, model: Models) -> None:
+    """Its ratings depend on the rows' own moods, which `rate` and `evaluate` see alike only if they are sent."""
+    validated = validate(model(), max_p99_ms=10_000)
     assert validated.blessed and validated.blessed_for_tfx
     assert (validated.reason, validated.files) == ("", {"INFRA_BLESSED": ""})
+    p50, p99 = validated.latency_ms
+    assert 0 < p50 <= p99
+
+
+def test_a_model_that_is_too_slow_is_turned_down_and_its_times_are_kept(
+    validate: Any, model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "REQUESTS", 40)
+    validated = validate(model(), max_p99_ms=0.001)
+    assert_turned_down(validated, "too slow", "serving.max_p99_ms", "0.001")
+    assert validated.latency_ms[1] > 0.001
+
+
+def test_a_rating_that_is_not_the_evaluated_one_is_found(validate: Any, model: Models) -> None:
+    assert_turned_down(validate(model(evaluated=3.01)), "rate", "3.0000", "3.0100", "customer0", "article0")
+
+
+def test_a_list_that_is_not_the_evaluated_one_is_found(validate: Any, model: Models) -> None:
+    assert_turned_down(validate(model(ranks=(1, 0))), "'article0'", "at place 1", "at place 2", "Evaluator")
+
+
+def test_the_models_own_warm_up_requests_are_asked_whatever_their_signature(validate: Any, model: Models) -> None:
+    assert_turned_down(validate(model(similar=float("inf"))), "warm-up request 1", "similar_items", "inf", "finite")
 
 
 def test_a_rating_that_is_not_a_number_is_found(validate: Any, model: Models) -> None:

@@ -166,11 +166,3 @@ def test_an_unchanged_folder_gives_cache_hits_and_a_pushed_version_never_hides_b
     # The older version is what would be replaced again; the comparison with it is known.
     assert bench.run() == hits
     assert bench.compared == ["", "5", "6"]
-
-
-def test_airflow_s_launcher_gets_the_version_into_its_cache_key_as_well(destination: Path, push: Push) -> None:
-    push("5", "weights")
-    resolver = ModelResolver(push_destination=str(destination))
-    driver = resolver.driver_class(metadata_handle=None)
-    properties = driver.resolve_exec_properties(resolver.exec_properties, None, None)
-    assert properties == {"push_destination": str(destination), "newest_version": "5"}

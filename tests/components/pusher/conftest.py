@@ -17,9 +17,9 @@ import components  # noqa: F401  (before TensorFlow: it decides which Keras is i
 import pytest
 from tfx.proto import pusher_pb2
 from tfx.types import standard_artifacts, standard_component_specs
-from tfx.utils import proto_utils
+from tfx.utils import json_utils, proto_utils
 
-from components.pusher.executor import Executor
+from components.pusher.executor import SETTINGS_KEY, Executor, Settings
 
 # A model is a folder of files to the Pusher.
 FILES = {
@@ -63,10 +63,10 @@ def make_model(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def push(serving_dir: Path, tmp_path: Path) -> Callable[..., Pushed]:
-    """Runs the executor on a model with the two blessings."""
+    """Runs the executor on a model with the two blessings, and with settings that are not the defaults."""
     counter = iter(range(100))
 
-    def run(model: Path, *, evaluator: bool = True, infra_validator: bool = True) -> Pushed:
+    def run(model: Path, *, evaluator: bool = True, infra_validator: bool = True, **settings: Any) -> Pushed:
         def artifact(kind: type, uri: Path, **properties: int) -> Any:
             made = kind()
             made.uri = str(uri)
@@ -99,7 +99,10 @@ def push(serving_dir: Path, tmp_path: Path) -> Callable[..., Pushed]:
                     pusher_pb2.PushDestination(
                         filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(serving_dir))
                     )
-                )
+                ),
+                standard_component_specs.CUSTOM_CONFIG_KEY: json_utils.dumps(
+                    {SETTINGS_KEY: Settings(**settings).model_dump_json()}
+                ),
             },
         )
         return Pushed(

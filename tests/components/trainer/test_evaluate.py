@@ -214,7 +214,7 @@ def test_scores_that_are_no_numbers_have_no_rank(
     world: World, serve: Callable[..., ServedRecommender], example: Example
 ) -> None:
     served = serve(k=10, exclude_seen=True)
-    (factors,) = [variable for variable in served.variables if variable.name.startswith("factors")]
+    (factors,) = served.ranker.index.variables
     factors.assign(tf.fill(tf.shape(factors), float("nan")))
     found = served.signatures()["evaluate"](tf.constant([example(row) for row in world.interactions[:5]]))
     assert (found["rank"].numpy() == -1).all() and (found["rank_unseen"].numpy() == -1).all()

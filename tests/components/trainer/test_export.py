@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from components.trainer.export import ServedRecommender, label_bounds, save
+from components.trainer.export.warm_up import write_warm_up
 from components.trainer.training import run_fn, train
 from components.trainer.training_data import TrainingData
 
@@ -55,13 +56,41 @@ def test_signatures_are_the_contract(all_items: Loaded) -> None:
         "serving_default": (["examples"], evaluated),
         "evaluate": (["examples"], evaluated),
         "recommend": (sorted(["user_id", *CONTEXT]), ["item_ids", "name", "ratings", "scores"]),
+        "recommend_filtered": (
+            sorted(["user_id", *CONTEXT, "exclude", "only", "k"]),
+            ["item_ids", "name", "ratings", "scores"],
+        ),
+        "similar_items": (["item_id"], ["item_ids", "name", "scores"]),
+        "find_items": (["text"], ["item_ids", "name"]),
         "rate": (sorted(["user_id", "item_id", *CONTEXT]), ["rating"]),
+        "embed_query": (sorted(["user_id", *CONTEXT]), ["embedding"]),
+        "embed_item": (["item_id", "name", "tags"], ["embedding"]),
     }
 
 
-@pytest.mark.parametrize("signature", ["recommend", "rate"])
-def test_optional_inputs_have_defaults_and_required_ones_have_none(all_items: Loaded, signature: str) -> None:
-    assert sorted(all_items.signatures[signature].defaults) == sorted(CONTEXT)
+@pytest.mark.parametrize(
+    ("signature", "required"),
+    [
+        ("recommend", {"user_id"}), ("recommend_filtered", {"user_id"}), ("similar_items", {"item_id"}),
+        ("find_items", {"text"}), ("rate", {"user_id", "item_id"}), ("embed_query", {"user_id"}), ("embed_item", set()),
+        ("evaluate", {"examples"}),
+    ],
+)  # fmt: skip
+def test_optional_inputs_have_defaults_and_required_ones_have_none(
+    all_items: Loaded, signature: str, required: set[str]
+) -> None:
+    definition = all_items.signatures[signature]
+    assert set(definition.inputs) - set(definition.defaults) == required
+
+
+def test_only_one_signature_has_a_scalar_so_that_a_server_can_batch_the_others(all_items: Loaded) -> None:
+    scalars = {
+        (name, key)
+        for name, definition in all_items.signatures.items()
+        for key, info in definition.inputs.items()
+        if not info.tensor_shape.dim
+    }
+    assert scalars == {("recommend_filtered", "k")}
 
 
 def test_only_operations_of_a_stock_server(all_items: Loaded) -> None:
@@ -139,7 +168,7 @@ def test_equal_scores_count_in_the_order_recommend_returns_them(
     world: World, serve: Callable[..., ServedRecommender], example: Example
 ) -> None:
     served = serve(k=100, exclude_seen=False)
-    (factors,) = [variable for variable in served.variables if variable.name.startswith("factors")]
+    (factors,) = served.ranker.index.variables
     factors.assign(tf.zeros_like(factors))
     user, item = tf.constant(["g0u00"]), tf.constant(world.items)
     ranked = words(served.signatures()["recommend"](user)["item_ids"].numpy()[0])
@@ -158,7 +187,7 @@ def test_scores_that_are_no_numbers_are_no_hits(
 ) -> None:
     # A model that diverged must not pass the gate because every comparison with NaN is false.
     served = serve(k=10, exclude_seen=False)
-    (factors,) = [variable for variable in served.variables if variable.name.startswith("factors")]
+    (factors,) = served.ranker.index.variables
     bad = factors.numpy()
     bad[:, slice(None) if spread == "all items" else 3] = poison
     factors.assign(bad)
@@ -236,7 +265,14 @@ def test_strangers_get_everything_and_an_average_answer(world: World, all_items:
     ("signature", "inputs", "shapes"),
     [
         ("recommend", {"user_id": []}, {(0, 100)}),
+        ("recommend_filtered", {"user_id": []}, {(0, 10)}),
+        ("recommend_filtered", {"user_id": [], "exclude": np.zeros([0, 0], str), "only": [["g0i00"]]}, {(0, 10)}),
+        ("similar_items", {"item_id": []}, {(0, 100)}),
+        ("find_items", {"text": []}, {(0, 100)}),
         ("rate", {"user_id": [], "item_id": []}, {(0,)}),
+        ("embed_query", {"user_id": []}, {(0, 9)}),
+        ("embed_item", {"item_id": []}, {(0, 9)}),
+        ("embed_item", {"name": []}, {(0, 9)}),
         ("evaluate", {"examples": []}, {(0,), (0, 10)}),
     ],
 )
@@ -332,8 +368,8 @@ def test_a_domain_without_both_ends_bounds_nothing(domain: str, bounds: tuple[fl
 # --- warm-up and run_fn -----------------------------------------------------------------------------------------------
 
 
-def warm_up(loaded: Loaded) -> list[str]:
-    """Runs the model's warm-up requests; returns the signatures they ask for."""
+def warm_up(loaded: Loaded) -> list[tuple[str, set[str]]]:
+    """Runs the model's warm-up requests; returns the signatures they ask for, each with the inputs it is given."""
     asked = []
     for record in tf.data.TFRecordDataset(str(loaded.path / "assets.extra" / "tf_serving_warmup_requests")):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
@@ -341,13 +377,23 @@ def warm_up(loaded: Loaded) -> list[str]:
         request = log.predict_log.request
         inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
         answer = loaded(request.model_spec.signature_name, **inputs)
-        assert {len(values) for values in answer.values()} == {len(inputs["user_id"])}
-        asked.append(request.model_spec.signature_name)
+        rows = {len(values) for name, values in inputs.items() if name not in ("exclude", "only", "k", "history")}
+        assert {len(values) for values in answer.values()} == rows
+        asked.append((request.model_spec.signature_name, set(inputs)))
     return asked
 
 
-def test_warm_up_requests_run_and_cover_both_signatures(all_items: Loaded) -> None:
-    assert set(warm_up(all_items)) == {"recommend", "rate"}
+def test_warm_up_requests_run_and_cover_every_signature_and_filter(all_items: Loaded) -> None:
+    asked = warm_up(all_items)
+    assert {name for name, _ in asked} == set(all_items.signatures) - {"__saved_model_init_op"}
+    assert ("recommend_filtered", {"user_id", "exclude", "only", "k"}) in asked
+    assert len(asked) <= 1000
+
+
+def test_more_warm_up_requests_than_tensorflow_serving_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"1001 warm-up requests .* with 1000 at most"):
+        write_warm_up(str(tmp_path), [("recommend", {"user_id": ["u"]})] * 1001)
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_fn_trains_on_train_and_exports(world: World, load: Callable[[Path], Loaded], tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def _shuffled_ids(ids: list[bytes]) -> list[bytes]:
 
 
 def _shuffle_vectors(served: ServedRecommender) -> None:
-    (factors,) = [variable for variable in served.variables if variable.name.startswith("factors")]
+    (factors,) = served.ranker.index.variables
     factors.assign(tf.gather(factors, np.random.default_rng(1).permutation(factors.shape[1]), axis=1))
 
 

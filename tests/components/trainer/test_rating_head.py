@@ -53,7 +53,10 @@ def ratings(model: TwoTaskRecommender, batch: dict[str, tf.Tensor]) -> np.ndarra
 def baseline(data: TrainingData, user_damping: float = 10, item_damping: float = 10) -> np.ndarray:
     """User and item means, damped by as many ratings at the global mean; a loop per user and item."""
     mean = data.labels.mean(dtype=np.float64)
-    item = {i: (data.labels[data.items == i] - mean).sum() / ((data.items == i).sum() + item_damping) for i in set(data.items)}
+    item = {
+        i: (data.labels[data.items == i] - mean).sum() / ((data.items == i).sum() + item_damping)
+        for i in set(data.items)
+    }
     left = data.labels - mean - np.array([item[i] for i in data.items])
     user = {u: left[data.users == u].sum() / ((data.users == u).sum() + user_damping) for u in set(data.users)}
     return np.array([mean + item[i] + user[u] for i, u in zip(data.items, data.users, strict=True)])

@@ -388,3 +388,25 @@ def test_best_epoch_is_better_than_those_before_and_never_far_from_the_best(
 def test_an_epoch_with_other_columns_is_refused() -> None:
     with pytest.raises(ValueError, match="were wanted"):
         with_epoch({"loss": [1.0]}, {"rmse": 1.0})
+
+
+@pytest.mark.parametrize("model", [{}, {"id_dropout": 0.3}, {"stranger_dropout": 0.3}], ids=str)
+def test_what_training_never_met_is_the_average_of_what_it_met(
+    world: World, data: TrainingData, model: dict[str, Any]
+) -> None:
+    bare = {"projection": False, "combine": "sum"}
+    towers = {
+        "query_tower": {**bare, "features": ["customer_id"]},
+        "candidate_tower": {**bare, "features": ["item_id"]},
+        "retrieval": {"item_bias": False},
+    }
+    recipe = world.recipe(model={"id_dropout": 0, **towers, **model}, training={"epochs": 2})
+    trained, _ = train(recipe, data, world.transform_output)
+    everybody = {name: tf.constant(values[:1].repeat(data.user_count + 1, 0)) for name, values in data.query.items()}
+    everybody[data.user_feature] = tf.range(data.user_count + 1, dtype=tf.int64)
+    users = trained.encode_query(everybody).retrieval.numpy()
+    average = np.bincount(data.users, minlength=len(users)) @ users / len(data.users)
+    assert np.allclose(users[0], average, atol=1e-5) is (not model)
+    items = trained.encode_items(tf.range(data.item_count + 1, dtype=tf.int64)).retrieval.numpy()
+    average = data.item_frequencies() @ items / len(data.items)
+    assert np.allclose(items[0], average, atol=1e-5) is ("id_dropout" not in model)

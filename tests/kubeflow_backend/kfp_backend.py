@@ -44,9 +44,9 @@ class Task:
     log: str = ""
     exit_code: int | None = None
     attempts: int = 0
-    outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    outputs: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     """RuntimeArtifact by name, as the next task gets it."""
-    executor_input: Any = None
+    executor_input: Any = dataclasses.field(default=None, repr=False)
 
     def output(self, name: str) -> Path:
         """Folder of an output."""

@@ -1,0 +1,45 @@
+"""Items that are like an item: the nearest ones by the angle between their retrieval vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.retrieval_index import Nearest
+from pipeline.recipe import TrainerRecipe
+
+
+class Neighbours(tf.Module):
+    """An index of the items' vectors at length 1, so that products are cosines.
+
+    Without the factor that is the item's bias: it says how popular an item is, not what it is like.
+    """
+
+    def __init__(self, vectors: tf.Tensor, recipe: TrainerRecipe, k: int) -> None:
+        """
+        Args:
+            vectors: The items' retrieval factors float32 [N, D], of item 1 to item N.
+            recipe: The recipe.
+            k: How many items most searches ask for.
+        """
+        super().__init__(name="neighbours")
+        if recipe.model.retrieval.item_bias:
+            vectors = vectors[:, :-1]
+        vectors = tf.math.l2_normalize(vectors, axis=1)
+
+        def searches() -> Searches:
+            items = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_SIZE]
+            return Searches(tf.gather(vectors, items).numpy(), list(items[:, None] + 1))
+
+        self._index = build_index(recipe.serving.index, vectors, k, searches, "neighbours_index")
+
+    def nearest(self, items: tf.Tensor, k: int) -> Nearest:
+        """The k items that are most like each of the items int64 [B], itself left out; none for the unknown item 0."""
+        # The unknown item may have nothing but 0, which is no item.
+        known = items > 0
+        excluded = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(items, known), tf.cast(known, tf.int64))
+        only = tf.RaggedTensor.from_row_lengths(
+            tf.boolean_mask(items, tf.logical_not(known)), tf.cast(tf.logical_not(known), tf.int64)
+        )
+        return self._index.search(self._index.vectors(items), k, excluded, only)

@@ -1,0 +1,210 @@
+"""The module that is saved, and its signatures; docs/serving.md says what clients may rely on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_transform as tft
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+from components.trainer.export.catalogue import Catalogue
+from components.trainer.export.evaluation import Evaluation
+from components.trainer.export.neighbours import Neighbours
+from components.trainer.export.ranking import Ranked, Ranker
+from components.trainer.export.remembered_users import RememberedUsers
+from components.trainer.export.signature_inputs import (
+    Outputs,
+    id_list,
+    optional_id,
+    required,
+    scalar,
+    signature,
+)
+from components.trainer.export.warm_up import Request, write_warm_up
+from components.trainer.export.word_search import WordSearch
+from components.trainer.model import TwoTaskRecommender
+from components.trainer.training_data import TrainingData
+from pipeline.recipe import HISTORY_INPUT, TrainerRecipe
+
+SERVING_DEFAULT = "serving_default"
+EVALUATE = "evaluate"
+RECOMMEND = "recommend"
+RECOMMEND_FILTERED = "recommend_filtered"
+SIMILAR_ITEMS = "similar_items"
+FIND_ITEMS = "find_items"
+RATE = "rate"
+EMBED_QUERY = "embed_query"
+EMBED_ITEM = "embed_item"
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+EXCLUDE = "exclude"
+ONLY = "only"
+K = "k"
+TEXT = "text"
+
+DEFAULT_K = 10
+WARM_UP_BATCHES = (1, 8)
+
+Inputs = Mapping[str, tf.Tensor]
+
+
+class ServedRecommender(tf.Module):
+    """A trained `TwoTaskRecommender` with the catalogue, the users' history and the Transform graph in one module.
+
+    Its parts are public for other ways to serve the same model, such as on a device: `users`, `catalogue`, `ranker`.
+    """
+
+    def __init__(
+        self,
+        model: TwoTaskRecommender,
+        data: TrainingData,
+        transform_output: tft.TFTransformOutput,
+        recipe: TrainerRecipe,
+        schema: schema_pb2.Schema,
+    ) -> None:
+        """Computes the catalogue's vectors once.
+
+        Args:
+            model: The trained model.
+            data: What it was trained on.
+            transform_output: Output of Transform.
+            recipe: The recipe.
+            schema: The raw columns' types and domains.
+        """
+        super().__init__(name="tandem")
+        self._columns = recipe.columns
+        self._has_history = recipe.features.history is not None
+        # One for all, because each has vocabularies of its own.
+        transform = transform_output.transform_features_layer()
+        self.catalogue = Catalogue(model, data, transform_output, transform, recipe, schema)
+        self.users = RememberedUsers(model, data, transform, recipe, schema, self.catalogue)
+        self.ranker = Ranker(model, data, recipe, schema, self.users)
+        every = tf.range(1, data.item_count + 1, dtype=tf.int64)
+        self._neighbours = Neighbours(self.ranker.index.vectors(every), recipe, self.ranker.k)
+        self._word_search = WordSearch(data) if data.display else None
+        self._evaluation = Evaluation(data, recipe.columns, self.catalogue, self.users, self.ranker)
+
+    def signatures(self) -> dict[str, Any]:
+        """The functions to save, by signature name."""
+        user, item = required(USER_ID), required(ITEM_ID)
+        filters = [id_list(EXCLUDE), id_list(ONLY), scalar(K, DEFAULT_K)]
+        evaluate = signature(lambda inputs: self._evaluation.evaluate(inputs["examples"]), [required("examples")])
+        found = {
+            SERVING_DEFAULT: evaluate,
+            EVALUATE: evaluate,
+            RECOMMEND: signature(self._recommend, [user, *self.users.inputs]),
+            RECOMMEND_FILTERED: signature(self._recommend_filtered, [user, *self.users.inputs, *filters]),
+            SIMILAR_ITEMS: signature(self._similar_items, [item]),
+            RATE: signature(self._rate, [user, item, *self.users.inputs]),
+            EMBED_QUERY: signature(self._embed_query, [user, *self.users.inputs]),
+            EMBED_ITEM: signature(self._embed_item, [optional_id(ITEM_ID), *self.catalogue.inputs]),
+        }
+        if self._word_search is not None:
+            found[FIND_ITEMS] = signature(self._find_items, [required(TEXT)])
+        return found
+
+    def warm_up_requests(self, user_ids: Sequence[str | bytes], item_ids: Sequence[str | bytes]) -> Iterator[Request]:
+        """Requests of every signature, single ones and small batches; those of both cost the same graph.
+
+        Args:
+            user_ids: Users that they ask for; at least one.
+            item_ids: Items that they ask about; at least one.
+        """
+        for size in WARM_UP_BATCHES:
+            users = list(itertools.islice(itertools.cycle(user_ids), size))
+            items = list(itertools.islice(itertools.cycle(item_ids), size))
+            some = {EXCLUDE: [items[:1]], ONLY: [items]}
+            examples = [
+                _example({self._columns.user_id: user, self._columns.item_id: item})
+                for user, item in zip(users, items, strict=True)
+            ]
+            yield RECOMMEND, {USER_ID: users}
+            if self._has_history:
+                yield RECOMMEND, {USER_ID: users, HISTORY_INPUT: [items]}
+            yield RECOMMEND_FILTERED, {USER_ID: users}
+            yield RECOMMEND_FILTERED, {USER_ID: users, **some, K: size}
+            yield SIMILAR_ITEMS, {ITEM_ID: items}
+            if self._word_search is not None:
+                yield FIND_ITEMS, {TEXT: self._first_words(items)}
+            yield RATE, {USER_ID: users, ITEM_ID: items}
+            yield EMBED_QUERY, {USER_ID: users}
+            yield EMBED_ITEM, {ITEM_ID: items}
+            yield EVALUATE, {"examples": examples}
+            yield SERVING_DEFAULT, {"examples": examples}
+
+    def _first_words(self, item_ids: Sequence[str | bytes]) -> list[bytes]:
+        column = next(iter(self.catalogue.display.values()))
+        shown = tf.gather(column, self.catalogue.indices(tf.constant(item_ids)))
+        return [b"".join(value.split()[:1]) for value in shown.numpy()]
+
+    def _recommend(self, inputs: Inputs) -> Outputs:
+        asked = self.users.ask(inputs[USER_ID], inputs)
+        return self._answer(self.ranker.top(asked.query, self.ranker.k, self.ranker.left_out(asked.seen)))
+
+    def _recommend_filtered(self, inputs: Inputs) -> Outputs:
+        k = inputs[K]
+        above = tf.debugging.assert_positive(k, message="k must be at least 1: it is how many items are wanted")
+        with tf.control_dependencies([above]):
+            k = tf.minimum(k, self.catalogue.item_count)
+        asked = self.users.ask(inputs[USER_ID], inputs)
+        rows = tf.size(inputs[USER_ID])
+        exclude = self._item_lists(inputs[EXCLUDE], rows)
+        # The unknown item is no item to leave out, but an item is asked for where only unknown ones are.
+        excluded = tf.ragged.boolean_mask(exclude, exclude > 0)
+        seen = self.ranker.left_out(asked.seen)
+        excluded = excluded if seen is None else tf.concat([seen, excluded], axis=1)
+        only = self._item_lists(inputs[ONLY], rows)
+        return self._answer(self.ranker.top(asked.query, k, excluded, only))
+
+    def _item_lists(self, ids: tf.Tensor, rows: tf.Tensor) -> tf.RaggedTensor:
+        """Ids string [B, n], or [1, n] for all rows, to indices int64 [B, None] without '', 0 for unknown ones."""
+        shape = tf.stack([rows, tf.shape(ids)[1]])
+        given = tf.broadcast_to(tf.not_equal(ids, ""), shape)
+        return tf.ragged.boolean_mask(tf.broadcast_to(self.catalogue.indices(ids), shape), given)
+
+    def _similar_items(self, inputs: Inputs) -> Outputs:
+        found = self._neighbours.nearest(self.catalogue.indices(inputs[ITEM_ID]), self.ranker.k)
+        return {**self.catalogue.shown(found.items), "scores": found.scores}
+
+    def _find_items(self, inputs: Inputs) -> Outputs:
+        assert self._word_search is not None
+        return self.catalogue.shown(self._word_search.find(inputs[TEXT], self.ranker.k))
+
+    def _rate(self, inputs: Inputs) -> Outputs:
+        asked = self.users.ask(inputs[USER_ID], inputs)
+        return {"rating": self.ranker.rating(asked.query, self.catalogue.indices(inputs[ITEM_ID]))}
+
+    def _embed_query(self, inputs: Inputs) -> Outputs:
+        return {"embedding": self.users.ask(inputs[USER_ID], inputs).query.retrieval}
+
+    def _embed_item(self, inputs: Inputs) -> Outputs:
+        return {"embedding": self.catalogue.encode(inputs[ITEM_ID], inputs).retrieval}
+
+    def _answer(self, found: Ranked) -> Outputs:
+        return {**self.catalogue.shown(found.items), "scores": found.scores, "ratings": found.ratings}
+
+
+def save(
+    served: ServedRecommender, path: str, user_ids: Sequence[str | bytes], item_ids: Sequence[str | bytes]
+) -> None:
+    """Writes the SavedModel and its warm-up requests.
+
+    Args:
+        served: The module to export.
+        path: Folder to write; TensorFlow Serving calls it a version once a Pusher has numbered it.
+        user_ids: Users that the warm-up requests ask for; at least one.
+        item_ids: Items that they ask about; at least one.
+    """
+    tf.saved_model.save(served, path, signatures=served.signatures())
+    write_warm_up(path, served.warm_up_requests(user_ids, item_ids))
+
+
+def _example(columns: Mapping[str, str | bytes]) -> bytes:
+    message = tf.train.Example()
+    for name, value in columns.items():
+        message.features.feature[name].bytes_list.value.append(tf.compat.as_bytes(value))
+    return bytes(message.SerializeToString())

@@ -1,0 +1,55 @@
+"""What the Trainer exports passes the InfraValidator: served answers are the evaluated ones, for rows as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from components.infra_validator import executor, latency
+from components.infra_validator.agreement import NotServable
+from components.infra_validator.eval_rows import EvalRows, read_eval_rows
+from components.infra_validator.executor import Settings, validate
+
+SETTINGS = Settings(code_version="test", user_id="customer", item_id="item", exclude_seen=True)
+
+
+@pytest.fixture(scope="module")
+def rows(world: Any, example: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> EvalRows:
+    """Interactions of every user, a third of them with an item that the user never touched, some columns missing."""
+    folder = tmp_path_factory.mktemp("eval")
+    random = np.random.default_rng(2)
+    with tf.io.TFRecordWriter(str(folder / "rows.gz"), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
+        for row in random.permutation(world.interactions)[:60]:
+            strange = {"item": str(random.choice(world.items))} if random.random() < 0.33 else {}
+            missing = {"age": None} if random.random() < 0.2 else {}
+            writer.write(example({**row, **strange, **missing}))
+    return read_eval_rows(str(folder), 60, "customer", "item")
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_an_exported_model_is_servable(
+    unseen_items: Any, all_items: Any, rows: EvalRows, exclude_seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "REQUESTS", 20)
+    model = unseen_items if exclude_seen else all_items
+    validate(str(model.path), rows, SETTINGS.model_copy(update={"exclude_seen": exclude_seen}))
+
+
+def test_rows_are_asked_with_their_own_columns(
+    unseen_items: Any, rows: EvalRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them the model would answer for each user's latest training interaction, and no comparison would hold."""
+    monkeypatch.setattr(executor, "_context", lambda *arguments: {})
+    with pytest.raises(NotServable, match=r"the Evaluator measured"):
+        validate(str(unseen_items.path), rows, SETTINGS)
+
+
+def test_rows_of_other_people_would_be_found(unseen_items: Any, rows: EvalRows) -> None:
+    others = dataclasses.replace(rows, users=[*rows.users[1:], rows.users[0]])
+    with pytest.raises(NotServable, match=r"the Evaluator measured"):
+        validate(str(unseen_items.path), others, SETTINGS)

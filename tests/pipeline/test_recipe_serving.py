@@ -1,0 +1,52 @@
+"""The recipe's section `serving`: the order of what is served, and what cannot be ordered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import RankBy, RecipeError, TrainerRecipe, load_recipe
+
+MOVIELENS = Path(__file__).parents[2] / "schemas" / "movielens"
+
+
+@pytest.mark.parametrize(
+    ("override", "weights"),
+    [
+        ("serving.k=100", (1, 0)),
+        ("serving.rank_by=score", (1, 0)),
+        ("serving.rank_by=rating", (0, 1)),
+        ("serving.rank_by={score: 0.7, rating: 0.3}", (0.7, 0.3)),
+        ("serving.rank_by={score: 0, rating: 2}", (0, 2)),
+    ],
+)
+def test_a_word_and_weights_say_the_same(override: str, weights: tuple[float, float]) -> None:
+    recipe = load_recipe(MOVIELENS, [override])
+    assert recipe.serving.rank_by == RankBy(score=weights[0], rating=weights[1])
+    assert TrainerRecipe.model_validate_json(recipe.for_trainer().model_dump_json()).serving == recipe.serving
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("ratings", "serving.rank_by: score, rating, or a weight for each, such as {score: 0.7, rating: 0.3}, was "
+         "wanted; did you mean 'rating'? (found 'ratings')"),
+        ("{score: 1}", "serving.rank_by.rating: this key is missing"),
+        ("{score: 1, ratings: 1}", "serving.rank_by.ratings: unknown key; did you mean 'rating'?"),
+        ("{score: -1, rating: 1}", "serving.rank_by.score: Input should be greater than or equal to 0 (found -1)"),
+        ("{score: 0, rating: 0}", "serving.rank_by: both weights are 0, which puts items into no order"),
+        ("3", "serving.rank_by: a mapping of keys was wanted (found 3)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_order_is_told_with_what_was_wanted(value: str, said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MOVIELENS, [f"serving.rank_by={value}"])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["rating", "{score: 0.9, rating: 0.1}"])
+def test_ratings_that_nothing_learns_order_nothing(order: str) -> None:
+    with pytest.raises(RecipeError, match=r"model\.rating_weight is 0, so that nothing learns to predict them"):
+        load_recipe(MOVIELENS, [f"serving.rank_by={order}", "model.rating_weight=0"])
+    assert load_recipe(MOVIELENS, ["serving.rank_by=score", "model.rating_weight=0"])
