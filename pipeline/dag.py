@@ -24,9 +24,11 @@ from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
 from components.infra_validator.executor import Settings as InfraValidatorSettings
+from components.model_resolver.component import ModelResolver
 from components.pusher.component import Pusher
 from components.pusher.executor import SETTINGS_KEY as PUSHER_SETTINGS_KEY
 from components.pusher.executor import Settings as PusherSettings
+from components.schema_gen.component import ImportSchemaGen
 from pipeline import recipe as recipe_module
 from pipeline.recipe import Recipe
 
@@ -40,7 +42,6 @@ def create_pipeline(
     recipe: Recipe,
     schema: schema_pb2.Schema,
     *,
-    schema_file: str,
     data_root: str,
     pipeline_root: str,
     serving_dir: str = "",
@@ -53,7 +54,6 @@ def create_pipeline(
     Args:
         recipe: What to build.
         schema: The curated schema.
-        schema_file: Where `schema` is; a path whose name changes with its content, because TFX caches by path.
         data_root: Folder that the recipe's file names are relative to.
         pipeline_root: Folder for artifacts.
         serving_dir: Folder that TensorFlow Serving watches; only the Pusher needs it.
@@ -70,7 +70,7 @@ def create_pipeline(
     # The catalogue has item columns only, so statistics and validation look at the interactions.
     statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE])
 
-    schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+    schema_gen = ImportSchemaGen(schema)
     schema_gen.add_upstream_node(statistics_gen)
 
     example_validator = ExampleValidator(
@@ -125,14 +125,10 @@ def create_pipeline(
 
     baseline_model = None
     if last == "Pusher":
-        latest_blessed_model = tfx.dsl.Resolver(
-            strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
-            model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
-            model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
-        ).with_id("Resolver")
-        latest_blessed_model.add_upstream_node(trainer)
-        baseline_model = latest_blessed_model.outputs["model"]
-        parts.append(latest_blessed_model)
+        model_resolver = ModelResolver(push_destination=serving_dir)
+        model_resolver.add_upstream_node(trainer)
+        baseline_model = model_resolver.outputs["model"]
+        parts.append(model_resolver)
 
     evaluator = Evaluator(
         examples=example_gen.outputs["examples"],

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 
-METADATA_FILE = "metadata.sqlite"
+from pipeline.workdir import METADATA_FILE
 
 StepState = Literal["done", "cached", "failed", "unfinished"]
 
@@ -53,7 +53,7 @@ class Step:
     inputs: tuple[tuple[str, int], ...]
     """Name of the input and id of the artifact."""
     outputs: tuple[tuple[str, int], ...]
-    """The same of what it gave: made, taken from the cache, or (a Resolver) looked up."""
+    """The same of what it gave: made, taken from the cache, or (by a TFX Resolver) looked up."""
 
 
 class Lineage:

@@ -1156,6 +1156,26 @@ class Serving(Section):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in released})
 
 
+class Resources(Section):
+    """What one component asks a cluster for. A container that needs more memory than this is stopped."""
+
+    cpu: PositiveFloat | None = None
+    """Processors, or parts of one."""
+    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti|M|G|T)$")] | None = None
+    """As Kubernetes writes it: `16Gi` is 16 × 2³⁰ bytes, `16G` is 16 × 10⁹."""
+    gpu: Annotated[int, Field(ge=0)] = 0
+    """GPUs."""
+    gpu_type: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
+    """What the cluster calls them: a resource of Kubernetes, or an accelerator of Vertex AI such as
+    `NVIDIA_TESLA_T4`."""
+
+
+ComponentName = Literal[
+    "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Tuner", "Trainer",
+    "ModelResolver", "Evaluator", "InfraValidator", "Pusher",
+]  # fmt: skip
+
+
 class Recipe(Section):
     """Everything about one dataset, its model and its gates."""
 
@@ -1172,6 +1192,9 @@ class Recipe(Section):
     slices: Slices = Slices()
     gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
     serving: Serving = Serving()
+    resources: dict[ComponentName, Resources] = {}
+    """What a component asks for where it runs in a container of its own, as on Kubeflow Pipelines; others get what the
+    cluster gives."""
 
     @pydantic.model_validator(mode="after")
     def _gates_differ(self) -> Recipe:

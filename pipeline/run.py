@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
-import hashlib
 import json
 import logging as python_logging
 import os
@@ -20,14 +18,24 @@ from rich.console import Console
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
-from pipeline.recipe import SCHEMA_FILE, BadInput, Recipe, load_recipe, load_schema
+from pipeline.lineage import Lineage, StoredArtifact
+from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
+from pipeline.workdir import (
+    ASKED_FILE,
+    ERROR_FILE,
+    LOCK_FILE,
+    LOG_FILE,
+    METADATA_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    RUNS_FOLDER,
+    new_folder,
+    run_folder,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from pipeline.runners.local import ComponentError
-
-RESULT_FILE = "result.json"
-
-ERROR_FILE = "error.txt"
 
 
 class ComponentFailure(Exception):
@@ -114,36 +122,26 @@ def run_recipe(
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
         check_folder(flag, place)
     with only_run_in(workdir):
-        run_id = _new_run(workdir)
-        folder = run_folder(workdir, run_id)
+        folder = new_folder(workdir / RUNS_FOLDER)
         asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
-        (folder / "asked.json").write_text(asked.model_dump_json(indent=1))
-        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=1))
-        schema_file = content_addressed(schema_dir / SCHEMA_FILE, workdir / "schemas")
-        with _error_kept(folder / ERROR_FILE), output_to_file(folder / "log.txt") as terminal:
-            result = _run(recipe, schema, run_id, folder, data.absolute(), workdir, serving_dir, schema_file, terminal)
-        result = result.model_copy(update={"preset": preset})
-        (folder / f"{RESULT_FILE}.new").write_text(result.model_dump_json(indent=1))
-        os.replace(folder / f"{RESULT_FILE}.new", folder / RESULT_FILE)
+        (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
+        (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
+        with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
+            seconds, components = _run(recipe, schema, folder.name, data.absolute(), workdir, serving_dir, terminal)
+        result = result_of(workdir, folder.name, recipe.name, preset, seconds, components)
+        write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
     return result
-
-
-def run_folder(workdir: Path, run_id: str) -> Path:
-    """Where a run keeps its recipe, log and result."""
-    return workdir / "runs" / run_id
 
 
 def _run(
     recipe: Recipe,
     schema: Any,
     run_id: str,
-    folder: Path,
     data: Path,
     workdir: Path,
     serving_dir: Path,
-    schema_file: Path,
     terminal: Any,
-) -> RunResult:
+) -> tuple[float, tuple[ComponentTime, ...]]:
     console = Console(file=terminal)
     start = time.monotonic()
     with start_tfx(console):
@@ -155,11 +153,10 @@ def _run(
         dag = create_pipeline(
             recipe,
             schema,
-            schema_file=str(schema_file),
             data_root=str(data),
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
-            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / "metadata.sqlite")),
+            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
             beam_pipeline_args=local.BEAM_ARGS,
         )
         progress = Progress(console, len(dag.components))
@@ -172,8 +169,10 @@ def _run(
             )
         except local.ComponentError as error:
             progress.failed(error.component, error.seconds)
-            raise explained(error, folder / "log.txt") from error
-    return _result(recipe, run_id, folder, components, time.monotonic() - start)
+            raise explained(error, run_folder(workdir, run_id) / LOG_FILE) from error
+    return time.monotonic() - start, tuple(
+        ComponentTime(name=run.name, seconds=round(run.seconds, 2), cached=run.cached) for run in components
+    )
 
 
 @contextlib.contextmanager
@@ -209,49 +208,57 @@ def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
     )
 
 
-def _result(recipe: Recipe, run_id: str, folder: Path, components: Sequence[Any], seconds: float) -> RunResult:
-    outputs = {component.name: component.outputs for component in components}
-    (examples,) = outputs["InteractionExampleGen"]["examples"]
-    (evaluation,) = outputs["Evaluator"]["evaluation"]
-    (infra,) = outputs["InfraValidator"]["blessing"]
-    (pushed,) = outputs["Pusher"]["pushed_model"]
-    verdict = Verdict.model_validate_json(Path(evaluation.uri, VERDICT_FILE).read_text())
-    servable = infra.get_int_custom_property("blessed") == 1
-    is_pushed = pushed.get_int_custom_property("pushed") == 1
+def result_of(
+    workdir: Path, run_id: str, recipe: str, preset: str | None, seconds: float, components: Sequence[ComponentTime]
+) -> RunResult:
+    """What came of a run whose components are all done, as ML Metadata has it.
+
+    Args:
+        workdir: The run's work folder.
+        run_id: The run's name there.
+        recipe: The recipe's name.
+        preset: The preset's name.
+        seconds: What the whole run took.
+        components: What its components took, in order.
+    """
+    lineage = Lineage(workdir)
+    outputs = {step.component: lineage.outputs(step) for step in lineage.steps(run_id)}
+    examples, pushed = outputs["InteractionExampleGen"]["examples"], outputs["Pusher"]["pushed_model"].properties
+    infra = outputs["InfraValidator"]["blessing"].properties
+    verdict = Verdict.model_validate_json(Path(outputs["Evaluator"]["evaluation"].uri, VERDICT_FILE).read_text())
+    servable = infra.get("blessed") == 1
     counts = ("read", "rejected", "merged", "negatives", "train", "eval", "catalogue")
     return RunResult(
         run_id=run_id,
-        recipe=recipe.name,
+        recipe=recipe,
+        preset=preset,
         seconds=round(seconds, 2),
-        components=tuple(
-            ComponentTime(name=run.name, seconds=round(run.seconds, 2), cached=run.cached) for run in components
-        ),
-        rows={name: examples.get_int_custom_property(f"rows_{name}") for name in counts},
-        hyperparameters=_found(outputs["Tuner"]) if "Tuner" in outputs else None,
+        components=tuple(components),
+        rows={name: examples.properties.get(f"rows_{name}", 0) for name in counts},
+        hyperparameters=_found(outputs["Tuner"]["best_hyperparameters"]) if "Tuner" in outputs else None,
         metrics=verdict.metrics,
         verdict=verdict,
         latency=_latency(infra),
-        not_servable=None if servable else infra.get_string_custom_property("reason"),
+        not_servable=None if servable else str(infra.get("reason", "")),
         blessed=verdict.blessed and servable,
-        pushed_model=pushed.get_string_custom_property("pushed_destination") if is_pushed else None,
-        log=str(folder / "log.txt"),
+        pushed_model=str(pushed["pushed_destination"]) if pushed.get("pushed") == 1 else None,
+        log=str(run_folder(workdir, run_id) / LOG_FILE),
     )
 
 
-def _latency(infra_blessing: Any) -> ServedLatency | None:
-    from components.infra_validator.executor import P50_PROPERTY, P99_PROPERTY
+def _latency(infra_blessing: Mapping[str, Any]) -> ServedLatency | None:
+    from components.infra_validator.latency import P50_PROPERTY, P99_PROPERTY
 
-    if not infra_blessing.has_custom_property(P99_PROPERTY):
+    if P99_PROPERTY not in infra_blessing:
         return None
-    p50, p99 = (infra_blessing.get_float_custom_property(name) for name in (P50_PROPERTY, P99_PROPERTY))
+    p50, p99 = (infra_blessing[name] for name in (P50_PROPERTY, P99_PROPERTY))
     return ServedLatency(p50_ms=round(p50, 3), p99_ms=round(p99, 3))
 
 
-def _found(tuner: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _found(best: StoredArtifact) -> dict[str, Any]:
     """The values that the Tuner found best."""
     from components.tuner.hyperparameters import found_values
 
-    (best,) = tuner["best_hyperparameters"]
     (file,) = Path(best.uri).iterdir()
     return found_values(json.loads(file.read_text()))
 
@@ -278,44 +285,20 @@ def _error_kept(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_run_in(workdir: Path) -> Iterator[None]:
-    """Two runs at once would take each other's models for the last blessed one."""
+def only_run_in(workdir: Path, *, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Two runs at once would take each other's models for the last blessed one.
+
+    The tasks of one run of an orchestrator, which may be at work side by side, hold a lock of the kind `LOCK_SH`.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as lock:
+    with open(workdir / LOCK_FILE, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(
                 f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder."
             ) from None
         yield
-
-
-def _new_run(workdir: Path) -> str:
-    """Names a run by its start and makes its folder."""
-    return new_folder(workdir / "runs").name
-
-
-def new_folder(runs: Path) -> Path:
-    """Makes a folder that is named by the time."""
-    while True:
-        folder = runs / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-        time.sleep(0.1)
-
-
-def content_addressed(source: Path, folder: Path) -> Path:
-    """A copy whose name changes with its content: TFX caches ImportSchemaGen by the file's path alone."""
-    content = source.read_bytes()
-    target = folder / hashlib.sha256(content).hexdigest()[:16] / source.name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".new")
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    return target
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -16,14 +16,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from pipeline.lineage import Lineage
 from pipeline.recipe import SCHEMA_FILE, BadInput, did_you_mean
-from pipeline.run import ERROR_FILE, RunResult
-
-# What a workdir and a run's folder in it hold; pipeline/run.py writes them.
-RUNS_FOLDER = "runs"
-RECIPE_FILE = "recipe.json"
-RESULT_FILE = "result.json"
-LOG_FILE = "log.txt"
-LOCK_FILE = ".lock"
+from pipeline.run import RunResult
+from pipeline.workdir import ERROR_FILE, LOCK_FILE, LOG_FILE, PLAN_FILE, RECIPE_FILE, RESULT_FILE, RUNS_FOLDER
 
 LATEST, PREVIOUS = "latest", "previous"
 
@@ -282,6 +276,9 @@ def _unfinished(workdir: Path, folder: Path, failed: Sequence[str]) -> dict[str,
         return {"status": "failed", "error": error.read_text(encoding="utf-8").strip()}
     if failed:
         return {"status": "failed", "error": f"{failed[-1]} failed; the log says why."}
+    if (folder / PLAN_FILE).is_file():
+        # Nothing holds the workdir's lock between the tasks of an orchestrator, which alone knows whether it goes on.
+        return {"status": "running", "error": None}
     newest = (
         max((path.name for path in folder.parent.iterdir() if path.is_dir()), default="")
         if folder.parent.is_dir()

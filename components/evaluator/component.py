@@ -20,7 +20,7 @@ from components.evaluator.settings import Settings
 
 
 class EvaluatorSpec(component_spec.ComponentSpec):
-    """Models and raw examples in; ModelEvaluation and ModelBlessing out, as TFX's Resolver and Pusher expect them."""
+    """Models and raw examples in; ModelEvaluation and ModelBlessing out, as TFX's Pusher expects it."""
 
     PARAMETERS: ClassVar = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
     INPUTS: ClassVar = {
@@ -52,7 +52,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         Args:
             examples: Raw examples; the split `eval` is measured.
             model: The candidate.
-            baseline_model: The last blessed model, if there is one; None where none is looked up.
+            baseline_model: What a ModelResolver found, which may be nothing; None where none is looked up.
             settings: What the recipe decides.
         """
         spec = EvaluatorSpec(

@@ -24,8 +24,12 @@ from components.evaluator import last_blessed
 from components.evaluator.measurement import CANDIDATE, LAST_BLESSED, measure, read_measured
 from components.evaluator.settings import Settings
 from components.evaluator.verdict import VERDICT_FILE, Verdict, decide
+from components.model_resolver.executor import is_model
 
 SETTINGS_KEY = "settings"
+
+REASON_PROPERTY = "reason"
+"""Of a blessing that is none: the gates that failed, in words, as InfraValidator's has it as well."""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -43,11 +47,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         model = artifact_utils.get_single_instance(input_dict[MODEL_KEY])
         last = artifact_utils.get_single_instance(input_dict[BASELINE_MODEL_KEY]) if input_dict.get(
             BASELINE_MODEL_KEY) else None  # fmt: skip
+        if last is not None and not is_model(last):
+            last = None
         evaluation = artifact_utils.get_single_uri(output_dict[EVALUATION_KEY])
         verdict = self._evaluate(settings, examples, _path(model), _path(last) if last else None, evaluation)
         io_utils.write_string_file(os.path.join(evaluation, VERDICT_FILE), verdict.model_dump_json(indent=1))
-        _bless(artifact_utils.get_single_instance(output_dict[BLESSING_KEY]), verdict.blessed, model, last,
-               exec_properties.get("current_component_id"))  # fmt: skip
+        blessing = artifact_utils.get_single_instance(output_dict[BLESSING_KEY])
+        _bless(blessing, verdict.blessed, model, last, exec_properties.get("current_component_id"))
+        if not verdict.blessed:
+            failures = "; ".join(map(str, verdict.failures())) or "the eval split has no examples"
+            blessing.set_string_custom_property(REASON_PROPERTY, failures)
         logging.info("Blessed: %s. %s", verdict.blessed, "; ".join(map(str, verdict.bounds)))
 
     def _evaluate(

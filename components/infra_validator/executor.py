@@ -19,7 +19,7 @@ from tfx.utils import io_utils, path_utils
 import tandem_client
 from components.infra_validator.agreement import NotServable, check_finite, check_lists, check_ratings, check_same
 from components.infra_validator.eval_rows import EvalRows, read_eval_rows
-from components.infra_validator.latency import Latency, measure
+from components.infra_validator.latency import P50_PROPERTY, P99_PROPERTY, Latency, measure
 from components.infra_validator.offline import OfflineModel, warmup_requests
 from components.infra_validator.server_process import ServerFailed, serving
 
@@ -33,9 +33,6 @@ BLESSED_PROPERTY = "blessed"
 BLESSED = "INFRA_BLESSED"
 NOT_BLESSED = "INFRA_NOT_BLESSED"
 REASON_PROPERTY = "reason"
-# Milliseconds; absent where no latency was measured.
-P50_PROPERTY = "latency_p50_ms"
-P99_PROPERTY = "latency_p99_ms"
 
 MODEL_NAME = "candidate"
 UNKNOWN_USER = "tandem: a user that nobody has seen"

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+# Properties of the blessing, in milliseconds; absent where no latency was measured.
+P50_PROPERTY = "latency_p50_ms"
+P99_PROPERTY = "latency_p99_ms"
+
 REQUESTS = 400
 ROUNDS = 3
 # A slow model is measured by fewer requests, so that no validation takes minutes.

@@ -7,8 +7,8 @@ import sys
 
 import typer
 
-from pipeline.cli import asking, models, pipelines, releases, runs
-from pipeline.cli.options import BAD_INPUT, FAILED
+from pipeline.cli import asking, compiling, models, pipelines, releases, runs
+from pipeline.exit_codes import BAD_INPUT, FAILED
 
 app = typer.Typer(
     name="tandem",
@@ -31,6 +31,10 @@ for command in (
 data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
 app.add_typer(data_app, name="data")
+
+compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
+compile_app.command()(compiling.kubeflow)
+app.add_typer(compile_app, name="compile")
 
 export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
 export_app.command()(releases.tflite)

@@ -7,11 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-# Exit codes of every command, besides 0.
-FAILED = 1
-BAD_INPUT = 2
-NOT_BLESSED = 3
-
 DEFAULT_MODEL = "recommender"
 DEFAULT_TARGET = "127.0.0.1:8500"
 DEFAULT_TIMEOUT_S = 5.0

@@ -11,8 +11,6 @@ import typer
 from pipeline.cli.asking import print_recommendations
 from pipeline.cli.options import (
     DEFAULT_MODEL,
-    FAILED,
-    NOT_BLESSED,
     AsJson,
     DataDir,
     Overrides,
@@ -20,6 +18,7 @@ from pipeline.cli.options import (
     SchemaDir,
     WorkDir,
 )
+from pipeline.exit_codes import FAILED, NOT_BLESSED
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe

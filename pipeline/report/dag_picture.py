@@ -98,7 +98,7 @@ def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Se
             source = givers.get(artifact)
             if source is not None and source in place_of and step.component in place_of:
                 flows.setdefault((source, step.component), []).append(types.get(artifact, "artifact"))
-        # The latest one that gave it: a Resolver passes on what another run made.
+        # The latest one that gave it: what comes from the cache was made by another run.
         givers |= {artifact: step.component for _, artifact in step.outputs}
     lanes: list[list[tuple[int, int]]] = []
     edges = []

@@ -9,15 +9,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from ml_metadata.proto import metadata_store_pb2
-from tfx.dsl.compiler import compiler, constants
-from tfx.orchestration import metadata, pipeline
-from tfx.orchestration.local import runner_utils
-from tfx.orchestration.portable import launcher, runtime_parameter_utils
-from tfx.orchestration.portable.mlmd import execution_lib
+from tfx.dsl.compiler import compiler
+from tfx.orchestration import pipeline
+from tfx.proto.orchestration import pipeline_pb2
 from tfx.types.artifact import Artifact
 
 from pipeline.dag import NEVER_CACHED
+from pipeline.runners.launch import Launches
 
 # In memory: Beam's default would first try to download its Prism runner, and several processes only pay off beyond
 # about a million rows on one machine.
@@ -44,6 +42,19 @@ class ComponentError(Exception):
         self.seconds = seconds
 
 
+def compile_dag(dag: pipeline.Pipeline) -> pipeline_pb2.Pipeline:
+    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
+
+    Args:
+        dag: From `create_pipeline`, with a connection to ML Metadata.
+    """
+    compiled = compiler.Compiler().compile(dag)
+    for node in compiled.nodes:
+        if node.pipeline_node.node_info.id in NEVER_CACHED:
+            node.pipeline_node.execution_options.caching_options.enable_cache = False
+    return compiled
+
+
 def run(
     dag: pipeline.Pipeline,
     run_id: str,
@@ -61,41 +72,16 @@ def run(
     Raises:
         ComponentError: A component failed; the ones behind it did not run.
     """
-    compiled = compiler.Compiler().compile(dag)
-    runtime_parameter_utils.substitute_runtime_parameter(compiled, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id})
-    deployment = runner_utils.extract_local_deployment_config(compiled)
-    connection = getattr(
-        deployment.metadata_connection_config, deployment.metadata_connection_config.WhichOneof("connection_config")
-    )
+    launches = Launches(compile_dag(dag), run_id)
     runs = []
-    for node in compiled.nodes:
-        pipeline_node = node.pipeline_node
-        name = pipeline_node.node_info.id
-        if name in NEVER_CACHED:
-            pipeline_node.execution_options.caching_options.enable_cache = False
+    for name in launches.names:
         start = time.monotonic()
         started(name)
         try:
-            execution = launcher.Launcher(
-                pipeline_node=pipeline_node,
-                mlmd_connection=metadata.Metadata(connection),
-                pipeline_info=compiled.pipeline_info,
-                pipeline_runtime_spec=compiled.runtime_spec,
-                executor_spec=runner_utils.extract_executor_spec(deployment, name),
-                custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
-            ).launch()
+            outcome = launches.launch(name)
         except Exception as error:
             raise ComponentError(name, time.monotonic() - start) from error
-        with metadata.Metadata(connection) as store:
-            cached, outputs = _outcome(store, execution.execution_id)
-        component = ComponentRun(name, time.monotonic() - start, cached, outputs)
+        component = ComponentRun(name, time.monotonic() - start, outcome.cached, outcome.outputs)
         runs.append(component)
         finished(component)
     return runs
-
-
-def _outcome(store: metadata.Metadata, execution_id: int) -> tuple[bool, dict[str, list[Artifact]]]:
-    """Whether an execution came from the cache, and its output artifacts, as ML Metadata has them."""
-    (execution,) = store.store.get_executions_by_id([execution_id])
-    cached = execution.last_known_state == metadata_store_pb2.Execution.CACHED
-    return cached, {key: list(found) for key, found in execution_lib.get_output_artifacts(store, execution_id).items()}

@@ -73,7 +73,7 @@ def run_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Eva
         }
         found |= {
             name: blessing.get_string_custom_property(name)
-            for name in ("current_model", "baseline_model", "component_id")
+            for name in ("current_model", "baseline_model", "component_id", "reason")
         }
         return Evaluated(
             verdict=Verdict.model_validate_json((folder / "evaluation" / VERDICT_FILE).read_text()),

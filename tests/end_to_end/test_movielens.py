@@ -16,8 +16,8 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 COMPONENTS = {
-    "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Trainer", "Resolver",
-    "Evaluator", "InfraValidator", "Pusher",
+    "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Trainer",
+    "ModelResolver", "Evaluator", "InfraValidator", "Pusher",
 }  # fmt: skip
 
 

@@ -99,7 +99,9 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("run", "--help"), ("recommend", "--help"), ("similar", "--help")], ids=" ".join
+    "arguments",
+    [("--help",), ("run", "--help"), ("recommend", "--help"), ("similar", "--help"), ("compile", "kubeflow", "--help")],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done, modules = imported(*arguments)
@@ -291,7 +293,8 @@ def finished(workdir: Path, run_id: str, top_100: float) -> Path:
     """A work folder with a run that came to a verdict."""
     from components.evaluator.verdict import Measured, decide
     from pipeline.recipe import Gate
-    from pipeline.run import RESULT_FILE, RunResult
+    from pipeline.run import RunResult
+    from pipeline.workdir import RESULT_FILE
 
     gates = [
         Gate(metric="top_100_accuracy", at_least=0.27, may_drop=0.1, beats_baseline_by=0),

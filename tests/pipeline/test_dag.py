@@ -71,7 +71,6 @@ def build(schema_dir: Path, tmp_path: Path) -> Build:
         return dag.create_pipeline(
             recipe,
             load_schema(schema_dir, recipe),
-            schema_file=str(tmp_path / "schemas" / "1234" / "schema.pbtxt"),
             data_root=str(tmp_path / "data"),
             pipeline_root=str(tmp_path / "artifacts"),
             serving_dir=str(tmp_path / "serving"),
@@ -106,7 +105,7 @@ def test_components_come_in_the_order_of_the_design(build: Build) -> None:
         "ExampleValidator",
         "Transform",
         "Trainer",
-        "Resolver",
+        "ModelResolver",
         "Evaluator",
         "InfraValidator",
         "Pusher",
@@ -116,14 +115,15 @@ def test_components_come_in_the_order_of_the_design(build: Build) -> None:
 def test_every_input_comes_from_the_component_of_the_design(build: Build) -> None:
     nodes = compiled(build())
     example_gen, schema = {"InteractionExampleGen"}, {"ImportSchemaGen"}
-    assert {name: sources(node) for name, node in nodes.items() if name != "Resolver"} == {
+    assert {name: sources(node) for name, node in nodes.items()} == {
         "InteractionExampleGen": {},
         "StatisticsGen": {"examples": example_gen},
         "ImportSchemaGen": {},
         "ExampleValidator": {"statistics": {"StatisticsGen"}, "schema": schema},
         "Transform": {"examples": example_gen, "schema": schema},
         "Trainer": {"examples": {"Transform"}, "transform_graph": {"Transform"}, "schema": schema},
-        "Evaluator": {"examples": example_gen, "model": {"Trainer"}, "baseline_model": {"Resolver"}},
+        "ModelResolver": {},
+        "Evaluator": {"examples": example_gen, "model": {"Trainer"}, "baseline_model": {"ModelResolver"}},
         "InfraValidator": {"model": {"Trainer"}, "examples": example_gen},
         "Pusher": {"model": {"Trainer"}, "model_blessing": {"Evaluator"}, "infra_blessing": {"InfraValidator"}},
     }
@@ -133,9 +133,13 @@ def test_an_anomaly_stops_the_run_before_anything_is_learnt(build: Build) -> Non
     assert "ExampleValidator" in compiled(build())["Transform"].upstream_nodes
 
 
-def test_the_last_blessed_model_is_looked_up_after_training(build: Build) -> None:
+def test_the_model_to_compare_with_is_looked_up_after_training_where_the_pusher_writes(build: Build) -> None:
     """Orchestrators that run what they can at once would otherwise look while an older run still decides."""
-    assert "Trainer" in compiled(build())["Resolver"].upstream_nodes
+    pipeline = build()
+    assert "Trainer" in compiled(pipeline)["ModelResolver"].upstream_nodes
+    destination = json.loads(component(pipeline, "Pusher").exec_properties["push_destination"])
+    looked_at = component(pipeline, "ModelResolver").exec_properties["push_destination"]
+    assert looked_at == destination["filesystem"]["base_directory"]
 
 
 def test_the_eval_split_reaches_neither_transform_nor_trainer(build: Build) -> None:

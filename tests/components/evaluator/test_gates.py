@@ -266,14 +266,19 @@ def test_a_first_model_with_nothing_but_relative_bounds_is_blessed(evaluate: Any
     assert evaluated.blessing_files == {"BLESSED"}
 
 
-def test_the_blessing_says_what_tfx_s_resolver_and_lineage_read(against_better: Any, good: Path, worse: Path) -> None:
+def test_the_blessing_says_what_was_compared_and_why_it_is_none(
+    passed: Any, against_better: Any, good: Path, worse: Path
+) -> None:
     assert against_better.blessing == {
         "current_model_id": 7,
         "current_model": str(worse),
         "baseline_model_id": 3,
         "baseline_model": str(good),
         "component_id": "Evaluator",
+        "reason": "; ".join(map(str, against_better.verdict.failures())),
     }
+    assert "wanted" in against_better.blessing["reason"]
+    assert passed.blessing["reason"] == ""
 
 
 def test_a_model_measured_on_no_examples_is_not_blessed(

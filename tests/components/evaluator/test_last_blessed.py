@@ -76,3 +76,23 @@ def test_a_candidate_that_cannot_be_measured_is_an_error(evaluate: Any, model: C
     """It must not be blamed on the last blessed model."""
     with pytest.raises(Exception, match="user_activity"):
         evaluate(model(other_types=("user_activity",)), GATES, model())
+
+
+def test_nothing_pushed_yet_is_no_model_to_compare_with_and_no_problem(
+    evaluate: Any, worse: Path, tmp_path: Path
+) -> None:
+    """The real ModelResolver's artifact for a folder that is not there."""
+    from tfx.types import standard_artifacts
+
+    from components.model_resolver.executor import Executor
+
+    resolved = standard_artifacts.Model()
+    resolved.uri = str(tmp_path / "resolved")
+    Executor().Do({}, {"model": [resolved]}, {"push_destination": str(tmp_path / "serving")})
+    evaluated = evaluate(worse, GATES, Path(resolved.uri))
+    assert evaluated.blessed
+    assert evaluated.verdict.last_blessed_problem is None
+    assert evaluated.verdict.last_blessed == {}
+    skipped = [str(each) for each in evaluated.verdict.bounds if each.limit is None]
+    assert len(skipped) == 2 and all("there is no blessed model yet" in each for each in skipped)
+    assert evaluated.blessing["baseline_model"] == ""

@@ -25,12 +25,11 @@ from components.infra_validator.executor import (
     BLESSING_KEY,
     EXAMPLES_KEY,
     MODEL_KEY,
-    P50_PROPERTY,
-    P99_PROPERTY,
     SETTINGS_KEY,
     Executor,
     Settings,
 )
+from components.infra_validator.latency import P50_PROPERTY, P99_PROPERTY
 
 USER, ITEM, MOOD = "customer", "article", "mood"
 FEW = 5

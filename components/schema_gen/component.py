@@ -1,0 +1,47 @@
+"""ImportSchemaGen that carries the schema with it, where TFX's own reads a file that every orchestrator would need.
+
+So a compiled pipeline is complete without any file beside it, and the cache knows a schema by its content: TFX's
+knows it by the file's path alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx import types
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import component_spec, standard_artifacts
+from tfx.types.standard_component_specs import SCHEMA_KEY
+
+from components.schema_gen.executor import CONTENT_KEY, Executor
+
+
+class ImportSchemaGenSpec(component_spec.ComponentSpec):
+    """A text proto in, Schema out."""
+
+    PARAMETERS: ClassVar = {CONTENT_KEY: component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar[dict[str, component_spec.ChannelParameter]] = {}
+    OUTPUTS: ClassVar = {SCHEMA_KEY: component_spec.ChannelParameter(type=standard_artifacts.Schema)}
+
+
+class ImportSchemaGen(base_component.BaseComponent):
+    """Outputs `schema`, a Schema artifact with the curated schema."""
+
+    SPEC_CLASS = ImportSchemaGenSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(self, schema: schema_pb2.Schema) -> None:
+        """Builds the component.
+
+        Args:
+            schema: The curated schema.
+        """
+        spec = ImportSchemaGenSpec(
+            **{
+                CONTENT_KEY: text_format.MessageToString(schema),
+                SCHEMA_KEY: types.Channel(type=standard_artifacts.Schema),
+            }
+        )
+        super().__init__(spec=spec)

@@ -1,0 +1,74 @@
+"""One component of one run, on TFX's portable launcher: what the local runner and Airflow's tasks have in common.
+
+The DAG's definition is not imported: a task of Airflow needs its own component's executor only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_metadata.proto import metadata_store_pb2
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.orchestration.portable.mlmd import execution_lib
+from tfx.proto.orchestration import pipeline_pb2
+from tfx.types.artifact import Artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What launching a component came to."""
+
+    cached: bool
+    outputs: dict[str, list[Artifact]]
+
+
+class InputsMissing(Exception):
+    """A component before this one left nothing in this run."""
+
+
+class Launches:
+    """The components of one run, launched one by one, in this process or in others."""
+
+    def __init__(self, compiled: pipeline_pb2.Pipeline, run_id: str) -> None:
+        """Takes a DAG as TFX's compiler has it, and the run's name in ML Metadata."""
+        self._compiled = pipeline_pb2.Pipeline()
+        self._compiled.CopyFrom(compiled)
+        runtime_parameter_utils.substitute_runtime_parameter(
+            self._compiled, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+        )
+        self._nodes = {node.pipeline_node.node_info.id: node.pipeline_node for node in self._compiled.nodes}
+        self._deployment = runner_utils.extract_local_deployment_config(self._compiled)
+        config = self._deployment.metadata_connection_config
+        self._connection = getattr(config, config.WhichOneof("connection_config"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components, in an order in which they can run."""
+        return tuple(self._nodes)
+
+    def launch(self, name: str) -> Outcome:
+        """Runs a component or takes it from the cache; one that is done in this run is left as it is.
+
+        Raises:
+            InputsMissing: A component before it has no outputs in this run.
+            Exception: Whatever the component raised.
+        """
+        execution = launcher.Launcher(
+            pipeline_node=self._nodes[name],
+            mlmd_connection=metadata.Metadata(self._connection),
+            pipeline_info=self._compiled.pipeline_info,
+            pipeline_runtime_spec=self._compiled.runtime_spec,
+            executor_spec=runner_utils.extract_executor_spec(self._deployment, name),
+            custom_driver_spec=runner_utils.extract_custom_driver_spec(self._deployment, name),
+        ).launch()
+        with metadata.Metadata(self._connection) as store:
+            # The launcher does not raise when it finds no inputs.
+            found = store.store.get_executions_by_id([execution.execution_id] if execution.execution_id else [])
+            if not found or not execution_lib.is_execution_successful(found[0]):
+                raise InputsMissing(f"{name} did not run, because a component before it left nothing in this run")
+            outputs = execution_lib.get_output_artifacts(store, execution.execution_id)
+        cached = found[0].last_known_state == metadata_store_pb2.Execution.CACHED
+        return Outcome(cached, {key: list(artifacts) for key, artifacts in outputs.items()})

@@ -1,0 +1,298 @@
+"""The DAG file in a real Airflow: it is read, runs at once and by the scheduler, is retried, and red means red."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from airflow_home import AirflowHome, killing_python
+
+from components.infra_validator.server_process import serving
+from tandem_client import Recommender
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+COMPONENTS = [
+    "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Trainer",
+    "ModelResolver", "Evaluator", "InfraValidator", "Pusher",
+]  # fmt: skip
+UPSTREAM = {
+    "begin": [],
+    "InteractionExampleGen": ["begin"],
+    "StatisticsGen": ["InteractionExampleGen"],
+    "ImportSchemaGen": ["StatisticsGen"],
+    "ExampleValidator": ["ImportSchemaGen", "StatisticsGen"],
+    "Transform": ["ExampleValidator", "ImportSchemaGen", "InteractionExampleGen"],
+    "Trainer": ["ImportSchemaGen", "Transform"],
+    "ModelResolver": ["Trainer"],
+    "Evaluator": ["InteractionExampleGen", "ModelResolver", "Trainer"],
+    "InfraValidator": ["Evaluator", "InteractionExampleGen", "Trainer"],
+    "Pusher": ["Evaluator", "InfraValidator", "Trainer"],
+    "verdict": ["Pusher"],
+}
+
+Results = Callable[[Path], list[dict[str, Any]]]
+MakeHome = Callable[..., AirflowHome]
+
+
+@dataclasses.dataclass
+class RunAtOnce:
+    """What `airflow dags test` did."""
+
+    home: AirflowHome
+    workdir: Path
+    looked_at: dict[str, Any]
+    output: str
+    code: int
+
+
+@pytest.fixture(scope="module")
+def tested(
+    tmp_path_factory: pytest.TempPathFactory, airflow_home: MakeHome, sample: Path, schema_dir: Path, python: Path
+) -> RunAtOnce:
+    """The DAG file as Airflow reads it, and one run of it in this terminal."""
+    workdir = tmp_path_factory.mktemp("tested") / "work"
+    home = airflow_home(schema_dir=schema_dir, data=sample, workdir=workdir, schedule="30 4 * * *", python=python)
+    looked_at = home.look()
+    done = home.airflow("dags", "test", "movielens")
+    return RunAtOnce(home, workdir, looked_at, done.stdout, done.returncode)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of every task; files beside it name what it kills."""
+    return killing_python(tmp_path_factory.mktemp("python") / "bin")
+
+
+@dataclasses.dataclass
+class Scheduled:
+    """What the scheduler did: a scheduled run whose Trainer cannot be kept alive, then one by hand without that."""
+
+    home: AirflowHome
+    workdir: Path
+    red: tuple[str, str]
+    green: tuple[str, str]
+    said_of_red: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def scheduled(
+    tmp_path_factory: pytest.TempPathFactory,
+    airflow_home: MakeHome,
+    sample: Path,
+    schema_dir: Path,
+    python: Path,
+    tandem: Callable[..., Any],
+) -> Iterator[Scheduled]:
+    workdir = tmp_path_factory.mktemp("scheduled") / "work"
+    home = airflow_home(
+        schema_dir=schema_dir, data=sample, workdir=workdir, schedule="@daily", python=python, retries=1, retry_delay=1
+    )
+    (python.parent / "kill-half-way").write_text("StatisticsGen")
+    (python.parent / "kill").write_text("Trainer")
+    with home.scheduler():
+        red = home.wait("scheduled")
+        (said_of_red,) = tandem("runs", "--workdir", workdir, "--json").json
+        (python.parent / "kill").unlink()
+        done = home.airflow("dags", "trigger", "movielens")
+        assert done.returncode == 0, done.stdout
+        green = home.wait("manual")
+    yield Scheduled(home, workdir, red, green, said_of_red)
+
+
+def served_answer(workdir: Path, sample: Path) -> None:
+    """The pushed model answers a known user and a stranger."""
+    with (sample / "items.csv").open(newline="") as source:
+        items = {row["item_id"] for row in csv.DictReader(source)}
+    with serving(workdir / "serving" / "movielens", "recommender") as target, Recommender(target) as client:
+        for user in ("5", "nobody has this name"):
+            answer = client.recommend(user, k=10)
+            assert len({item.item_id for item in answer.items}) == 10
+            assert {item.item_id for item in answer.items} <= items
+        assert 1 <= client.rate("5", "50") <= 5
+
+
+def versions(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / "serving" / "movielens").iterdir())
+
+
+# --- reading the DAG file ---------------------------------------------------------------------------------------------
+
+
+def test_the_dag_file_is_read_without_errors_and_shows_the_recipe(tested: RunAtOnce) -> None:
+    assert tested.looked_at["errors"] == {}
+    (dag,) = tested.looked_at["dags"].values()
+    assert list(tested.looked_at["dags"]) == ["movielens"]
+    assert {task: found["upstream"] for task, found in dag["tasks"].items()} == UPSTREAM
+    recipe = yaml.safe_load((Path(tested.home.settings["TANDEM_SCHEMA_DIR"]) / "recipe.yaml").read_text())
+    assert recipe["description"].split(".")[0] in dag["description"] + dag["doc"]
+    assert "`top_100_accuracy`: at least 0.01" in dag["doc"]
+    assert dag["tags"] == ["movielens", "tandem"]
+    assert dag["schedule"] == "30 4 * * *"
+    assert dag["catchup"] is False
+    assert dag["max_active_runs"] == 1
+    assert {task["retries"] for task in dag["tasks"].values()} == {2}
+    assert {task["retry_delay"] for task in dag["tasks"].values()} == {60.0}
+
+
+def test_reading_the_dag_file_imports_nothing_heavy_and_takes_no_time(tested: RunAtOnce) -> None:
+    assert tested.looked_at["heavy"] == []
+    assert tested.looked_at["again_s"] < 1
+
+
+def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
+    tested: RunAtOnce, schema_dir: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "movielens"
+    shutil.copytree(schema_dir, broken)
+    text = (broken / "recipe.yaml").read_text().replace("epochs:", "epoch:")
+    (broken / "recipe.yaml").write_text(text)
+    line = 1 + text[: text.index("epoch:")].count("\n")
+    with tested.home.other(schema_dir=broken) as home:
+        (error,) = home.look()["errors"].values()
+    assert f"{broken}/recipe.yaml:{line}" in error
+    assert "did you mean 'epochs'?" in error
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "argument data"]),
+        ({"workdir": "work"}, ["TANDEM_WORKDIR: an absolute path was wanted, 'work' was found"]),
+        ({"retries": "twice"}, ["TANDEM_RETRIES: a whole number was wanted, 'twice' was found"]),
+        ({"python": "/nowhere/python"}, ["/nowhere/python cannot be run", "TANDEM_PYTHON names the Python"]),
+        ({"schedule": "sometimes"}, ["sometimes"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_variable_is_an_import_error_that_names_it(
+    tested: RunAtOnce, setting: dict[str, str], told: list[str]
+) -> None:
+    with tested.home.other(**setting) as home:
+        (error,) = home.look()["errors"].values()
+    for part in told:
+        assert part in error
+
+
+# --- airflow dags test ------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_dag_runs_to_a_pushed_model_that_answers(tested: RunAtOnce, sample: Path, results: Results) -> None:
+    assert tested.code == 0, tested.output[-3000:]
+    (result,) = results(tested.workdir)
+    assert result["blessed"] is True
+    assert [component["name"] for component in result["components"]] == COMPONENTS
+    assert result["pushed_model"] == str(tested.workdir / "serving" / "movielens" / versions(tested.workdir)[0])
+    served_answer(tested.workdir, sample)
+
+
+def test_the_run_is_like_one_of_tandem_run(
+    tested: RunAtOnce, results: Results, sample: Path, schema_dir: Path, tandem: Callable[..., Any], tmp_path: Path
+) -> None:
+    local = tandem("run", schema_dir, "--data", sample, "--workdir", tmp_path / "work", "--json")
+    assert local.code == 0, local.stderr
+    (result,) = results(tested.workdir)
+    assert result["rows"] == local.json["rows"]
+    assert result["metrics"] == pytest.approx(local.json["metrics"], abs=0.02)
+
+    def vocabularies(workdir: Path) -> dict[str, bytes]:
+        files = workdir.glob("artifacts/Transform/transform_graph/*/transform_fn/assets/*")
+        return {path.name: path.read_bytes() for path in files}
+
+    assert vocabularies(tested.workdir)
+    assert vocabularies(tested.workdir) == vocabularies(tmp_path / "work")
+
+
+def test_runs_of_airflow_are_listed_judged_and_drawn_like_others(
+    tested: RunAtOnce, tandem: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = tandem("runs", "--workdir", tested.workdir, "--json").json[0]
+    assert first["status"] == "pushed"
+    assert first["run_id"] in tested.output
+    gates = tandem("gates", first["run_id"], "--workdir", tested.workdir, "--json")
+    assert gates.json["blessed"] is True
+    report = tandem("report", first["run_id"], "--workdir", tested.workdir, "--out", tmp_path / "report.html")
+    assert report.code == 0, report.stderr
+    assert first["run_id"] in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_that_fails_its_gate_pushes_nothing_and_turns_the_run_red(
+    tested: RunAtOnce, schema_dir: Path, results: Results, tandem: Callable[..., Any], tmp_path: Path
+) -> None:
+    closed = tmp_path / "movielens"
+    shutil.copytree(schema_dir, closed)
+    text = (closed / "recipe.yaml").read_text()
+    (closed / "recipe.yaml").write_text(text.replace("at_least: 0.01", "at_least: 0.99"))
+    before, runs = versions(tested.workdir), len(results(tested.workdir))
+    with tested.home.other(schema_dir=closed) as home:
+        done = home.airflow("dags", "test", "movielens")
+    assert done.returncode != 0
+    assert versions(tested.workdir) == before
+    result = results(tested.workdir)[runs]
+    assert result["blessed"] is False and result["pushed_model"] is None
+    # All else comes from the first run's cache; only the gate is asked again.
+    assert [one["name"] for one in result["components"] if not one["cached"]] == [
+        *("ModelResolver", "Evaluator", "Pusher")
+    ]
+    ((run_id,),) = home.rows("select run_id from dag_run where state = 'failed'")
+    assert {task for task, (state, _) in home.states(run_id).items() if state != "success"} == {"verdict"}
+    assert "AirflowFailException: not blessed: top_100_accuracy: at least 0.9900 wanted" in done.stdout
+    assert "Nothing was pushed" in done.stdout
+    assert tandem("runs", "--workdir", tested.workdir, "--json").json[-1]["status"] == "not blessed"
+
+
+# --- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_is_killed_is_tried_again_and_half_written_files_do_not_count(scheduled: Scheduled) -> None:
+    run_id, _ = scheduled.red
+    states = scheduled.home.states(run_id)
+    assert states["StatisticsGen"] == ("success", 2)
+    assert "StatisticsGen was killed by SIGKILL" in scheduled.home.log(run_id, "StatisticsGen")
+    assert not list(scheduled.workdir.rglob("half-written"))
+
+
+def test_a_task_that_fails_each_time_ends_the_run_red_with_its_reason(scheduled: Scheduled) -> None:
+    run_id, state = scheduled.red
+    assert state == "failed"
+    states = scheduled.home.states(run_id)
+    assert states["Trainer"] == ("failed", 2)
+    assert states["verdict"][0] == "upstream_failed"
+    assert scheduled.said_of_red["status"] == "failed"
+    assert "Trainer was killed by SIGKILL" in scheduled.said_of_red["error"]
+
+
+def test_the_next_run_goes_on_from_the_cache_to_a_pushed_model(
+    scheduled: Scheduled, results: Results, sample: Path
+) -> None:
+    run_id, state = scheduled.green
+    assert state == "success", scheduled.home.states(run_id)
+    red, green = results(scheduled.workdir)
+    assert red == {}
+    assert [one["name"] for one in green["components"] if one["cached"]] == COMPONENTS[:5]
+    assert versions(scheduled.workdir) == [Path(green["pushed_model"]).name]
+    served_answer(scheduled.workdir, sample)
+
+
+def test_airflows_database_has_what_its_pages_show(scheduled: Scheduled) -> None:
+    ((description, paused),) = scheduled.home.rows("select description, is_paused from dag where dag_id = 'movielens'")
+    assert description
+    assert not paused
+    assert {tag for (tag,) in scheduled.home.rows("select name from dag_tag")} == {"tandem", "movielens"}
+    assert scheduled.home.rows("select filename from import_error") == []
+
+
+def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> None:
+    run_id, _ = scheduled.green
+    log = scheduled.home.log(run_id, "Pusher")
+    (line,) = (line for line in log.splitlines() if "Running /" in line)
+    command = shlex.split(line.partition("Running ")[2])
+    assert command[1:4] == ["-P", "-m", "pipeline.runners.node"]
+    assert Path(command[4]).is_file()

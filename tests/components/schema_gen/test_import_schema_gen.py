@@ -1,0 +1,40 @@
+"""The schema travels inside the pipeline: no file beside it, and the cache knows it by its content."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from pathlib import Path
+
+import components  # noqa: F401  (before TensorFlow: it decides which Keras is imported)
+
+# isort: split
+import pytest
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.types import standard_artifacts
+from tfx.utils import io_utils
+
+from components.schema_gen.component import ImportSchemaGen
+from components.schema_gen.executor import Executor
+
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*/schema.pbtxt")), ids=lambda path: path.parent.name)
+def test_the_curated_schema_arrives_as_it_is(path: Path, tmp_path: Path) -> None:
+    curated = text_format.Parse(path.read_text(), schema_pb2.Schema())
+    artifact = standard_artifacts.Schema()
+    artifact.uri = str(tmp_path)
+    Executor().Do({}, {"schema": [artifact]}, ImportSchemaGen(curated).exec_properties)
+    assert io_utils.SchemaReader().read(str(tmp_path / "schema.pbtxt")) == curated
+
+
+def test_another_schema_is_another_cache_key() -> None:
+    one = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.BYTES)])
+    same = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.BYTES)])
+    other = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.INT)])
+    assert ImportSchemaGen(one).exec_properties == ImportSchemaGen(same).exec_properties
+    assert ImportSchemaGen(one).exec_properties != ImportSchemaGen(other).exec_properties

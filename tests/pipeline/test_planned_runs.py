@@ -1,0 +1,234 @@
+"""The processes that Airflow's tasks start: one component, tried again after a crash, and the verdict at the end."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.runners import local
+
+# isort: split
+from google.protobuf import json_format
+from run_marks import RESULT, Marks
+from tfx import v1 as tfx
+
+from pipeline.exit_codes import BAD_INPUT, FAILED, NOT_BLESSED
+from pipeline.lineage import Lineage
+from pipeline.recipe import BadInput
+from pipeline.run import only_run_in
+from pipeline.runners import node, verdict
+from pipeline.runners.plan import last_words
+from pipeline.runs import read_run
+
+# TFX reads the annotations of component functions, so they cannot be strings (`from __future__ import annotations`).
+Model = tfx.types.standard_artifacts.Model
+Examples = tfx.types.standard_artifacts.Examples
+RUN = "20260101-120000"
+
+
+class Killed(BaseException):
+    """Stands in for a process that is no more: nobody gets to write anything about it."""
+
+
+@tfx.dsl.components.component
+def Read(examples: tfx.dsl.components.OutputArtifact[Examples], mood: tfx.dsl.components.Parameter[str]):  # type: ignore[valid-type]  # noqa: N802
+    Path(examples.uri, "rows").write_text("1 2 3")
+    (there,) = Path(mood).read_text().splitlines() or [""]
+    if there == "killed":
+        Path(examples.uri, "half-written").write_text("4 5")
+        raise Killed
+    if there == "bad input":
+        raise BadInput("interactions.csv, line 3: a number was wanted")
+    if there == "unwell":
+        raise OSError("the disk is full\nand more")
+
+
+@tfx.dsl.components.component
+def Learn(  # noqa: N802
+    examples: tfx.dsl.components.InputArtifact[Examples], model: tfx.dsl.components.OutputArtifact[Model]
+):
+    Path(model.uri, "weights").write_text(" ".join(sorted(path.name for path in Path(examples.uri).iterdir())))
+
+
+class Tasks:
+    """Runs the tasks of one planned pipeline of two components."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.workdir = folder / "work"
+        self.mood = folder / "mood"
+        self._capfd = capfd
+        self.mood.write_text("")
+        read = Read(mood=str(self.mood))
+        dag = tfx.dsl.Pipeline(
+            pipeline_name="bench",
+            pipeline_root=str(self.workdir / "artifacts"),
+            components=[read, Learn(examples=read.outputs["examples"])],
+            enable_cache=True,
+            metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+                str(self.workdir / "metadata.sqlite")
+            ),
+        )
+        pipeline = json_format.MessageToDict(local.compile_dag(dag), preserving_proto_field_name=True)
+        deployment = {"schema_dir": "", "data": "", "workdir": str(self.workdir), "overrides": []}
+        self._plan = folder / "plan.json"
+        self._plan.write_text(
+            json.dumps({"deployment": deployment, "recipe": {}, "tasks": {}, "pipeline": pipeline})
+        )  # fmt: skip
+
+    def run(self, name: str, run_id: str = RUN) -> int:
+        return node.main([str(self._plan), run_id, name])
+
+    def said(self) -> str | None:
+        return last_words(self._capfd.readouterr().out)
+
+    def states(self, run_id: str = RUN) -> dict[str, str]:
+        return {step.component: step.state for step in Lineage(self.workdir).steps(run_id)}
+
+    @property
+    def learnt(self) -> list[str]:
+        return [path.read_text() for path in self.workdir.glob("artifacts/Learn/model/*/weights")]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Tasks:
+    return Tasks(tmp_path, capfd)
+
+
+def test_each_component_runs_in_its_turn_and_the_next_run_takes_it_from_the_cache(tasks: Tasks) -> None:
+    assert [tasks.run("Read"), tasks.run("Learn")] == [0, 0]
+    assert tasks.learnt == ["rows"]
+    assert [tasks.run("Read", "20260101-130000"), tasks.run("Learn", "20260101-130000")] == [0, 0]
+    assert tasks.states("20260101-130000") == {"Read": "cached", "Learn": "cached"}
+    assert tasks.said() is None
+
+
+def test_a_component_that_is_done_in_this_run_is_left_as_it_is(tasks: Tasks) -> None:
+    """Somebody clears a task in Airflow's pages that had succeeded."""
+    tasks.run("Read")
+    tasks.mood.write_text("unwell")
+    assert tasks.run("Read") == 0
+    assert tasks.states() == {"Read": "done"}
+
+
+def test_another_try_after_a_failure_succeeds_in_the_same_run(tasks: Tasks) -> None:
+    tasks.mood.write_text("unwell")
+    assert tasks.run("Read") == FAILED
+    assert tasks.said() == "Read failed: OSError: the disk is full"
+    assert tasks.states() == {"Read": "failed"}
+    tasks.mood.write_text("")
+    assert [tasks.run("Read"), tasks.run("Learn")] == [0, 0]
+    assert tasks.states() == {"Read": "done", "Learn": "done"}
+
+
+def test_another_try_after_a_crash_does_not_see_what_the_first_one_wrote(tasks: Tasks) -> None:
+    tasks.mood.write_text("killed")
+    with contextlib.suppress(Killed):
+        tasks.run("Read")
+    assert tasks.states() == {"Read": "unfinished"}
+    assert list(tasks.workdir.rglob("half-written"))
+    tasks.mood.write_text("")
+    assert [tasks.run("Read"), tasks.run("Learn")] == [0, 0]
+    assert tasks.learnt == ["rows"]
+
+
+def test_bad_input_is_told_apart_because_another_try_would_not_help(tasks: Tasks) -> None:
+    tasks.mood.write_text("bad input")
+    assert tasks.run("Read") == BAD_INPUT
+    assert tasks.said() == "Read: interactions.csv, line 3: a number was wanted"
+
+
+def test_a_component_whose_inputs_are_not_there_fails(tasks: Tasks) -> None:
+    """Somebody marks a task as successful in Airflow's pages that had never run."""
+    assert tasks.run("Learn") == FAILED
+    assert "Learn did not run, because a component before it left nothing" in (tasks.said() or "")
+
+
+def test_tasks_run_side_by_side_but_not_beside_a_run_by_hand(tasks: Tasks) -> None:
+    with only_run_in(tasks.workdir):
+        assert tasks.run("Read") == FAILED
+        assert "another run is at work here" in (tasks.said() or "")
+    with only_run_in(tasks.workdir, kind=node.fcntl.LOCK_SH):
+        assert tasks.run("Read") == 0
+        with pytest.raises(BadInput, match="another run is at work"), only_run_in(tasks.workdir):
+            pass
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge(marks: Marks, capfd: pytest.CaptureFixture[str]) -> "Judge":
+    return Judge(marks, capfd)
+
+
+class Judge:
+    """Runs the last task on a run whose components are done."""
+
+    def __init__(self, marks: Marks, capfd: pytest.CaptureFixture[str]) -> None:
+        self.marks = marks
+        self._capfd = capfd
+
+    def run(self, blessed: bool, servable: bool, pushed: bool) -> int:
+        evaluation = self.marks.workdir / "evaluation"
+        evaluation.mkdir()
+        found = json.loads(json.dumps(RESULT["verdict"])) | {"blessed": blessed}
+        found["bounds"][0] |= {"passed": blessed}
+        (evaluation / "verdict.json").write_text(json.dumps(found))
+        examples = self.marks.artifact("Examples", rows_read=1000, rows_train=800)
+        infra = {"blessed": int(servable), **({} if servable else {"reason": "no signature recommend"})}
+        destination = {"pushed": int(pushed), **({"pushed_destination": "/served/17"} if pushed else {})}
+        for component, state, key, artifact in (
+            ("InteractionExampleGen", "cached", "examples", examples),
+            ("Evaluator", "done", "evaluation", self.marks.artifact("ModelEvaluation", evaluation)),
+            ("InfraValidator", "done", "blessing", self.marks.artifact("InfraBlessing", **infra)),
+            ("Pusher", "done", "pushed_model", self.marks.artifact("PushedModel", **destination)),
+        ):
+            self.marks.step(RUN, component, state, outputs=[(key, artifact)])
+        deployment = {
+            "schema_dir": "", "data": "", "workdir": str(self.marks.workdir), "preset": "best", "overrides": [],
+        }  # fmt: skip
+        plan = {"deployment": deployment, "recipe": {"name": "movielens"}, "tasks": {}, "pipeline": {}}
+        folder = self.marks.folder(RUN, plan=plan, recipe={"name": "movielens"})
+        return verdict.main([str(folder / "plan.json"), RUN])
+
+    def said(self) -> str | None:
+        return last_words(self._capfd.readouterr().out)
+
+
+def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(judge: Judge) -> None:
+    assert judge.run(blessed=True, servable=True, pushed=True) == 0
+    run = read_run(judge.marks.workdir, RUN)
+    assert (run.status, run.pushed_model, run.recipe_name) == ("pushed", "/served/17", "movielens")
+    assert run.rows["read"] == 1000 and run.rows["rejected"] == 0
+    assert [(one.name, one.state) for one in run.components][:2] == [
+        ("InteractionExampleGen", "cached"), ("Evaluator", "done"),
+    ]  # fmt: skip
+    written = json.loads((judge.marks.workdir / "runs" / RUN / "result.json").read_text())
+    assert written["preset"] == "best"
+
+
+def test_a_closed_gate_is_named_with_its_numbers(judge: Judge) -> None:
+    assert judge.run(blessed=False, servable=True, pushed=False) == NOT_BLESSED
+    said = judge.said() or ""
+    assert said.startswith("not blessed: top_100_accuracy: at least 0.2700")
+    assert "Nothing was pushed" in said
+    assert read_run(judge.marks.workdir, RUN).status == "not blessed"
+
+
+def test_a_model_that_cannot_be_served_is_told_apart(judge: Judge) -> None:
+    assert judge.run(blessed=True, servable=False, pushed=False) == NOT_BLESSED
+    assert (judge.said() or "").startswith("not servable: no signature recommend")
+    assert read_run(judge.marks.workdir, RUN).status == "not servable"
+
+
+def test_a_run_that_still_has_tasks_to_come_is_running(marks: Marks) -> None:
+    marks.folder(RUN, plan={}, recipe={"name": "movielens"})
+    assert read_run(marks.workdir, RUN).status == "running"
+    marks.folder(RUN, error="Trainer was killed by SIGKILL.")
+    run = read_run(marks.workdir, RUN)
+    assert (run.status, run.error) == ("failed", "Trainer was killed by SIGKILL.")
