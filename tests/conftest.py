@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,10 +68,18 @@ def tandem() -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
-def movielens(tmp_path_factory: pytest.TempPathFactory, tandem: Callable[..., Outcome]) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of `pytest -n` have in common; whoever makes something there holds its lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def movielens(shared: Path, tandem: Callable[..., Outcome]) -> Path:
     """Folder with the real MovieLens-100K as CSVs."""
-    folder = tmp_path_factory.mktemp("data") / "movielens"
-    outcome = tandem("data", "movielens", "--out", folder)
+    folder = shared / "data" / "movielens"
+    with filelock.FileLock(shared / "movielens.lock"):
+        outcome = tandem("data", "movielens", "--out", folder)
     assert outcome.code == 0, outcome.stderr
     return folder
 
@@ -98,9 +108,13 @@ class PipelineRun:
 
 
 @pytest.fixture(scope="session")
-def first_run(tmp_path_factory: pytest.TempPathFactory, movielens: Path, tandem: Callable[..., Outcome]) -> PipelineRun:
+def first_run(shared: Path, movielens: Path, tandem: Callable[..., Outcome]) -> PipelineRun:
     """One run of the whole DAG on real data, shared by every test that needs a trained and pushed model."""
-    workdir = tmp_path_factory.mktemp("work") / "movielens"
-    outcome = tandem("run", SCHEMA_DIR, "--data", movielens, "--workdir", workdir, "--json")
+    workdir, record = shared / "work" / "movielens", shared / "first_run.json"
+    with filelock.FileLock(shared / "first_run.lock"):
+        if not record.exists():
+            outcome = tandem("run", SCHEMA_DIR, "--data", movielens, "--workdir", workdir, "--json")
+            record.write_text(json.dumps(dataclasses.asdict(outcome)))
+    outcome = Outcome(**json.loads(record.read_text()))
     assert outcome.code == 0, outcome.stderr
     return PipelineRun(outcome, workdir, movielens)
