@@ -19,6 +19,8 @@ SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
 
 
+# First, because pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tells `pytest -n 2 --dist loadgroup` what to keep in one process, and starts the longest groups first."""
     groups = {item: _group(item) for item in items}
