@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
 
 
-# First, because pytest-xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# A wrapper, so that it comes before pytest-xdist's hook of this name, which reads the groups.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Tells `pytest -n 2 --dist loadgroup` what to keep in one process, and starts the longest groups first."""
     groups = {item: _group(item) for item in items}
     slow = {groups[item] for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (groups[item] != FIRST_RUN, groups[item] not in slow))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
+    return (yield)
 
 
 def _group(item: pytest.Item) -> str:
