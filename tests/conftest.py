@@ -7,37 +7,48 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
+# These run the pipeline again in the first run's workdir, which takes one run at a time.
+RUN_AGAIN = ("tests/end_to_end/test_movielens.py", "tests/pipeline/test_report_page.py")
 
 
-# A wrapper, so that it comes before pytest-xdist's hook of this name, which reads the groups.
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Tells `pytest -n 2 --dist loadgroup` what to keep in one process, and starts the longest groups first."""
-    groups = {item: _group(item) for item in items}
-    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (groups[item] != FIRST_RUN, groups[item] not in slow))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    return (yield)
+class Together(LoadScopeScheduling):
+    """`pytest -n`: tests that share something expensive run in one process, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return together(nodeid.split("::")[0])
 
 
-def _group(item: pytest.Item) -> str:
-    """Tests that share something expensive: the first run, or what a folder's conftest.py makes once a session."""
-    if FIRST_RUN in getattr(item, "fixturenames", ()):
+def together(path: str) -> str:
+    """What tests of a file share, by its path from the project's folder.
+
+    That is the workdir of the first run, or what a folder's conftest.py makes once a session.
+    """
+    if path in RUN_AGAIN:
         return FIRST_RUN
-    folder = item.path.parent
-    shared = folder.parent != ROOT / "tests" and (folder / "conftest.py").exists()
-    return str((folder if shared or folder.name == "serving" else item.path).relative_to(ROOT))
+    folder = Path(path).parent
+    return str(folder if folder.parent.name == "components" or folder.name == "serving" else path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no process is left alone with it in the end."""
+    places = {item: together(item.nodeid.split("::")[0]) for item in items}
+    slow = {places[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (places[item] != FIRST_RUN, places[item] not in slow))
 
 
 @dataclasses.dataclass(frozen=True)
