@@ -21,7 +21,7 @@ test-slow: setup  ## Train every preset on both splits, and hold it against sche
 	$(BIN)/python -m pytest -m floors
 
 test-airflow: airflow-setup  ## Run the DAG on a real Airflow: at once, by its scheduler, retried, and not blessed (minutes)
-	$(BIN)/python -m pytest -m airflow
+	$(BIN)/python -m pytest -m airflow tests/airflow_runs
 
 airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, from requirements-airflow.lock
 	@$(BIN)/python environment/airflow_setup.py

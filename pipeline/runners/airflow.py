@@ -74,7 +74,10 @@ def recipe_dag(
     default_args: Mapping[str, Any] | None = None,
     **dag_arguments: Any,
 ) -> DAG:
-    """The DAG of a recipe. What an argument does not say, an environment variable does.
+    """The DAG of a recipe: of the one that the TANDEM_* variables name, or of `schema_dir`.
+
+    An argument wins over its variable. With `schema_dir`, the variables about a recipe do not count at all, so that two
+    DAGs in one Airflow never share a folder by accident; those about the machine do.
 
     Args:
         schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`; TANDEM_SCHEMA_DIR.
@@ -96,25 +99,28 @@ def recipe_dag(
         SettingError: A path is missing or relative, or a number is none.
         PlanError: The recipe or the schema cannot be used.
     """
+    machine = _Settings(os.environ)
+    asked = machine if schema_dir is None else _Settings({})
     deployment = Deployment(
-        schema_dir=_folder("TANDEM_SCHEMA_DIR", schema_dir),
-        data=_folder("TANDEM_DATA", data),
-        workdir=_folder("TANDEM_WORKDIR", workdir),
-        serving_dir=_folder("TANDEM_SERVING_DIR", serving_dir) if _given("TANDEM_SERVING_DIR", serving_dir) else None,
-        preset=_given("TANDEM_PRESET", preset),
-        overrides=tuple(shlex.split(os.environ.get("TANDEM_SET", "")) if overrides is None else overrides),
+        schema_dir=asked.folder("SCHEMA_DIR", schema_dir),
+        data=asked.folder("DATA", data),
+        workdir=asked.folder("WORKDIR", workdir),
+        serving_dir=asked.folder("SERVING_DIR", serving_dir) if asked.given("SERVING_DIR", serving_dir) else None,
+        preset=asked.given("PRESET", preset),
+        overrides=tuple(shlex.split(asked.given("SET", None) or "") if overrides is None else overrides),
     )
-    plan = plan_for(deployment, _given("TANDEM_PYTHON", python) or sys.executable)
+    interpreter = str(machine.given("PYTHON", python) or sys.executable)
+    plan = plan_for(deployment, interpreter)
     name = str(plan.recipe["name"])
-    delay = datetime.timedelta(seconds=_number("TANDEM_RETRY_DELAY", 60)) if retry_delay is None else retry_delay
+    delay = datetime.timedelta(seconds=machine.number("RETRY_DELAY", 60)) if retry_delay is None else retry_delay
     dag = DAG(
         dag_id=dag_id or name,
         description=_first_sentence(plan),
         doc_md=_documentation(plan),
-        schedule=_given("TANDEM_SCHEDULE", schedule),
+        schedule=asked.given("SCHEDULE", schedule),
         tags=list(dict.fromkeys(("tandem", name, *tags))),
         default_args={
-            "retries": _number("TANDEM_RETRIES", 2) if retries is None else retries,
+            "retries": machine.number("RETRIES", 2) if retries is None else retries,
             "retry_delay": delay,
             **(default_args or {}),
         },
@@ -126,7 +132,6 @@ def recipe_dag(
             **dag_arguments,
         },
     )
-    interpreter = str(python or os.environ.get("TANDEM_PYTHON") or sys.executable)
     begin = Begin(task_id=BEGIN, plan=str(plan.path), workdir=deployment.workdir, dag=dag)
     tasks: dict[str, BaseOperator] = {}
     for component, before in plan.tasks.items():
@@ -240,28 +245,37 @@ class Judge(_TandemTask):
         self._run_module("pipeline.runners.verdict")
 
 
-def _given(variable: str, argument: Any) -> Any:
-    """The argument, else what the variable says; None where both say nothing."""
-    return argument if argument is not None else os.environ.get(variable) or None
+class _Settings:
+    """What the TANDEM_* variables say where an argument does not."""
 
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
 
-def _folder(variable: str, argument: str | Path | None) -> str:
-    found = _given(variable, argument)
-    if found is None:
-        raise SettingError(
-            f"{variable} is not set. Set it to an absolute path for all of Airflow's processes, or give recipe_dag the "
-            f"argument {variable.removeprefix('TANDEM_').lower()}."
-        )
-    if not os.path.isabs(found):
-        raise SettingError(f"{variable}: an absolute path was wanted, {str(found)!r} was found; Airflow has no folder.")
-    return os.path.normpath(found)
+    def given(self, name: str, argument: Any) -> Any:
+        """The argument, else the variable; None where both say nothing."""
+        return argument if argument is not None else self._variables.get(f"TANDEM_{name}") or None
 
+    def folder(self, name: str, argument: str | Path | None) -> str:
+        """An absolute path, which must be there to be given."""
+        found = self.given(name, argument)
+        if found is None:
+            raise SettingError(
+                f"TANDEM_{name} is not set. Set it to an absolute path for all of Airflow's processes, or give "
+                f"recipe_dag the argument {name.lower()}; it must be given together with the argument schema_dir."
+            )
+        if not os.path.isabs(found):
+            raise SettingError(
+                f"TANDEM_{name} or {name.lower()}: an absolute path was wanted, {str(found)!r} was found; Airflow's "
+                "processes run in no particular folder."
+            )
+        return os.path.normpath(found)
 
-def _number(variable: str, default: int) -> int:
-    found = os.environ.get(variable) or str(default)
-    if not found.isdecimal():
-        raise SettingError(f"{variable}: a whole number was wanted, {found!r} was found.")
-    return int(found)
+    def number(self, name: str, default: int) -> int:
+        """A whole number, not negative."""
+        found = self.given(name, None) or str(default)
+        if not found.isdecimal():
+            raise SettingError(f"TANDEM_{name}: a whole number was wanted, {found!r} was found.")
+        return int(found)
 
 
 def _ended(name: str, code: int) -> str:

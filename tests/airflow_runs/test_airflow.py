@@ -48,21 +48,30 @@ class RunAtOnce:
 
     home: AirflowHome
     workdir: Path
-    looked_at: dict[str, Any]
     output: str
     code: int
 
 
 @pytest.fixture(scope="module")
-def tested(
+def home(
     tmp_path_factory: pytest.TempPathFactory, airflow_home: MakeHome, sample: Path, schema_dir: Path, python: Path
-) -> RunAtOnce:
-    """The DAG file as Airflow reads it, and one run of it in this terminal."""
+) -> AirflowHome:
+    """An Airflow with the DAG file."""
     workdir = tmp_path_factory.mktemp("tested") / "work"
-    home = airflow_home(schema_dir=schema_dir, data=sample, workdir=workdir, schedule="30 4 * * *", python=python)
-    looked_at = home.look()
+    return airflow_home(schema_dir=schema_dir, data=sample, workdir=workdir, schedule="30 4 * * *", python=python)
+
+
+@pytest.fixture(scope="module")
+def looked_at(home: AirflowHome) -> dict[str, Any]:
+    """The DAG file as Airflow reads it."""
+    return home.look()
+
+
+@pytest.fixture(scope="module")
+def tested(home: AirflowHome) -> RunAtOnce:
+    """One run of the DAG in this terminal."""
     done = home.airflow("dags", "test", "movielens")
-    return RunAtOnce(home, workdir, looked_at, done.stdout, done.returncode)
+    return RunAtOnce(home, Path(home.settings["TANDEM_WORKDIR"]), done.stdout, done.returncode)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +135,12 @@ def versions(workdir: Path) -> list[str]:
 # --- reading the DAG file ---------------------------------------------------------------------------------------------
 
 
-def test_the_dag_file_is_read_without_errors_and_shows_the_recipe(tested: RunAtOnce) -> None:
-    assert tested.looked_at["errors"] == {}
-    (dag,) = tested.looked_at["dags"].values()
-    assert list(tested.looked_at["dags"]) == ["movielens"]
+def test_the_dag_file_is_read_without_errors_and_shows_the_recipe(home: AirflowHome, looked_at: dict[str, Any]) -> None:
+    assert looked_at["errors"] == {}
+    (dag,) = looked_at["dags"].values()
+    assert list(looked_at["dags"]) == ["movielens"]
     assert {task: found["upstream"] for task, found in dag["tasks"].items()} == UPSTREAM
-    recipe = yaml.safe_load((Path(tested.home.settings["TANDEM_SCHEMA_DIR"]) / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((Path(home.settings["TANDEM_SCHEMA_DIR"]) / "recipe.yaml").read_text())
     assert recipe["description"].split(".")[0] in dag["description"] + dag["doc"]
     assert "`top_100_accuracy`: at least 0.01" in dag["doc"]
     assert dag["tags"] == ["movielens", "tandem"]
@@ -142,21 +151,45 @@ def test_the_dag_file_is_read_without_errors_and_shows_the_recipe(tested: RunAtO
     assert {task["retry_delay"] for task in dag["tasks"].values()} == {60.0}
 
 
-def test_reading_the_dag_file_imports_nothing_heavy_and_takes_no_time(tested: RunAtOnce) -> None:
-    assert tested.looked_at["heavy"] == []
-    assert tested.looked_at["again_s"] < 1
+def test_reading_the_dag_file_imports_nothing_heavy_and_takes_no_time(looked_at: dict[str, Any]) -> None:
+    assert looked_at["heavy"] == []
+    assert looked_at["again_s"] < 1
+
+
+def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
+    home: AirflowHome, schema_dir: Path, tmp_path: Path
+) -> None:
+    file = home.home / "dags" / "shop.py"
+    file.write_text(
+        "from pipeline.runners.airflow import recipe_dag\n\n"
+        f"dag = recipe_dag({str(schema_dir)!r}, data={str(tmp_path)!r}, workdir={str(tmp_path / 'work')!r}, "
+        "dag_id='shop', tags=['ours'], default_args={'queue': 'big'})\n"
+    )
+    try:
+        with home.other(serving_dir="/served", preset="best", set="training.epochs=0", retries=5) as changed:
+            # The first one now has a preset and a change that cannot be.
+            looked_at = changed.look()
+    finally:
+        file.unlink()
+    assert [path for path in looked_at["errors"] if path.endswith("shop.py")] == []
+    shop = looked_at["dags"]["shop"]
+    assert f"pushed to `{tmp_path}/work/serving/movielens`" in shop["doc"]
+    assert shop["schedule"] == "None"
+    assert shop["tags"] == ["movielens", "ours", "tandem"]
+    # What is said about the machine counts for every DAG.
+    assert {task["retries"] for task in shop["tasks"].values()} == {5}
 
 
 def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
-    tested: RunAtOnce, schema_dir: Path, tmp_path: Path
+    home: AirflowHome, schema_dir: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "movielens"
     shutil.copytree(schema_dir, broken)
     text = (broken / "recipe.yaml").read_text().replace("epochs:", "epoch:")
     (broken / "recipe.yaml").write_text(text)
     line = 1 + text[: text.index("epoch:")].count("\n")
-    with tested.home.other(schema_dir=broken) as home:
-        (error,) = home.look()["errors"].values()
+    with home.other(schema_dir=broken) as changed:
+        (error,) = changed.look()["errors"].values()
     assert f"{broken}/recipe.yaml:{line}" in error
     assert "did you mean 'epochs'?" in error
 
@@ -165,18 +198,17 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
     ("setting", "told"),
     [
         ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "argument data"]),
-        ({"workdir": "work"}, ["TANDEM_WORKDIR: an absolute path was wanted, 'work' was found"]),
+        ({"workdir": "work"}, ["TANDEM_WORKDIR", "an absolute path was wanted, 'work' was found"]),
         ({"retries": "twice"}, ["TANDEM_RETRIES: a whole number was wanted, 'twice' was found"]),
         ({"python": "/nowhere/python"}, ["/nowhere/python cannot be run", "TANDEM_PYTHON names the Python"]),
-        ({"schedule": "sometimes"}, ["sometimes"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_wrong_variable_is_an_import_error_that_names_it(
-    tested: RunAtOnce, setting: dict[str, str], told: list[str]
+    home: AirflowHome, setting: dict[str, str], told: list[str]
 ) -> None:
-    with tested.home.other(**setting) as home:
-        (error,) = home.look()["errors"].values()
+    with home.other(**setting) as changed:
+        (error,) = changed.look()["errors"].values()
     for part in told:
         assert part in error
 
