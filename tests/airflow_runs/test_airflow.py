@@ -173,7 +173,7 @@ def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
         file.unlink()
     assert [path for path in looked_at["errors"] if path.endswith("shop.py")] == []
     shop = looked_at["dags"]["shop"]
-    assert f"pushed to `{tmp_path}/work/serving/movielens`" in shop["doc"]
+    assert f"pushed to `{tmp_path / 'work/serving/movielens'}`" in shop["doc"]
     assert shop["schedule"] == "None"
     assert shop["tags"] == ["movielens", "ours", "tandem"]
     # What is said about the machine counts for every DAG.
