@@ -124,10 +124,10 @@ def test_what_tensorflow_cannot_reach_is_written_where_the_launcher_takes_it_fro
 
     assert kubeflow_container.LOCAL_FOLDERS == {"s3://": "/s3/", "minio://": "/minio/"}, "as launcher_v2.go has it"
     monkeypatch.setitem(kubeflow_container.LOCAL_FOLDERS, scheme, f"{tmp_path}/mounted/")
-    uri = f"{scheme}bucket/root/ImportSchemaGen/1/schema"
+    uri = f"{scheme}bucket/runs/ImportSchemaGen/1/schema"
     code, outputs = import_schema(uri)
     assert code == 0
-    assert (tmp_path / "mounted/bucket/root/ImportSchemaGen/1/schema/schema.pbtxt").is_file()
+    assert (tmp_path / "mounted/bucket/runs/ImportSchemaGen/1/schema/schema.pbtxt").is_file()
     assert json.loads(outputs.read_text())["artifacts"]["schema"]["artifacts"][0]["uri"] == uri
 
 
