@@ -135,8 +135,8 @@ def export(
     """Writes a version into `folder` (`…/1`); without `history`, as the Trainer does for a recipe without one."""
     model = ContractModel(items, marker)
     optional = {**CONTEXT, **HISTORY} if history else CONTEXT
-    recommend = _with_optional(model.recommend, ["user_id"], optional)
-    rate = _with_optional(model.rate, ["user_id", "item_id"], optional)
+    recommend = with_optional(model.recommend, ["user_id"], optional)
+    rate = with_optional(model.rate, ["user_id", "item_id"], optional)
     evaluate = tf.function(model.evaluate, input_signature=[tf.TensorSpec([None], tf.string, "examples")])
     signatures = {"serving_default": evaluate, "evaluate": evaluate, "recommend": recommend, "rate": rate}
     for name, method in (("classify", model.classify), ("regress", model.regress)):
@@ -151,7 +151,7 @@ def export(
     return folder
 
 
-def _with_optional(
+def with_optional(
     function: Callable[..., dict[str, tf.Tensor]], required: Sequence[str], optional: Mapping[str, tf.Tensor]
 ) -> tf.types.experimental.PolymorphicFunction:
     """`function` with string inputs [B], and optional ones of any size in each dimension.

@@ -5,13 +5,13 @@ What it answers is simple enough to be computed again by a test; names, dtypes, 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from contract_model import with_optional
 
 USERS = ("1", "2", "3")
 K = 10
@@ -172,38 +172,18 @@ def export(
         query["history"] = tf.constant([[""]])
     filters = {"exclude": tf.constant([[""]]), "only": tf.constant([[""]]), "k": tf.constant(10)}
     made = {
-        "recommend": _signature(model.recommend, ["user_id"], query),
-        "recommend_filtered": _signature(model.recommend_filtered, ["user_id"], {**query, **filters}),
-        "rate": _signature(model.rate, ["user_id", "item_id"], query),
-        "similar_items": _signature(model.similar_items, ["item_id"], {}),
-        "find_items": _signature(model.find_items, ["text"], {}),
-        "embed_query": _signature(model.embed_query, ["user_id"], query),
-        "embed_item": _signature(model.embed_item, [], {"item_id": tf.constant([""]), "year": tf.constant([NAN])}),
-        "evaluate": _signature(model.evaluate, ["examples"], {}),
+        "recommend": with_optional(model.recommend, ["user_id"], query),
+        "recommend_filtered": with_optional(model.recommend_filtered, ["user_id"], {**query, **filters}),
+        "rate": with_optional(model.rate, ["user_id", "item_id"], query),
+        "similar_items": with_optional(model.similar_items, ["item_id"], {}),
+        "find_items": with_optional(model.find_items, ["text"], {}),
+        "embed_query": with_optional(model.embed_query, ["user_id"], query),
+        "embed_item": with_optional(model.embed_item, [], {"item_id": tf.constant([""]), "year": tf.constant([NAN])}),
+        "evaluate": with_optional(model.evaluate, ["examples"], {}),
     }
     made["serving_default"] = made["evaluate"]
     tf.saved_model.save(model, str(folder), signatures={name: made[name] for name in signatures})
     return folder
-
-
-def _signature(
-    function: Callable[..., dict[str, tf.Tensor]], required: Sequence[str], optional: Mapping[str, tf.Tensor]
-) -> tf.types.experimental.PolymorphicFunction:
-    """`function` with string inputs [B], and optional ones of their defaults' rank.
-
-    Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
-    """
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in required]
-    parameters += [inspect.Parameter(name, kind, default=default) for name, default in optional.items()]
-    specs = [tf.TensorSpec([None], tf.string, name) for name in required]
-    specs += [tf.TensorSpec([None] * default.shape.rank, default.dtype, name) for name, default in optional.items()]
-
-    def signature(*args: tf.Tensor, **kwargs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return function(**dict(zip((each.name for each in parameters), args, strict=False)), **kwargs)
-
-    signature.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return tf.function(signature, input_signature=specs)
 
 
 def _table(keys: Sequence[str]) -> tf.lookup.StaticHashTable:
