@@ -36,14 +36,35 @@ class Baselines(tf.Module):
         self._item_popularity = _constant("item_popularity", _share_below(items), tf.float32)
         self._user_activity = _constant("user_activity", _share_below(users), tf.float32)
         self._places = _constant("places", places, tf.int64)
+        self._order = _constant("order", order + 1, tf.int64)
         self._log_interactions = _constant("log_interactions", np.log1p(items), tf.float32)
         self._mean = _constant("mean", mean, tf.float32)
         self._user_bias = _constant("user_bias", user_bias, tf.float32)
         self._item_bias = _constant("item_bias", item_bias, tf.float32)
 
-    def scores(self) -> tf.Tensor:
-        """Interactions of every item, float32 [N], in vocabulary order: the scores of the popularity baseline."""
-        return tf.cast(self._item_interactions.read_value()[1:], tf.float32)
+    def first(self, k: int, rows: tf.Tensor, left_out: tf.RaggedTensor | None) -> tf.Tensor:
+        """The most popular items.
+
+        Args:
+            k: How many, at most all.
+            rows: B, an integer scalar.
+            left_out: int64 [B, items]: what each row must not have; None for nothing.
+
+        Returns:
+            int64 [B, k], the most popular one first, padded with 0.
+        """
+        order = self._order.read_value()
+        if left_out is None:
+            return tf.tile(order[None, :k], [rows, 1])
+        # No row can lose more of the first ones than it has items: the rest of the catalogue need not be looked at.
+        width = tf.minimum(tf.size(order, tf.int64), k + tf.reduce_max(tf.pad(left_out.row_lengths(), [[0, 1]])))
+        places = tf.gather(self._places.read_value(), left_out.flat_values)
+        near = places < width
+        gone = tf.stack([left_out.value_rowids()[near], places[near]], axis=1)
+        every = tf.tile(tf.range(width, dtype=tf.int64)[None, :], [rows, 1])
+        free = tf.tensor_scatter_nd_update(every, gone, tf.fill([tf.shape(gone)[0]], width))
+        best = -tf.math.top_k(-free, k=k).values
+        return tf.where(best < width, tf.gather(order, tf.minimum(best, width - 1)), 0)
 
     def rank(self, item: tf.Tensor, seen: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Places of items among all by popularity, the first one 0.

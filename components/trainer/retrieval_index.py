@@ -112,9 +112,16 @@ class ExactIndex(RetrievalIndex):
         true = tf.gather(scores, tf.maximum(item - 1, 0), batch_dims=1)
         # Not-a-number compares false with everything and would win every comparison.
         counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
-        ranks = (_place(candidates, true, item) for candidates in (scores, _without(scores, excluded)))
-        every, others = (tf.where(counts, rank, -1) for rank in ranks)
-        return every, others
+        ahead = _ahead(scores, true, item)
+        places = tf.stack([excluded.value_rowids(), excluded.flat_values - 1], axis=1)
+        none = tf.zeros([tf.shape(places)[0]], tf.bool)
+        # Marks are four times smaller than scores: that, and 32 bits to count in, is half of the time.
+        others = tf.tensor_scatter_nd_update(ahead, places, none)
+        every, unseen = (
+            tf.where(counts, tf.cast(tf.reduce_sum(tf.cast(marks, tf.int32), axis=1), tf.int64), -1)
+            for marks in (ahead, others)
+        )
+        return every, unseen
 
     def vectors(self, items: tf.Tensor) -> tf.Tensor:
         # A gather from the variable itself would make every later product copy the whole of it.
@@ -143,9 +150,8 @@ def _only(scores: tf.Tensor, items: tf.RaggedTensor) -> tf.Tensor:
     return tf.where(tf.logical_or(allowed, everything), scores, scores.dtype.min)
 
 
-def _place(scores: tf.Tensor, true: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
-    """Places int64 [B] of the items [B], whose scores are `true` [B], among scores [B, N]."""
+def _ahead(scores: tf.Tensor, true: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
+    """bool [B, N]: which of the scores [B, N] come before those of the items [B], which are `true` [B]."""
     # `tf.math.top_k` puts equal scores in the order of the catalogue.
-    earlier = tf.range(tf.shape(scores, tf.int64)[1])[None, :] < item[:, None] - 1
-    ahead = tf.logical_or(scores > true[:, None], tf.logical_and(tf.equal(scores, true[:, None]), earlier))
-    return tf.reduce_sum(tf.cast(ahead, tf.int64), axis=1)
+    earlier = tf.range(tf.shape(scores)[1])[None, :] < tf.cast(item, tf.int32)[:, None] - 1
+    return tf.logical_or(scores > true[:, None], tf.logical_and(tf.equal(scores, true[:, None]), earlier))

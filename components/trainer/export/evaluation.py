@@ -10,7 +10,6 @@ from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.ranking import Ranker
 from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.export.signature_inputs import DTYPES, Outputs, dense
-from components.trainer.retrieval_index import ExactIndex
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import Columns
 
@@ -31,7 +30,6 @@ class Evaluation(tf.Module):
         self._users = users
         self._ranker = ranker
         self._baselines = Baselines(data)
-        self._popular = ExactIndex(self._baselines.scores()[:, None], "popular")
 
     def evaluate(self, examples: tf.Tensor) -> Outputs:
         """What the Evaluator needs to know of each example.
@@ -79,10 +77,9 @@ class Evaluation(tf.Module):
                 answer[f"top_{k}{suffix}_hit"] = tf.cast(hit, tf.float32)
         left_out = self._ranker.left_out(asked.seen)
         length = min(LIST_LENGTH, self._catalogue.item_count)
-        every = tf.ones([tf.size(item), 1])
         lists = {
             "": self._ranker.top(asked.query, length, left_out).items,
-            "popularity_": self._popular.search(every, length, left_out).items,
+            "popularity_": self._baselines.first(length, tf.size(item), left_out),
         }
         for prefix, items in lists.items():
             padded = tf.pad(items, [[0, 0], [0, LIST_LENGTH - length]])
