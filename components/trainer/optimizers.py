@@ -19,7 +19,8 @@ Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 DENSE_ROWS = 1 << 14
 """A table of up to this many rows gets its sparse gradient as a dense one: adding up rows into a zeroed table is faster
-than finding the unique ones first, and each optimizer here does the same with a row of zeros as without it."""
+than finding the unique ones first. Of a larger one, Adagrad and Adam change only the rows that a batch has, and average
+only those: users grow with the interactions, and a step must not cost more for that."""
 
 
 class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -60,6 +61,30 @@ class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
             "warm_up": self.warm_up,
             "cosine": self.cosine,
         }
+
+
+class LazyAdam(tf.keras.optimizers.Adam):
+    """Adam, but a row of a sparse gradient's table changes only in the steps that have a gradient for it.
+
+    In the others its moments do not decay and it takes no step; their bias correction counts all steps. TensorFlow
+    Addons, which is retired, had this under the same name. Dense gradients do what Kingma and Ba 2015 say.
+    """
+
+    def update_step(self, gradient: Gradient, variable: tf.Variable) -> None:
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
+        index = self._index_dict[self._var_key(variable)]
+        momentum, velocity = self._momentums[index], self._velocities[index]
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        correction = tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        rate = tf.cast(self.learning_rate, variable.dtype) * correction
+        values, rows = gradient.values, gradient.indices
+        first = self.beta_1 * tf.gather(momentum, rows) + (1 - self.beta_1) * values
+        second = self.beta_2 * tf.gather(velocity, rows) + (1 - self.beta_2) * tf.square(values)
+        momentum.scatter_update(tf.IndexedSlices(first, rows))
+        velocity.scatter_update(tf.IndexedSlices(second, rows))
+        variable.scatter_sub(tf.IndexedSlices(rate * first / (tf.sqrt(second) + self.epsilon), rows))
 
 
 class RectifiedAdam(tf.keras.optimizers.Optimizer):
@@ -134,6 +159,9 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
     What `tfrs.experimental.optimizers.CompositeOptimizer` is for Keras's legacy optimizers, which know neither averages
     nor a norm over all groups. A step is: add up sparse gradients by row, clip all of them together, decay weights, let
     each variable's own optimizer update it, every few steps join the slow weights, and average.
+
+    Where only some rows of a large table change, only theirs are averaged: the average of a row whose weights stayed
+    the same is known without the steps between, so it is the same one.
     """
 
     def __init__(
@@ -176,6 +204,10 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         self._built = True
         for index, optimizer in enumerate(self._optimizers):
             optimizer.build([variable for variable in var_list if self._group_of[self._var_key(variable)] == index])
+        # For each large table of which steps may change some rows only: after how many steps each row's average is due.
+        tables = [variable for variable in var_list if self._changes_by_row(variable)]
+        self._averaged_at = [self.add_variable((table.shape[0],), tf.int64, name="averaged_at") for table in tables]
+        self._table_of = self._no_dependency({self._var_key(table): index for index, table in enumerate(tables)})
         self._slow = (
             [self.add_variable_from_reference(variable, "slow", initial_value=variable) for variable in var_list]
             if self._lookahead
@@ -191,7 +223,14 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Gradient, variable: tf.Variable) -> None:
         key = self._var_key(variable)
-        self._optimizers[self._group_of[key]].update_step(gradient, variable)
+        optimizer = self._optimizers[self._group_of[key]]
+        if isinstance(gradient, tf.IndexedSlices) and key in self._table_of:
+            rows = gradient.indices
+            average = self._average_of(variable, rows)
+            optimizer.update_step(gradient, variable)
+            self._average_rows(variable, rows, average)
+        else:
+            optimizer.update_step(gradient, variable)
         if self._lookahead is None:
             return
         slow = self._slow[self._index_dict[key]]
@@ -249,18 +288,82 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
                 [variable for variable in variables if self._group_of[self._var_key(variable)] == index]
             )
 
+    def _distributed_apply_gradients_fn(self, distribution: Any, grads_and_vars: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        # Several replicas have several values of a gradient, all of one kind.
+        kinds = {self._var_key(variable): distribution.experimental_local_results(gradient)[0]
+                 for gradient, variable in pairs}  # fmt: skip
+        self._averaged_by_row = {key for key in self._table_of if isinstance(kinds.get(key), tf.IndexedSlices)}
+        return super()._distributed_apply_gradients_fn(distribution, pairs, **kwargs)
+
     def _update_model_variables_moving_average(self, var_list: Sequence[tf.Variable]) -> None:
-        step = tf.cast(self.iterations + 1, tf.float32)
-        # With the corrected average of the step before, this is the corrected average: 0 at first, then ever nearer
-        # to the momentum.
-        kept = self.ema_momentum * (1 - self.ema_momentum ** (step - 1)) / (1 - self.ema_momentum**step)
+        kept = self._kept(self.iterations, self.iterations + 1)
 
         def update(average: tf.Variable, variable: tf.Tensor) -> None:
             average.assign(kept * average + (1 - kept) * variable)
 
+        def settle(averaged_at: tf.Variable) -> None:
+            averaged_at.assign(tf.fill(averaged_at.shape, self.iterations + 1))
+
+        extended = self._distribution_strategy.extended
         for variable in var_list:
-            average = self._model_variables_moving_average[self._index_dict[self._var_key(variable)]]
-            self._distribution_strategy.extended.update(average, update, args=(variable,), group=False)
+            key = self._var_key(variable)
+            if key in self._averaged_by_row:
+                continue
+            extended.update(self._averages(variable), update, args=(variable,), group=False)
+            if key in self._table_of:
+                extended.update(self._averaged_at[self._table_of[key]], settle, group=False)
+
+    def _overwrite_model_variables_with_average_value(self, var_list: Sequence[tf.Variable]) -> None:
+        now = tf.identity(self.iterations)
+
+        def catch_up(average: tf.Variable, variable: tf.Tensor, averaged_at: tf.Variable) -> None:
+            kept = _of_rows(self._kept(averaged_at, now), variable)
+            average.assign(variable + kept * (average - variable))
+            averaged_at.assign(tf.fill(averaged_at.shape, now))
+
+        for variable in var_list:
+            index = self._table_of.get(self._var_key(variable))
+            if index is not None:
+                args = (variable, self._averaged_at[index])
+                self._distribution_strategy.extended.update(self._averages(variable), catch_up, args=args)
+        super()._overwrite_model_variables_with_average_value(var_list)
+
+    def _changes_by_row(self, variable: tf.Variable) -> bool:
+        """Whether its average can be known without having been at every step."""
+        optimizer = self._optimizers[self._group_of[self._var_key(variable)]]
+        lazy = isinstance(optimizer, LazyAdam | tf.keras.optimizers.Adagrad)
+        rows = variable.shape[0] if variable.shape.rank else 0
+        return bool(self.use_ema and self._lookahead is None and lazy and rows > DENSE_ROWS)
+
+    def _averages(self, variable: tf.Variable) -> tf.Variable:
+        return self._model_variables_moving_average[self._index_dict[self._var_key(variable)]]
+
+    def _average_of(self, variable: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+        """What the average of some rows has come to, their weights being what they are since they last changed."""
+        weights = tf.gather(variable, rows)
+        averaged_at = tf.gather(self._averaged_at[self._table_of[self._var_key(variable)]], rows)
+        kept = _of_rows(self._kept(averaged_at, self.iterations), weights)
+        return weights + kept * (tf.gather(self._averages(variable), rows) - weights)
+
+    def _average_rows(self, variable: tf.Variable, rows: tf.Tensor, average: tf.Tensor) -> None:
+        """Adds this step's weights of some rows to the `average` that they had before it."""
+        now = self.iterations + 1
+        kept = self._kept(self.iterations, now)
+        average = kept * average + (1 - kept) * tf.gather(variable, rows)
+        self._averages(variable).scatter_update(tf.IndexedSlices(average, rows))
+        averaged_at = self._averaged_at[self._table_of[self._var_key(variable)]]
+        averaged_at.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(rows), now), rows))
+
+    def _kept(self, since: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+        """What the corrected average after `since` steps has of that after `now`; the weights between have the rest.
+
+        For one step that is 0 at first, then ever nearer to the momentum; for several, the product of those.
+        """
+        since, now = tf.cast(since, tf.float32), tf.cast(now, tf.float32)
+        momentum = self.ema_momentum
+        kept = momentum ** (now - since) * (1 - momentum**since)
+        return tf.math.divide_no_nan(kept, 1 - momentum**now)
 
 
 def build_optimizer(
@@ -293,7 +396,7 @@ def _optimizer(config: Optimizer, learning_rate: float, steps: int) -> tf.keras.
     if config.kind == "adagrad":
         return tf.keras.optimizers.Adagrad(rate)
     if config.kind == "adam":
-        return tf.keras.optimizers.Adam(rate)
+        return LazyAdam(rate)
     if config.kind == "adamw":
         return tf.keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
     # Nothing to decay saves a pass over all weights; Keras knows that from None only.
@@ -305,3 +408,8 @@ def _dense(gradient: Gradient | None, variable: tf.Variable) -> Gradient | None:
     if not isinstance(gradient, tf.IndexedSlices) or variable.shape[0] > DENSE_ROWS:
         return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
+
+
+def _of_rows(values: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """Values [rows] shaped to be multiplied with a table [rows, ...]."""
+    return tf.reshape(values, [-1] + [1] * (table.shape.rank - 1))

@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import logging
 from hypothesis import given
 
-from components.trainer import training
+from components.trainer import optimizers, training
 from components.trainer.curves import best_epoch, with_epoch
 from components.trainer.training import TrainingDiverged, fingerprint, run_fn, train
 from components.trainer.training_data import TrainingData
@@ -337,6 +337,9 @@ from components.trainer.training import train
 from components.trainer.training_data import read_training_data
 from pipeline.recipe import TrainerRecipe
 
+from components.trainer import optimizers
+
+optimizers.DENSE_ROWS = int(sys.argv[2])
 recipe_json, train_files, catalogue_files, transform_output = json.loads(sys.argv[1])
 recipe, transform_output = TrainerRecipe.model_validate_json(recipe_json), tft.TFTransformOutput(transform_output)
 data = read_training_data(train_files, catalogue_files, transform_output, recipe.features, recipe.columns)
@@ -349,7 +352,8 @@ print(json.dumps(found))
 """
 
 
-def test_two_devices_train_what_one_does(world: World) -> None:
+@pytest.mark.parametrize("dense_rows", [optimizers.DENSE_ROWS, 1], ids=["small tables", "large tables"])
+def test_two_devices_train_what_one_does(world: World, dense_rows: int) -> None:
     # The rating loss is a mean over rows, so two halves of a batch are worth the whole; an in-batch softmax is not.
     # Adagrad, because Adam hardly sees how large a gradient is.
     model = {"id_dropout": 0, "retrieval_weight": 0, "rating_head": {"kind": "dot"}}
@@ -358,7 +362,7 @@ def test_two_devices_train_what_one_does(world: World) -> None:
     files = [world.files["train"], world.files["catalogue"], str(world.folder / "transform")]
     path = os.pathsep.join([str(ROOT), str(ROOT / "serving" / "client"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", DISTRIBUTED, json.dumps([recipe.model_dump_json(), *files])],
+        [sys.executable, "-c", DISTRIBUTED, json.dumps([recipe.model_dump_json(), *files]), str(dense_rows)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
