@@ -764,6 +764,8 @@ class Validation(Section):
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """The part of train."""
+    max_rows: PositiveInt = 100_000
+    """At most as many interactions: each is ranked among all items after every epoch, and more tell little more."""
     kind: Literal["random", "latest"] | None = None
     """Which rows: any, or the latest ones. Left out, `latest` where the split is by time or each user's last rows."""
     seed: int = 0

@@ -129,7 +129,8 @@ def train(
     fit, validation = data, None
     if config.validation is not None:
         kind = config.validation.kind or "random"
-        fit, validation = data.hold_out(config.validation.fraction, kind, config.validation.seed)
+        fraction = min(config.validation.fraction, config.validation.max_rows / len(data.labels))
+        fit, validation = data.hold_out(fraction, kind, config.validation.seed)
     strategy = strategy or device_strategy()
     done = _epochs_done(backup_dir) if backup_dir else 0
     if done:

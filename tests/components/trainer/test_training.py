@@ -75,10 +75,11 @@ def test_steps_end_in_the_middle_of_an_epoch(world: World) -> None:
     assert curves["learning_rate"][-1] == pytest.approx(0.02 * (1 + np.cos(np.pi * 0.9)) / 2, rel=1e-4)
 
 
-def test_validation_rows_are_not_trained_on(world: World) -> None:
-    recipe = light(world, validation=SLICE, batch_size=10)
+@pytest.mark.parametrize(("limit", "held"), [(100_000, ROWS // 4), (40, 40)])
+def test_validation_rows_are_not_trained_on(world: World, limit: int, held: int) -> None:
+    recipe = light(world, validation=SLICE | {"max_rows": limit}, batch_size=10)
     _, curves = train(recipe, world.data(recipe), world.transform_output)
-    assert curves["steps"][0] == ROWS * 3 // 4 // 10
+    assert curves["steps"][0] == (ROWS - held) // 10
     for name in ("top_100_accuracy", "top_100_accuracy_unseen", "rmse"):
         assert len(curves[f"validation_{name}"]) == 3
 
