@@ -166,6 +166,26 @@ def movielens(
     print(f"{out}: interactions.csv, items.csv, users.csv{'' if fetched else ' (already there)'}")
 
 
+def synthetic(
+    users: Annotated[int, typer.Option(help="Users in users.csv.")] = 2_000,
+    items: Annotated[int, typer.Option(help="Items in items.csv.")] = 1_000,
+    interactions: Annotated[int, typer.Option(help="Rows of interactions.csv, without the broken ones.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Another seed gives other data; the same arguments give the same.")] = 0,
+    clusters: Annotated[int, typer.Option(help="Groups of items that tastes are about.")] = 10,
+    drift: Annotated[float, typer.Option(help="Share of a taste that moves to another cluster over two years.")] = 0.5,
+    broken: Annotated[float, typer.Option(help="Share of the lines of interactions.csv that are broken.")] = 0.0,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/synthetic"),
+) -> None:
+    """Made-up interactions with a known structure, and the best figures that a model can reach on them."""
+    from pipeline.synthetic.files import TABLES, TRUTH, write_synthetic
+    from pipeline.synthetic.planted import Arguments
+
+    truth = write_synthetic(Arguments(users, items, interactions, seed, clusters, drift, broken), out)
+    print(f"{out}: {', '.join(TABLES)}, {TRUTH}")
+    for metric, estimate in truth["best"].items():
+        print(f"  best possible {metric}: {estimate['value']:.3f}")
+
+
 def demo(
     schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
     data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),

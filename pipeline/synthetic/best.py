@@ -1,0 +1,256 @@
+"""The best figures that any model can reach on synthetic data, computed from what is planted; `files.py` writes them down.
+
+Retrieval. A list of 100 items holds the most probable choice mass if it is the 100 most probable items, so nothing that
+scores items for a user and a time can have more hits, on average, than the planted p(i | u, t) itself
+(`planted.py`). The hits are counted on rows that were really drawn, with the definitions of `components/evaluator/metrics.py`:
+
+    top_100_accuracy         the chosen item is among the 100 largest p(j | u, t) of the whole catalogue
+    top_100_accuracy_unseen  the same without the user's items in train. Rows of train are drawn anew here: each other
+                             row of the user with probability 1 - `EVAL_FRACTION`, as in a random split
+
+A choice is made among the items that the user does not have yet, so a model that puts known items down by itself can come
+above the first figure; it cannot come above the second. Both oracles know the month of the choice. `time_free` is for
+models that do not see the time of a request: p is averaged over the months in which the user is active,
+
+    p(i | u) = sum over t of (share of the user's time in t) * p(i | u, t)
+
+Rating. The best prediction in squared error is the expected rating. With whole stars from 1 to 5 and z(k) = (k + 1/2 - m)
+/ noise, P(r <= k) = Phi(z(k)) for k from 1 to 4, so
+
+    E[r]   = 5 - sum over k of P(r <= k)
+    E[r^2] = 25 - sum over k of (2 k + 1) P(r <= k)
+
+and the smallest possible RMSE is the root of the mean of E[r^2] - E[r]^2 over the rows.
+
+Standard errors are those of a ratio of sums over users, since a user's rows are alike (Cochran 1977, Sampling Techniques,
+equation 2.39), without the correction for a finite population.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from pipeline.synthetic.choices import Interactions
+from pipeline.synthetic.planted import (
+    PERIOD_SECONDS,
+    PERIODS,
+    RATING_NOISE,
+    Bools,
+    Floats,
+    Ints,
+    Planted,
+    stream,
+)
+
+LIST_LENGTH = 100
+SAMPLE_ROWS = 20_000
+EVAL_FRACTION = 0.2
+
+_SAMPLE, _SPLIT = 6, 7
+_SCORES_AT_A_TIME = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure measured on a sample, and its standard error; a sample of one user says nothing about it."""
+
+    value: float
+    standard_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best possible figures, and what recommending the same popular items to everybody reaches.
+
+    Attributes:
+        best: By metric, knowing taste, popularity and the time of the choice.
+        time_free: By metric, without the time.
+        popularity: By metric, of the `LIST_LENGTH` most chosen items.
+        sample_rows: Rows that were looked at.
+        sample_users: Users that these are all the rows of.
+    """
+
+    best: dict[str, Estimate]
+    time_free: dict[str, Estimate]
+    popularity: dict[str, Estimate]
+    sample_rows: int
+    sample_users: int
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"eval_fraction": EVAL_FRACTION}
+
+
+class Sample:
+    """All rows of users drawn at random, and the number of choices of each item over all rows."""
+
+    def __init__(self, planted: Planted) -> None:
+        counts = planted.users.counts
+        order = stream(planted.arguments.seed, _SAMPLE).permutation(len(counts))
+        order = order[counts[order] > 0]
+        wanted = int(np.searchsorted(np.cumsum(counts[order]), SAMPLE_ROWS)) + 1
+        self._users = np.sort(order[:wanted])
+        self._blocks: list[Interactions] = []
+        self.choices = np.zeros(planted.arguments.items, np.int64)
+
+    def add(self, block: Interactions) -> None:
+        self.choices += np.bincount(block.slots, minlength=len(self.choices))
+        self._blocks.append(block.of(self._users))
+
+    def rows(self) -> Interactions:
+        """The sampled rows, in the order of `Interactions`."""
+        names = [field.name for field in dataclasses.fields(Interactions)]
+        return Interactions(*(np.concatenate([getattr(block, name) for block in self._blocks]) for name in names))
+
+
+def find_best(planted: Planted, sample: Sample) -> Best:
+    """Computes the figures; memory and time grow with items times months, not with the interactions."""
+    rows = sample.rows()
+    seen = _SeenPairs(rows, stream(planted.arguments.seed, _SPLIT))
+    timed = _timed(planted, rows, seen)
+    free = _time_free(planted, rows, seen)
+    popular = _popular(sample.choices, rows, seen)
+    variance = _mean(rows.users, rating_variance(rows.means))
+    rmse = math.sqrt(variance.value)
+    error = None if variance.standard_error is None else variance.standard_error / (2 * rmse)
+    return Best(
+        timed | {"rmse": Estimate(rmse, error)},
+        free,
+        popular,
+        len(rows.users),
+        len(np.unique(rows.users)),
+    )
+
+
+def rating_variance(means: Floats) -> Floats:
+    """Variance of the rating around its expectation, for each row."""
+    expected, squared = np.full(len(means), 5.0), np.full(len(means), 25.0)
+    for k in range(1, 5):
+        at_most = _phi((k + 0.5 - means) / RATING_NOISE)
+        expected -= at_most
+        squared -= (2 * k + 1) * at_most
+    return squared - expected**2
+
+
+def _phi(z: Floats) -> Floats:
+    """The standard normal distribution function."""
+    return np.array([0.5 * math.erfc(-one / math.sqrt(2)) for one in z.tolist()])
+
+
+class _SeenPairs:
+    """Says which of a user's rows are in train where another one is in eval.
+
+    The rows are dealt into 1 / `EVAL_FRACTION` parts; of those, each is eval once and the others are train.
+    """
+
+    def __init__(self, rows: Interactions, random: np.random.Generator) -> None:
+        self.starts = np.flatnonzero(np.diff(rows.users, prepend=-1))
+        self.ends = np.append(self.starts[1:], len(rows.users))
+        self._part = random.integers(0, round(1 / EVAL_FRACTION), len(rows.users))
+
+    def before(self, part: slice, scores: Floats, own: Ints) -> Ints:
+        """How many of the user's items in train stand before the chosen one.
+
+        Args:
+            part: The rows of one user, n of them.
+            scores: float64 [requests, n], of the items of these rows; a higher one stands before.
+            own: int64 [n], the request that each row makes.
+        """
+        parts = self._part[part]
+        found = np.empty(len(parts), np.int64)
+        step = max(1, _SCORES_AT_A_TIME // len(parts))
+        for start in range(0, len(parts), step):
+            rows = np.arange(start, min(start + step, len(parts)))
+            theirs = scores[own[rows]]
+            before = (theirs > theirs[np.arange(len(rows)), rows, None]) & (parts != parts[rows, None])
+            found[rows] = before.sum(axis=1)
+        return found
+
+    def users(self) -> list[slice]:
+        return [slice(start, end) for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
+
+
+def _timed(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+    """Ranks each row's item by p(i | u, t)."""
+    ranks = np.zeros(len(rows.users), np.int64)
+    items = planted.items
+    for period in np.unique(rows.periods).tolist():
+        here = np.flatnonzero(rows.periods == period)
+        weights, slots = items.weights(period), rows.slots[here]
+        factors = planted.cluster_chances(rows.users[here], rows.periods[here]) / planted.cluster_weights[period]
+        own = items.cluster[slots]
+        chances = factors[np.arange(len(here)), own] * weights[slots]
+        for cluster in range(planted.arguments.clusters):
+            sorted_weights = np.sort(weights[items.starts[cluster] : items.starts[cluster + 1]])
+            # In its own cluster the item's weight as it is: a rounding error would set it before itself.
+            sought = np.where(own == cluster, weights[slots], chances / factors[:, cluster])
+            ranks[here] += len(sorted_weights) - np.searchsorted(sorted_weights, sought, side="right")
+    before = np.zeros_like(ranks)
+    for part in seen.users():
+        periods, own = np.unique(rows.periods[part], return_inverse=True)
+        slots = np.broadcast_to(rows.slots[part], (len(periods), part.stop - part.start))
+        scores = planted.chances(np.full(len(periods), rows.users[part.start]), periods, slots)
+        before[part] = seen.before(part, scores, own)
+    return _accuracies(rows, ranks, before)
+
+
+def _time_free(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+    """Ranks each row's item by p(i | u)."""
+    items, clusters = planted.items, planted.arguments.clusters
+    weights = np.stack([items.weights(period) for period in range(PERIODS)])
+    ranks, before = np.zeros(len(rows.users), np.int64), np.zeros(len(rows.users), np.int64)
+    every = np.arange(PERIODS)
+    for part in seen.users():
+        user = int(rows.users[part.start])
+        chances = planted.cluster_chances(np.full(PERIODS, user), every) / planted.cluster_weights
+        factors = chances * _months_active(planted, user)[:, None]
+        scores = np.empty(len(items.number))
+        for cluster in range(clusters):
+            own = slice(items.starts[cluster], items.starts[cluster + 1])
+            scores[own] = factors[:, cluster] @ weights[:, own]
+        chosen = scores[rows.slots[part]]
+        ranks[part] = len(scores) - np.searchsorted(np.sort(scores), chosen, side="right")
+        before[part] = seen.before(part, chosen[None], np.zeros(len(chosen), np.int64))
+    return _accuracies(rows, ranks, before)
+
+
+def _months_active(planted: Planted, user: int) -> Floats:
+    """The share of the user's time in each month, float64 [PERIODS]."""
+    edges = np.clip(np.arange(PERIODS + 1) * PERIOD_SECONDS, planted.users.joined[user], planted.users.left[user])
+    return np.diff(edges) / (edges[-1] - edges[0])
+
+
+def _popular(choices: Ints, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+    """Ranks each row's item by how often it was chosen."""
+    places = np.empty(len(choices), np.int64)
+    places[np.argsort(-choices, kind="stable")] = np.arange(len(choices))
+    ranks = places[rows.slots]
+    before = np.zeros_like(ranks)
+    for part in seen.users():
+        before[part] = seen.before(
+            part, -ranks[None, part].astype(np.float64), np.zeros(part.stop - part.start, np.int64)
+        )
+    return _accuracies(rows, ranks, before)
+
+
+def _accuracies(rows: Interactions, ranks: Ints, before: Ints) -> dict[str, Estimate]:
+    name = f"top_{LIST_LENGTH}_accuracy"
+    return {
+        name: _mean(rows.users, ranks < LIST_LENGTH),
+        f"{name}_unseen": _mean(rows.users, ranks - before < LIST_LENGTH),
+    }
+
+
+def _mean(users: Ints, values: Floats | Bools) -> Estimate:
+    """A mean over rows, with the standard error of a sample of users."""
+    owner = np.unique(users, return_inverse=True)[1]
+    rows = np.bincount(owner)
+    sums = np.bincount(owner, weights=values)
+    mean = float(sums.sum() / rows.sum())
+    if len(rows) < 2:
+        return Estimate(mean, None)
+    error = math.sqrt(len(rows) / (len(rows) - 1) * float(np.sum((sums - mean * rows) ** 2))) / float(rows.sum())
+    return Estimate(mean, error)
