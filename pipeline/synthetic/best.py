@@ -1,29 +1,33 @@
-"""The best figures that any model can reach on synthetic data, computed from what is planted; `files.py` writes them down.
+"""The best figures that any model can reach on synthetic data, from what is planted; `files.py` writes them down.
 
-Retrieval. A list of 100 items holds the most probable choice mass if it is the 100 most probable items, so nothing that
-scores items for a user and a time can have more hits, on average, than the planted p(i | u, t) itself
-(`planted.py`). The hits are counted on rows that were really drawn, with the definitions of `components/evaluator/metrics.py`:
+Retrieval. Of all lists of 100 items, the one with the most probable items holds the chosen one most often. So nothing
+that scores items for a user and a time has more hits, on average, than the planted p(i | u, t) itself (`planted.py`).
+Its hits are counted on rows that were really drawn, with the definitions of `components/evaluator/metrics.py`:
 
     top_100_accuracy         the chosen item is among the 100 largest p(j | u, t) of the whole catalogue
-    top_100_accuracy_unseen  the same without the user's items in train. Rows of train are drawn anew here: each other
-                             row of the user with probability 1 - `EVAL_FRACTION`, as in a random split
+    top_100_accuracy_unseen  the same without the user's items in train; as in a random split, each of the user's other
+                             rows is in train with probability 1 - `EVAL_FRACTION`
 
-A choice is made among the items that the user does not have yet, so a model that puts known items down by itself can come
-above the first figure; it cannot come above the second. Both oracles know the month of the choice. `time_free` is for
-models that do not see the time of a request: p is averaged over the months in which the user is active,
+Users choose among the items that they do not have yet. A model that learns to put those down can therefore come above
+the first figure, but not above the second one.
+
+`best_without_time` is for models that do not see the time of a request. p is averaged over the months in which the user
+is active,
 
     p(i | u) = sum over t of (share of the user's time in t) * p(i | u, t)
 
-Rating. The best prediction in squared error is the expected rating. With whole stars from 1 to 5 and z(k) = (k + 1/2 - m)
-/ noise, P(r <= k) = Phi(z(k)) for k from 1 to 4, so
+Rating. The best prediction in squared error is the expected rating. With stars from 1 to 5 and z(k) = (k + 1/2 - m) /
+`RATING_NOISE`, P(r <= k) = Phi(z(k)) for k from 1 to 4, so
 
     E[r]   = 5 - sum over k of P(r <= k)
     E[r^2] = 25 - sum over k of (2 k + 1) P(r <= k)
 
-and the smallest possible RMSE is the root of the mean of E[r^2] - E[r]^2 over the rows.
+and the smallest possible RMSE is the root of the mean of Var[r] = E[r^2] - E[r]^2 over the rows. Without the time, the
+best prediction is the mean of E[r] over the months, weighted with (share of the user's time in t) * p(i | u, t); the
+square of its distance from E[r] comes on top of Var[r].
 
-Standard errors are those of a ratio of sums over users, since a user's rows are alike (Cochran 1977, Sampling Techniques,
-equation 2.39), without the correction for a finite population.
+Standard errors are those of a ratio of sums over users, because the rows of a user are alike (Cochran 1977, Sampling
+Techniques, section 2.11), without the correction for a finite population.
 """
 
 from __future__ import annotations
@@ -68,14 +72,14 @@ class Best:
 
     Attributes:
         best: By metric, knowing taste, popularity and the time of the choice.
-        time_free: By metric, without the time.
+        best_without_time: By metric, without the time.
         popularity: By metric, of the `LIST_LENGTH` most chosen items.
         sample_rows: Rows that were looked at.
         sample_users: Users that these are all the rows of.
     """
 
     best: dict[str, Estimate]
-    time_free: dict[str, Estimate]
+    best_without_time: dict[str, Estimate]
     popularity: dict[str, Estimate]
     sample_rows: int
     sample_users: int
@@ -107,40 +111,55 @@ class Sample:
 
 
 def find_best(planted: Planted, sample: Sample) -> Best:
-    """Computes the figures; memory and time grow with items times months, not with the interactions."""
+    """Computes the figures. Memory grows with items times months, not with the interactions."""
     rows = sample.rows()
-    seen = _SeenPairs(rows, stream(planted.arguments.seed, _SPLIT))
-    timed = _timed(planted, rows, seen)
-    free = _time_free(planted, rows, seen)
-    popular = _popular(sample.choices, rows, seen)
-    variance = _mean(rows.users, rating_variance(rows.means))
-    rmse = math.sqrt(variance.value)
-    error = None if variance.standard_error is None else variance.standard_error / (2 * rmse)
+    seen = _Seen(rows, stream(planted.arguments.seed, _SPLIT))
+    variance = rating_moments(rows.means)[1]
     return Best(
-        timed | {"rmse": Estimate(rmse, error)},
-        free,
-        popular,
-        len(rows.users),
-        len(np.unique(rows.users)),
+        best=_ranked_by_month(planted, rows, seen) | {"rmse": _root(_mean(rows.users, variance))},
+        best_without_time=_ranked_without_time(planted, rows, seen)
+        | {"rmse": _root(_mean(rows.users, variance + _squared_bias_without_time(planted, rows)))},
+        popularity=_ranked_by_popularity(sample.choices, rows, seen),
+        sample_rows=len(rows.users),
+        sample_users=len(np.unique(rows.users)),
     )
 
 
-def rating_variance(means: Floats) -> Floats:
-    """Variance of the rating around its expectation, for each row."""
-    expected, squared = np.full(len(means), 5.0), np.full(len(means), 25.0)
+# --- rating -----------------------------------------------------------------------------------------------------------
+
+
+def rating_moments(means: Floats) -> tuple[Floats, Floats]:
+    """Expectation and variance of the rating, for each noiseless mean in an array of any shape."""
+    expected, squared = np.full(means.shape, 5.0), np.full(means.shape, 25.0)
     for k in range(1, 5):
         at_most = _phi((k + 0.5 - means) / RATING_NOISE)
         expected -= at_most
         squared -= (2 * k + 1) * at_most
-    return squared - expected**2
+    return expected, squared - expected**2
 
 
 def _phi(z: Floats) -> Floats:
     """The standard normal distribution function."""
-    return np.array([0.5 * math.erfc(-one / math.sqrt(2)) for one in z.tolist()])
+    values = [0.5 * math.erfc(-one / math.sqrt(2)) for one in z.ravel().tolist()]
+    return np.array(values).reshape(z.shape)
 
 
-class _SeenPairs:
+def _squared_bias_without_time(planted: Planted, rows: Interactions) -> Floats:
+    """Of each row, the squared distance of the best prediction without the time from that with it."""
+    chances, means = np.empty((2, PERIODS, len(rows.users)))
+    active = _months_active(planted, rows.users)
+    for period in range(PERIODS):
+        periods = np.full(len(rows.users), period)
+        chances[period] = active[:, period] * planted.chances(rows.users, periods, rows.slots)
+        means[period] = planted.rating_means(rows.users, periods, rows.slots)
+    without = np.average(rating_moments(means)[0], axis=0, weights=chances)
+    return (without - rating_moments(rows.means)[0]) ** 2
+
+
+# --- retrieval --------------------------------------------------------------------------------------------------------
+
+
+class _Seen:
     """Says which of a user's rows are in train where another one is in eval.
 
     The rows are dealt into 1 / `EVAL_FRACTION` parts; of those, each is eval once and the others are train.
@@ -173,7 +192,7 @@ class _SeenPairs:
         return [slice(start, end) for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
 
 
-def _timed(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+def _ranked_by_month(planted: Planted, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by p(i | u, t)."""
     ranks = np.zeros(len(rows.users), np.int64)
     items = planted.items
@@ -197,16 +216,15 @@ def _timed(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[str, 
     return _accuracies(rows, ranks, before)
 
 
-def _time_free(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+def _ranked_without_time(planted: Planted, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by p(i | u)."""
     items, clusters = planted.items, planted.arguments.clusters
     weights = np.stack([items.weights(period) for period in range(PERIODS)])
     ranks, before = np.zeros(len(rows.users), np.int64), np.zeros(len(rows.users), np.int64)
-    every = np.arange(PERIODS)
     for part in seen.users():
-        user = int(rows.users[part.start])
-        chances = planted.cluster_chances(np.full(PERIODS, user), every) / planted.cluster_weights
-        factors = chances * _months_active(planted, user)[:, None]
+        user = rows.users[part.start : part.start + 1]
+        chances = planted.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / planted.cluster_weights
+        factors = chances * _months_active(planted, user).T
         scores = np.empty(len(items.number))
         for cluster in range(clusters):
             own = slice(items.starts[cluster], items.starts[cluster + 1])
@@ -217,13 +235,14 @@ def _time_free(planted: Planted, rows: Interactions, seen: _SeenPairs) -> dict[s
     return _accuracies(rows, ranks, before)
 
 
-def _months_active(planted: Planted, user: int) -> Floats:
-    """The share of the user's time in each month, float64 [PERIODS]."""
-    edges = np.clip(np.arange(PERIODS + 1) * PERIOD_SECONDS, planted.users.joined[user], planted.users.left[user])
-    return np.diff(edges) / (edges[-1] - edges[0])
+def _months_active(planted: Planted, users: Ints) -> Floats:
+    """The share of each user's time in each month, float64 [n, PERIODS]."""
+    joined, left = planted.users.joined[users, None], planted.users.left[users, None]
+    edges = np.clip(np.arange(PERIODS + 1) * PERIOD_SECONDS, joined, left)
+    return np.diff(edges, axis=1) / (left - joined)
 
 
-def _popular(choices: Ints, rows: Interactions, seen: _SeenPairs) -> dict[str, Estimate]:
+def _ranked_by_popularity(choices: Ints, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by how often it was chosen."""
     places = np.empty(len(choices), np.int64)
     places[np.argsort(-choices, kind="stable")] = np.arange(len(choices))
@@ -254,3 +273,9 @@ def _mean(users: Ints, values: Floats | Bools) -> Estimate:
         return Estimate(mean, None)
     error = math.sqrt(len(rows) / (len(rows) - 1) * float(np.sum((sums - mean * rows) ** 2))) / float(rows.sum())
     return Estimate(mean, error)
+
+
+def _root(squared: Estimate) -> Estimate:
+    """The root, with its standard error to first order."""
+    root = math.sqrt(squared.value)
+    return Estimate(root, None if squared.standard_error is None else squared.standard_error / (2 * root))

@@ -12,10 +12,8 @@ from pipeline.synthetic.planted import (
     EXPLORING,
     PERIOD_SECONDS,
     PERIODS,
-    RATING_MEAN,
     RATING_NOISE,
     START,
-    TASTE_EFFECT,
     Bools,
     Floats,
     Ints,
@@ -103,23 +101,20 @@ class _Chooser:
         times = joined + (random.random(len(users)) * (left - joined)).astype(np.int64)
         times = np.sort((_counted(users) << _TIME_BITS) | times) & ((1 << _TIME_BITS) - 1)
         periods = times // PERIOD_SECONDS
-        tastes = table.taste(users, periods)
-        slots = self._choose(users, periods, tastes, random)
-        items = self._planted.items
-        match = np.where(table.homes[users] == items.cluster[slots, None], tastes, 0.0).sum(axis=1)
-        means = RATING_MEAN + table.bias[users] + items.bias[slots] + TASTE_EFFECT * match
+        slots = self._choose(users, periods, random)
+        means = self._planted.rating_means(users, periods, slots)
         noise = RATING_NOISE * random.standard_normal(len(users))
         ratings = np.clip(np.rint(means + noise), 1, 5).astype(np.int8)
         return Interactions(users, slots, periods, START + times, means, ratings)
 
-    def _choose(self, users: Ints, periods: Ints, tastes: Floats, random: np.random.Generator) -> Ints:
+    def _choose(self, users: Ints, periods: Ints, random: np.random.Generator) -> Ints:
         """A slot for each row, such that no user has one twice.
 
         Each row takes the first of its own independent draws that no earlier row of the same user has. All rows draw at
         once; where two have the same item, the later one draws again. That comes to the same, whatever the order of the
         rounds: an item is only ever given up because a still earlier row has it, so it stays taken.
         """
-        thresholds = np.cumsum(tastes[:, :-1], axis=1)
+        thresholds = np.cumsum(self._planted.users.taste(users, periods)[:, :-1], axis=1)
         slots = self._draw(users, periods, thresholds, random)
         rows = np.arange(len(users))
         for _ in range(_ROUNDS):

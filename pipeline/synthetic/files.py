@@ -34,8 +34,8 @@ _BARE = pa_csv.WriteOptions(include_header=False, quoting_style="none")
 def write_synthetic(arguments: Arguments, out: Path) -> dict[str, Any]:
     """Writes `TABLES` and `TRUTH` to `out`; files of the same arguments that are there already are kept.
 
-    interactions.csv is sorted by user, and for each user by time. Memory grows with the users and the items, and not with
-    the interactions.
+    interactions.csv is sorted by user, and each user's rows by time, so that users can be drawn block by block and
+    still have no item twice. Memory grows with the users and the items, and not with the interactions.
 
     Returns:
         What is in `TRUTH`.

@@ -5,9 +5,9 @@ Time is cut into `PERIODS` of a month. Within one of them, user u chooses item i
     p(i | u, t) = q(c | u, t) * w(i, t) / sum of w(j, t) over the items j of c
     q(c | u, t) = (1 - EXPLORING) * taste(c | u, t) + EXPLORING * (share of c in the sum of w(j, t) over all items)
 
-among the items that the user has no interaction with yet. w(i, t) is a Zipf weight times a life cycle: nothing before the
-item's launch, then an exponential decay towards a floor. A taste is spread over four clusters; as the months go by, a part
-of it moves from the first to the last of them, `drift` of it in all. The rating is
+among the items that the user has no interaction with yet. w(i, t) is a Zipf weight times a life cycle: nothing before
+the item's launch, then an exponential decay towards a floor. A taste is spread over `HOMES` clusters; as the months go
+by, a part of it moves from the first to the last of them, `drift` of it in all. The rating is
 
     r = clip(round(m + RATING_NOISE * normal), 1, 5)
     m = RATING_MEAN + user bias + item bias + TASTE_EFFECT * taste(cluster of i | u, t)
@@ -69,8 +69,8 @@ class Arguments:
         seed: Another seed gives independent data.
         clusters: Groups of items that tastes are about.
         drift: Share of a user's first taste that moves to another cluster in the course of the time span, 0 to 1.
-        broken: Broken lines as a share of the lines below the header, at most a half. They come on top of the good rows, which
-            stay the same.
+        broken: Broken lines as a share of the lines below the header, at most a half. They come on top of the good
+            rows, which stay the same.
     """
 
     users: int = 2_000
@@ -97,8 +97,8 @@ class Arguments:
         most = self.users * self.most_of_a_user
         if self.interactions > most:
             raise SyntheticError(
-                f"--interactions: found {self.interactions:,}, wanted at most {most:,}: nobody rates an item twice, nor "
-                f"more than a quarter of the {self.items:,} items. Name more users or items, or fewer interactions."
+                f"--interactions: found {self.interactions:,}, wanted at most {most:,}: nobody rates an item twice, "
+                f"nor more than a quarter of the {self.items:,} items. Name more users or items, or fewer interactions."
             )
 
     @property
@@ -272,6 +272,12 @@ class Planted:
     def cluster_chances(self, users: Ints, periods: Ints) -> Floats:
         """q(c | u, t), float64 [n, clusters]."""
         return (1 - EXPLORING) * self.tastes(users, periods) + EXPLORING * self.popularity[periods]
+
+    def rating_means(self, users: Ints, periods: Ints, slots: Ints) -> Floats:
+        """m of each row: what the rating would be without noise, rounding and bounds; float64 [n]."""
+        at_home = self.users.homes[users] == self.items.cluster[slots, None]
+        match = np.where(at_home, self.users.taste(users, periods), 0.0).sum(axis=1)
+        return RATING_MEAN + self.users.bias[users] + self.items.bias[slots] + TASTE_EFFECT * match
 
     def chances(self, users: Ints, periods: Ints, slots: Ints) -> Floats:
         """p(i | u, t) before anything is taken; the arguments are broadcast, users and periods are of one shape [n]."""

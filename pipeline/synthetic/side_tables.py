@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.synthetic.planted import Floats, Ints, Items, Planted, Users, stream
@@ -25,23 +26,23 @@ _OCCUPATIONS = (
     "librarian", "mechanic", "nurse", "pilot", "programmer", "retired", "sales", "scientist", "student", "teacher",
 )  # fmt: skip
 _ADJECTIVES = (
-    "Broken", "Crimson", "Distant", "Endless", "Fallen", "Golden", "Hidden", "Last", "Lost", "Quiet", "Second", "Secret",
-    "Silent", "Silver", "Stolen", "Wild",
+    "Broken", "Crimson", "Distant", "Endless", "Fallen", "Golden", "Hidden", "Last", "Lost", "Quiet", "Second",
+    "Secret", "Silent", "Silver", "Stolen", "Wild",
 )  # fmt: skip
 _NOUNS = (
-    "Bridge", "City", "Dawn", "Garden", "Harbour", "House", "Island", "Journey", "Letter", "Mirror", "Mountain", "Night",
-    "Promise", "River", "Road", "Room", "Shadow", "Song", "Storm", "Summer", "Tower", "Train", "Winter", "Witness",
+    "Bridge", "City", "Dawn", "Garden", "Harbour", "House", "Island", "Journey", "Letter", "Mirror", "Mountain",
+    "Night", "Promise", "River", "Road", "Room", "Shadow", "Song", "Storm", "Summer", "Tower", "Train", "Winter",
+    "Witness",
 )  # fmt: skip
 
 _ITEM_TABLE, _USER_TABLE = 3, 4
 _CHUNK = 1 << 16
 
 
-def names(kind: tuple[str, ...], count: int) -> list[str]:
+def _names(kind: tuple[str, ...], count: int) -> npt.NDArray[np.object_]:
     """As many different names as there are clusters."""
-    return [
-        kind[place % len(kind)] + (f" {place // len(kind) + 1}" if place >= len(kind) else "") for place in range(count)
-    ]
+    rounds = ["", *(f" {number}" for number in range(2, 2 + count // len(kind)))]
+    return np.array([name + suffix for suffix in rounds for name in kind][:count], dtype=object)
 
 
 def item_tables(planted: Planted) -> Iterator[pa.Table]:
@@ -50,24 +51,20 @@ def item_tables(planted: Planted) -> Iterator[pa.Table]:
     clusters = planted.arguments.clusters
     random = stream(planted.arguments.seed, _ITEM_TABLE)
     order = np.argsort(items.number)
-    genres = np.array(names(_GENRES, clusters), dtype=object)
+    genres = _names(_GENRES, clusters)
     for start in range(0, len(order), _CHUNK):
         slots = order[start : start + _CHUNK]
         first = _telling(items.cluster[slots], GENRE_TELLS, clusters, random)
         second = random.integers(0, clusters, len(slots))
         both = (random.random(len(slots)) < 0.4) & (second != first)
-        titles = [
-            f"The {_ADJECTIVES[adjective]} {_NOUNS[noun]}"
-            for adjective, noun in zip(
-                random.integers(0, len(_ADJECTIVES), len(slots)),
-                random.integers(0, len(_NOUNS), len(slots)),
-                strict=True,
-            )
-        ]
+        adjectives = random.integers(0, len(_ADJECTIVES), len(slots)).tolist()
+        nouns = random.integers(0, len(_NOUNS), len(slots)).tolist()
         yield pa.table(
             {
                 "item_id": pa.array(items.number[slots]),
-                "title": pa.array(titles),
+                "title": pa.array(
+                    [f"The {_ADJECTIVES[one]} {_NOUNS[two]}" for one, two in zip(adjectives, nouns, strict=True)]
+                ),
                 "year": pa.array(2023 + np.floor(items.launch[slots] / 12).astype(np.int64)),
                 "genres": pa.array(np.where(both, genres[first] + "|" + genres[second], genres[first])),
             }
@@ -79,7 +76,7 @@ def user_tables(planted: Planted) -> Iterator[pa.Table]:
     users: Users = planted.users
     clusters = planted.arguments.clusters
     random = stream(planted.arguments.seed, _USER_TABLE)
-    occupations = np.array(names(_OCCUPATIONS, clusters), dtype=object)
+    occupations = _names(_OCCUPATIONS, clusters)
     for start in range(0, len(users.counts), _CHUNK):
         homes = users.homes[start : start + _CHUNK, 0].astype(np.int64)
         ages: Floats = np.clip(np.rint(14 + random.gamma(3.0, 8.0, len(homes))), 14, 99)
