@@ -17,10 +17,9 @@ from pipeline.synthetic.best import Best, Sample, find_best
 from pipeline.synthetic.broken import insert_broken
 from pipeline.synthetic.choices import Interactions, stream_interactions
 from pipeline.synthetic.planted import Arguments, Planted, SyntheticError, stream
+from pipeline.synthetic.reached import TRUTH
 from pipeline.synthetic.side_tables import item_tables, user_tables
 
-TRUTH = "truth.json"
-"""Next to the CSVs: the arguments, and the best figures that a model can reach on them."""
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 TABLES = ("interactions.csv", "items.csv", "users.csv")
 
