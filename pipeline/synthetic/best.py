@@ -33,6 +33,7 @@ Techniques, section 2.11), without the correction for a finite population.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -51,11 +52,13 @@ from pipeline.synthetic.planted import (
 )
 
 LIST_LENGTH = 100
-SAMPLE_ROWS = 20_000
+SAMPLE_ROWS, SAMPLE_USERS = 50_000, 2_000
+"""A sample ends with the user with whom it reaches either."""
 EVAL_FRACTION = 0.2
 
 _SAMPLE, _SPLIT = 6, 7
 _SCORES_AT_A_TIME = 1 << 22
+_ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Sample:
         order = stream(planted.arguments.seed, _SAMPLE).permutation(len(counts))
         order = order[counts[order] > 0]
         wanted = int(np.searchsorted(np.cumsum(counts[order]), SAMPLE_ROWS)) + 1
-        self._users = np.sort(order[:wanted])
+        self._users = np.sort(order[: min(wanted, SAMPLE_USERS)])
         self._blocks: list[Interactions] = []
         self.choices = np.zeros(planted.arguments.items, np.int64)
 
@@ -111,7 +114,7 @@ class Sample:
 
 
 def find_best(planted: Planted, sample: Sample) -> Best:
-    """Computes the figures. Memory grows with items times months, not with the interactions."""
+    """Computes the figures. Memory and time grow with the items, and not with the interactions."""
     rows = sample.rows()
     seen = _Seen(rows, stream(planted.arguments.seed, _SPLIT))
     variance = rating_moments(rows.means)[1]
@@ -129,8 +132,8 @@ def find_best(planted: Planted, sample: Sample) -> Best:
 
 
 def rating_moments(means: Floats) -> tuple[Floats, Floats]:
-    """Expectation and variance of the rating, for each noiseless mean in an array of any shape."""
-    expected, squared = np.full(means.shape, 5.0), np.full(means.shape, 25.0)
+    """Expectation and variance of the rating for each mean m, float64 [n]."""
+    expected, squared = np.full(len(means), 5.0), np.full(len(means), 25.0)
     for k in range(1, 5):
         at_most = _phi((k + 0.5 - means) / RATING_NOISE)
         expected -= at_most
@@ -140,19 +143,19 @@ def rating_moments(means: Floats) -> tuple[Floats, Floats]:
 
 def _phi(z: Floats) -> Floats:
     """The standard normal distribution function."""
-    values = [0.5 * math.erfc(-one / math.sqrt(2)) for one in z.ravel().tolist()]
-    return np.array(values).reshape(z.shape)
+    return np.array([0.5 * math.erfc(one) for one in (z / -math.sqrt(2)).tolist()])
 
 
 def _squared_bias_without_time(planted: Planted, rows: Interactions) -> Floats:
     """Of each row, the squared distance of the best prediction without the time from that with it."""
-    chances, means = np.empty((2, PERIODS, len(rows.users)))
     active = _months_active(planted, rows.users)
+    expected, chances = np.zeros((2, len(rows.users)))
     for period in range(PERIODS):
         periods = np.full(len(rows.users), period)
-        chances[period] = active[:, period] * planted.chances(rows.users, periods, rows.slots)
-        means[period] = planted.rating_means(rows.users, periods, rows.slots)
-    without = np.average(rating_moments(means)[0], axis=0, weights=chances)
+        chance = active[:, period] * planted.chances(rows.users, periods, rows.slots)
+        expected += chance * rating_moments(planted.rating_means(rows.users, periods, rows.slots))[0]
+        chances += chance
+    without = expected / chances
     return (without - rating_moments(rows.means)[0]) ** 2
 
 
@@ -218,21 +221,52 @@ def _ranked_by_month(planted: Planted, rows: Interactions, seen: _Seen) -> dict[
 
 def _ranked_without_time(planted: Planted, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by p(i | u)."""
-    items, clusters = planted.items, planted.arguments.clusters
-    weights = np.stack([items.weights(period) for period in range(PERIODS)])
     ranks, before = np.zeros(len(rows.users), np.int64), np.zeros(len(rows.users), np.int64)
+    strongest = _StrongestFirst(planted)
     for part in seen.users():
         user = rows.users[part.start : part.start + 1]
-        chances = planted.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / planted.cluster_weights
-        factors = chances * _months_active(planted, user).T
-        scores = np.empty(len(items.number))
-        for cluster in range(clusters):
-            own = slice(items.starts[cluster], items.starts[cluster + 1])
-            scores[own] = factors[:, cluster] @ weights[:, own]
-        chosen = scores[rows.slots[part]]
-        ranks[part] = len(scores) - np.searchsorted(np.sort(scores), chosen, side="right")
+        factors = planted.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / planted.cluster_weights
+        factors *= _months_active(planted, user).T
+        chosen = strongest.scores(factors, rows.slots[part])
+        # Deep enough that a hit stays one when all of the user's other items are left out.
+        others = strongest.top_scores(factors, LIST_LENGTH + len(chosen))
+        # Sums of another number of items may be rounded otherwise, and no item stands before itself.
+        ranks[part] = len(others) - np.searchsorted(others, chosen * (1 + _ROUNDING), side="right")
         before[part] = seen.before(part, chosen[None], np.zeros(len(chosen), np.int64))
     return _accuracies(rows, ranks, before)
+
+
+class _StrongestFirst:
+    """Finds a user's largest scores, sums over months of factor(cluster, t) * w(i, t), without scoring every item.
+
+    No score is above (sum of the cluster's factors) * (the item's largest weight). With the items of a cluster in the
+    order of their largest weights, those that can come above a threshold stand together in front.
+    """
+
+    def __init__(self, planted: Planted) -> None:
+        self._items = planted.items
+        largest = functools.reduce(np.maximum, map(planted.items.weights, range(PERIODS)))
+        clusters = range(planted.arguments.clusters)
+        starts = planted.items.starts
+        self._orders = [starts[one] + np.argsort(-largest[starts[one] : starts[one + 1]]) for one in clusters]
+        self._largest = [largest[order] for order in self._orders]
+
+    def scores(self, factors: Floats, slots: Ints) -> Floats:
+        """Exact scores of slots; factors are float64 [PERIODS, clusters]."""
+        weights = self._items.weights(np.arange(PERIODS)[:, None], slots)
+        return np.asarray((factors[:, self._items.cluster[slots]] * weights).sum(axis=0))
+
+    def top_scores(self, factors: Floats, count: int) -> Floats:
+        """The largest scores, ascending: at least `count` of them, if there are so many items, and none is left out."""
+        first = self.scores(factors, np.concatenate([order[:count] for order in self._orders]))
+        threshold = np.partition(first, -count)[-count] if len(first) > count else 0.0
+        # Lower by more than what rounding can do.
+        threshold *= 1 - _ROUNDING
+        candidates = [
+            order[: np.searchsorted(-largest, -threshold / total, side="right")]
+            for order, largest, total in zip(self._orders, self._largest, factors.sum(axis=0).tolist(), strict=True)
+        ]
+        return np.sort(self.scores(factors, np.concatenate(candidates)))
 
 
 def _months_active(planted: Planted, users: Ints) -> Floats:

@@ -43,10 +43,10 @@ LIFE_YEARS = 0.5
 ACTIVITY_SIGMA = 1.0
 """Of the logarithm of a user's number of interactions."""
 
-RATING_MEAN = 3.0
+RATING_MEAN = 2.8
 USER_BIAS, ITEM_BIAS = 0.4, 0.5
 """Standard deviations."""
-TASTE_EFFECT = 1.5
+TASTE_EFFECT = 2.0
 RATING_NOISE = 0.7
 
 Ints = npt.NDArray[np.int64]
