@@ -206,21 +206,23 @@ def test_broken_lines_come_between_the_good_ones_which_stay(small: Path, tmp_pat
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from pipeline.synthetic import choices
 from pipeline.synthetic.files import write_synthetic
 from pipeline.synthetic.planted import Arguments
-write_synthetic(Arguments(20_000, 2_000, int(sys.argv[1])), Path(sys.argv[2]))
+choices.BLOCK_ROWS = 1 << 16
+write_synthetic(Arguments(5_000, 1_000, int(sys.argv[1])), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     peaks = []
-    for interactions in (600_000, 2_000_000):
+    for interactions in (150_000, 1_200_000):
         command = [sys.executable, "-c", MEMORY, str(interactions), str(tmp_path / str(interactions))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
-    # In MiB; the rows that came on top are 30 MiB as text and more than 60 as the numbers of a block.
-    assert peaks[1] - peaks[0] < 30, peaks
+    # In MiB; the rows that came on top are 20 MiB as text and 40 more as the numbers of a block.
+    assert peaks[1] - peaks[0] < 20, peaks
 
 
 # --- the planted law --------------------------------------------------------------------------------------------------
