@@ -28,7 +28,7 @@ for command in (
 ):
     app.command()(command)
 
-data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
+data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
 data_app.command()(pipelines.synthetic)
 app.add_typer(data_app, name="data")
