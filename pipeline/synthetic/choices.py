@@ -149,10 +149,13 @@ class _Chooser:
         """Gives one user's rows different items, drawing exactly among the rest where drawing again took too long."""
         every = np.arange(len(self._planted.items.number))
         taken = np.zeros(len(every), bool)
+        chances: dict[int, Floats] = {}
         for row in rows:
             if taken[slots[row]]:
-                chances = self._planted.chances(np.array([user]), periods[[row]], every[None])[0]
-                sums = np.cumsum(np.where(taken, 0.0, chances))
+                period = int(periods[row])
+                if period not in chances:
+                    chances[period] = self._planted.chances(np.array([user]), np.array([period]), every[None])[0]
+                sums = np.cumsum(np.where(taken, 0.0, chances[period]))
                 slots[row] = np.searchsorted(sums, random.random() * sums[-1], side="right")
             taken[slots[row]] = True
 

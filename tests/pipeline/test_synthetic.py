@@ -210,7 +210,7 @@ from pipeline.synthetic import choices
 from pipeline.synthetic.files import write_synthetic
 from pipeline.synthetic.planted import Arguments
 choices.BLOCK_ROWS = 1 << 16
-write_synthetic(Arguments(5_000, 1_000, int(sys.argv[1])), Path(sys.argv[2]))
+write_synthetic(Arguments(5_000, 4_000, int(sys.argv[1])), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """
 
