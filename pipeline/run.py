@@ -20,6 +20,7 @@ from components.example_gen.check import check_sources
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.lineage import Lineage, StoredArtifact
 from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
+from pipeline.synthetic.reached import best_possible
 from pipeline.workdir import (
     ASKED_FILE,
     ERROR_FILE,
@@ -81,6 +82,8 @@ class RunResult(pydantic.BaseModel):
     """What the Tuner found and the Trainer took, by dotted key; None where nothing was searched."""
     metrics: dict[str, float]
     verdict: Verdict
+    best_possible: dict[str, float] = {}
+    """What no model can beat, by metric; synthetic data alone knows that of itself."""
     latency: ServedLatency | None = None
     """What the InfraValidator measured; None where it turned the model down before."""
     not_servable: str | None
@@ -128,7 +131,8 @@ def run_recipe(
         (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
             seconds, components = _run(recipe, schema, folder.name, data.absolute(), workdir, serving_dir, terminal)
-        result = result_of(workdir, folder.name, recipe.name, preset, seconds, components)
+        best = best_possible(data, recipe.data.split.model_dump())
+        result = result_of(workdir, folder.name, recipe.name, preset, seconds, components, best)
         write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
     return result
 
@@ -209,7 +213,13 @@ def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
 
 
 def result_of(
-    workdir: Path, run_id: str, recipe: str, preset: str | None, seconds: float, components: Sequence[ComponentTime]
+    workdir: Path,
+    run_id: str,
+    recipe: str,
+    preset: str | None,
+    seconds: float,
+    components: Sequence[ComponentTime],
+    best: Mapping[str, float],
 ) -> RunResult:
     """What came of a run whose components are all done, as ML Metadata has it.
 
@@ -220,6 +230,7 @@ def result_of(
         preset: The preset's name.
         seconds: What the whole run took.
         components: What its components took, in order.
+        best: From `best_possible`.
     """
     lineage = Lineage(workdir)
     outputs = {step.component: lineage.outputs(step) for step in lineage.steps(run_id)}
@@ -238,6 +249,7 @@ def result_of(
         hyperparameters=_found(outputs["Tuner"]["best_hyperparameters"]) if "Tuner" in outputs else None,
         metrics=verdict.metrics,
         verdict=verdict,
+        best_possible=dict(best),
         latency=_latency(infra),
         not_servable=None if servable else str(infra.get("reason", "")),
         blessed=verdict.blessed and servable,

@@ -56,6 +56,8 @@ class Run(pydantic.BaseModel):
     rows: dict[str, int]
     verdict: Verdict | None
     """None where the Evaluator did not get to it, or where another version of Tandem wrote it."""
+    best_possible: dict[str, float] = {}
+    """What no model can beat, by metric; empty where nobody knows."""
     not_servable: str | None
     pushed_model: str | None
     log: str | None
@@ -157,6 +159,7 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
             ),
             "rows": rows | result.rows,
             "verdict": result.verdict,
+            "best_possible": result.best_possible,
             "not_servable": result.not_servable,
             "pushed_model": result.pushed_model,
             "status": _verdict_status(result.pushed_model, result.not_servable, result.verdict),

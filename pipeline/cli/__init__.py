@@ -28,8 +28,9 @@ for command in (
 ):
     app.command()(command)
 
-data_app = typer.Typer(help="Get sample data.", no_args_is_help=True)
+data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
 data_app.command()(pipelines.movielens)
+data_app.command()(pipelines.synthetic)
 app.add_typer(data_app, name="data")
 
 compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -166,6 +167,27 @@ def movielens(
     print(f"{out}: interactions.csv, items.csv, users.csv{'' if fetched else ' (already there)'}")
 
 
+def synthetic(
+    users: Annotated[int, typer.Option(help="Users in users.csv.")] = 2_000,
+    items: Annotated[int, typer.Option(help="Items in items.csv.")] = 1_000,
+    interactions: Annotated[int, typer.Option(help="Rows of interactions.csv, without the broken ones.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Another seed gives other data; the same arguments give the same.")] = 0,
+    clusters: Annotated[int, typer.Option(help="Groups of items that tastes are about.")] = 10,
+    drift: Annotated[float, typer.Option(help="Share of a taste that moves to another cluster over two years.")] = 0.5,
+    broken: Annotated[float, typer.Option(help="Share of the lines of interactions.csv that are broken.")] = 0.0,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/synthetic"),
+) -> None:
+    """Made-up interactions with a known structure, and the best figures that a model can reach on them."""
+    from pipeline.synthetic.files import TABLES, write_synthetic
+    from pipeline.synthetic.planted import Arguments
+    from pipeline.synthetic.reached import TRUTH
+
+    truth = write_synthetic(Arguments(users, items, interactions, seed, clusters, drift, broken), out)
+    print(f"{out}: {', '.join(TABLES)}, {TRUTH}")
+    for metric, estimate in truth["best"].items():
+        print(f"  best possible {metric}: {estimate['value']:.3f}")
+
+
 def demo(
     schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
     data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),
@@ -215,6 +237,7 @@ def _print_result(result: RunResult) -> None:
     from rich.console import Console
 
     from pipeline.gates import print_gates
+    from pipeline.synthetic.reached import reached
 
     console = Console(highlight=False)
     rows = result.rows
@@ -228,6 +251,9 @@ def _print_result(result: RunResult) -> None:
         found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
         console.print(f"The Tuner found {found}", soft_wrap=True)
     print_gates(console, result.verdict)
+    for one in reached(result.best_possible, result.verdict):
+        way = "" if one.way is None else f", {one.way:.0%} of the way there from the baseline's {one.baseline:.4f}"
+        console.print(f"{one.metric} is {one.model:.4f} of the best possible {one.best:.4f}{way}", soft_wrap=True)
     if result.latency is not None:
         console.print(
             f"A call of recommend takes {result.latency.p50_ms:.1f} ms, 99 of 100 up to {result.latency.p99_ms:.1f} ms "
@@ -249,6 +275,7 @@ def _print_result(result: RunResult) -> None:
 
 def _as_json(result: RunResult) -> dict[str, Any]:
     from pipeline.gates import verdict_as_json
+    from pipeline.synthetic.reached import reached
 
     return {
         "run_id": result.run_id,
@@ -261,6 +288,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         **verdict_as_json(result.verdict),
+        "reached": [dataclasses.asdict(one) for one in reached(result.best_possible, result.verdict)],
         "latency_ms": None if result.latency is None else {"p50": result.latency.p50_ms, "p99": result.latency.p99_ms},
         "not_servable": result.not_servable,
         "blessed": result.blessed,

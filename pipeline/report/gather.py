@@ -17,6 +17,7 @@ from pipeline.report import data, figures
 from pipeline.report.dag_picture import Picture, draw
 from pipeline.report.words import metric_words, slice_name
 from pipeline.runs import Change, Run, diff_recipes, list_runs, previous_run, schema_of, statistics_of
+from pipeline.synthetic.reached import Reached, reached
 
 CURVES_FILE = "curves.json"
 # Columns of curves.json that are about the epoch itself.
@@ -78,6 +79,8 @@ class Facts:
     drift: list[data.Drift] = dataclasses.field(default_factory=list)
     drift_against: tuple[str, ...] = ()
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
+    reached: list[Reached] = dataclasses.field(default_factory=list)
+    """How close the model came to the best possible; empty where nobody knows what is possible."""
     users: list[data.SampleUser] = dataclasses.field(default_factory=list)
     display_columns: tuple[str, ...] = ()
     period: tuple[float, float] | None = None
@@ -197,6 +200,7 @@ def _add_metrics(facts: Facts) -> None:
         for name in dict.fromkeys((*METRICS, *verdict.metrics))
         if name in verdict.metrics
     ]
+    facts.reached = reached(facts.run.best_possible, verdict)
     if verdict.last_blessed_problem:
         facts.note("metrics", f"{verdict.last_blessed_problem[:1].upper()}{verdict.last_blessed_problem[1:]}.")
     compared = {

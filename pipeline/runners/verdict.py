@@ -13,6 +13,7 @@ from pipeline.exit_codes import NOT_BLESSED
 from pipeline.lineage import Lineage
 from pipeline.run import ComponentTime, RunResult, result_of
 from pipeline.runners.plan import read_plan, say_why
+from pipeline.synthetic.reached import best_possible
 from pipeline.workdir import RESULT_FILE, run_folder, write_whole
 
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
             ComponentTime(name=step.component, seconds=round(step.seconds, 2), cached=step.state == "cached")
             for step in steps
         ],
+        best_possible(Path(plan.deployment.data), plan.recipe["data"]["split"]),
     )
     write_whole(run_folder(workdir, run_id) / RESULT_FILE, result.model_dump_json(indent=1))
     if result.pushed_model:

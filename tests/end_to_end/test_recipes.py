@@ -35,6 +35,7 @@ class Served:
         client: Asks the server.
         users: Some users of the data.
         items: Every item id that the data has, as it stands there, with what should be displayed.
+        broken: Rows that were broken on purpose.
     """
 
     recipe: str
@@ -42,6 +43,7 @@ class Served:
     client: Recommender
     users: tuple[str, ...]
     items: Mapping[str, Mapping[str, str]]
+    broken: int
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -82,6 +84,7 @@ SHIPPED: dict[str, tuple[Ids, Ids]] = {
         lambda data: {book["isbn"]: {} for book in books(data)["Books"].values()},
     ),
     "movielens": (lambda data: [row["user_id"] for row in table(data / "users.csv")], movielens_items),
+    "synthetic": (lambda data: [row["user_id"] for row in table(data / "users.csv")], movielens_items),
 }
 
 
@@ -109,7 +112,8 @@ def plain_csv(path: Path, explicit: bool) -> Path:
 
 
 @pytest.fixture(
-    scope="module", params=["hm", "olist", "books", "interactions explicit", "interactions implicit", "movielens"]
+    scope="module",
+    params=["hm", "olist", "books", "synthetic", "interactions explicit", "interactions implicit", "movielens"],
 )
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tandem: Tandem
@@ -117,18 +121,28 @@ def served(
     """Each recipe run through the command line, and a server on what it pushed."""
     recipe = request.param
     folder = tmp_path_factory.mktemp("recipes")
+    broken = 0
     if recipe == "movielens":
         first_run = request.getfixturevalue("first_run")
         result, data = first_run.result, first_run.data
     else:
         schema_dir, data = ROOT / "schemas" / recipe, SAMPLES / recipe
+        changes: tuple[str, ...] = ()
+        if recipe == "synthetic":
+            data = folder / "data"
+            # A quarter of the rows that the recipe is for, and about as many steps.
+            changes = ("--set", "training.batch_size=512")
+            size = ("--users", "600", "--items", "400", "--interactions", "24000")
+            made = tandem("data", "synthetic", *size, "--broken", "0.01", "--out", data)
+            assert made.code == 0, made.stderr
+            broken = json.loads((data / "truth.json").read_text())["rows"]["broken"]
         if recipe.startswith("interactions"):
             explicit = recipe.endswith("explicit")
             schema_dir, data = folder / "schema", plain_csv(folder / "data" / "mine.csv", explicit).parent
             named = ("--rating", "stars", "--timestamp", "when") if explicit else ()
             begun = tandem("init", schema_dir, "--data", data, "--user", "client", "--item", "sku", *named)
             assert begun.code == 0, begun.stderr
-        outcome = tandem("run", schema_dir, "--data", data, "--workdir", folder / "work", "--json")
+        outcome = tandem("run", schema_dir, "--data", data, "--workdir", folder / "work", *changes, "--json")
         assert outcome.code == 0, outcome.stderr + outcome.stdout
         result = outcome.json
     if recipe.startswith("interactions"):
@@ -140,7 +154,7 @@ def served(
         serving(Path(result["pushed_model"]).parent, MODEL) as target,
         Recommender(target, model=MODEL) as client,
     ):
-        yield Served(recipe, result, client, tuple(dict.fromkeys(users))[:5], items)
+        yield Served(recipe, result, client, tuple(dict.fromkeys(users))[:5], items, broken)
 
 
 def test_the_model_passes_its_gates_and_is_pushed(served: Served) -> None:
@@ -150,7 +164,7 @@ def test_the_model_passes_its_gates_and_is_pushed(served: Served) -> None:
     assert {gate["metric"] for gate in result["gates"]} >= {"rmse"}
     assert all(gate["passed"] for gate in result["gates"])
     assert all(math.isfinite(value) for value in result["metrics"].values())
-    assert result["rows"]["rejected"] == 0
+    assert result["rows"]["rejected"] == served.broken
     assert result["rows"]["catalogue"] == len(served.items)
     assert result["rows"]["train"] > result["rows"]["eval"] > 0
 
@@ -176,7 +190,8 @@ def test_recommendations_are_items_of_the_catalogue_with_what_people_know_them_b
 
 def test_ratings_are_within_the_schemas_range(served: Served) -> None:
     low, high = {
-        "hm": (0, 1), "olist": (-1, math.inf), "books": (0.5, 5), "movielens": (1, 5), "interactions explicit": (1, 5),
+        "hm": (0, 1), "olist": (-1, math.inf), "books": (0.5, 5), "movielens": (1, 5), "synthetic": (1, 5),
+        "interactions explicit": (1, 5),
         "interactions implicit": (0, 1),
     }[served.recipe]  # fmt: skip
     items = list(served.items)[:5]
@@ -188,3 +203,15 @@ def test_negatives_come_with_implicit_data_only(served: Served) -> None:
     rows = served.result["rows"]
     implicit = served.recipe in ("hm", "olist", "interactions implicit")
     assert (rows["train"] + rows["eval"] > rows["read"]) is implicit
+
+
+def test_only_of_synthetic_data_it_is_known_how_close_the_model_came(served: Served) -> None:
+    found = {one["metric"]: one for one in served.result["reached"]}
+    if served.recipe != "synthetic":
+        assert found == {}
+        return
+    assert set(found) == {"top_100_accuracy", "top_100_accuracy_unseen", "rmse"}
+    for metric, one in found.items():
+        assert one["model"] == served.result["metrics"][metric]
+        # Past the best by chance alone.
+        assert 0 < one["way"] < 1.1, one

@@ -189,10 +189,14 @@ class Judge:
             ("Pusher", "done", "pushed_model", self.marks.artifact("PushedModel", **destination)),
         ):
             self.marks.step(RUN, component, state, outputs=[(key, artifact)])
+        data = self.marks.workdir / "data"
+        data.mkdir()
+        (data / "truth.json").write_text('{"best": {"rmse": {"value": 0.7}}, "eval_fraction": 0.2}')
         deployment = {
-            "schema_dir": "", "data": "", "workdir": str(self.marks.workdir), "preset": "best", "overrides": [],
+            "schema_dir": "", "data": str(data), "workdir": str(self.marks.workdir), "preset": "best", "overrides": [],
         }  # fmt: skip
-        plan = {"deployment": deployment, "recipe": {"name": "movielens"}, "tasks": {}, "pipeline": {}}
+        recipe = {"name": "movielens", "data": {"split": {"kind": "random", "eval_fraction": 0.2}}}
+        plan = {"deployment": deployment, "recipe": recipe, "tasks": {}, "pipeline": {}}
         folder = self.marks.folder(RUN, plan=plan, recipe={"name": "movielens"})
         return verdict.main([str(folder / "plan.json"), RUN])
 
@@ -210,6 +214,7 @@ def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(judge: Judg
     ]  # fmt: skip
     written = json.loads((judge.marks.workdir / "runs" / RUN / "result.json").read_text())
     assert written["preset"] == "best"
+    assert run.best_possible == {"rmse": 0.7}
 
 
 def test_a_closed_gate_is_named_with_its_numbers(judge: Judge) -> None:

@@ -38,6 +38,18 @@ def test_a_recipe_fits_its_sample(checked: Checked, name: str) -> None:
     assert checked(ROOT / "schemas" / name, SAMPLES / name).name == name
 
 
+def test_the_recipe_of_synthetic_data_fits_what_the_command_writes(
+    checked: Checked, tandem: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = tandem(
+        "data", "synthetic", "--users", "40", "--items", "40", "--interactions", "200", "--out", tmp_path / "data"
+    )
+    assert made.code == 0, made.stderr
+    recipe = checked(ROOT / "schemas" / "synthetic", tmp_path / "data")
+    # Broken lines are for trying out what becomes of them.
+    assert recipe.name == "synthetic" and recipe.data.max_bad_rows == 0.05
+
+
 def test_what_the_recipes_do(checked: Checked) -> None:
     recipes = {name: checked(ROOT / "schemas" / name, SAMPLES / name) for name in NAMES}
     hm = recipes["hm"].data
