@@ -17,6 +17,7 @@ from rich.console import Console
 
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources
+from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.lineage import Lineage, StoredArtifact
 from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
@@ -100,6 +101,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     preset: str | None = None,
     serving_dir: Path | None = None,
+    beam: BeamOptions = DIRECT,
 ) -> RunResult:
     """Runs the whole DAG with progress on the terminal's standard error.
 
@@ -110,14 +112,16 @@ def run_recipe(
         overrides: `key=value` changes to the recipe and its preset.
         preset: Name of a preset of `schema_dir`.
         serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
+        beam: Where Beam's part is computed. No result depends on it, nor whether one comes from the cache.
 
     Raises:
-        BadInput: The recipe, the schema or the data cannot be used; nothing was pushed.
+        BadInput: The recipe, the schema, the data or Beam's options cannot be used; nothing was pushed.
         ComponentFailure: A component failed; nothing was pushed.
     """
     recipe = load_recipe(schema_dir, overrides, preset)
     schema = load_schema(schema_dir, recipe)
     check_sources(data, recipe.data, schema, recipe.features)
+    beam.check()
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
         check_folder(flag, place)
@@ -127,7 +131,9 @@ def run_recipe(
         (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
         (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
-            seconds, components = _run(recipe, schema, folder.name, data.absolute(), workdir, serving_dir, terminal)
+            seconds, components = _run(
+                recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam, terminal
+            )  # fmt: skip
         result = result_of(workdir, folder.name, recipe.name, preset, seconds, components)
         write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
     return result
@@ -140,6 +146,7 @@ def _run(
     data: Path,
     workdir: Path,
     serving_dir: Path,
+    beam: BeamOptions,
     terminal: Any,
 ) -> tuple[float, tuple[ComponentTime, ...]]:
     console = Console(file=terminal)
@@ -157,7 +164,7 @@ def _run(
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
-            beam_pipeline_args=local.BEAM_ARGS,
+            beam_pipeline_args=beam.pipeline_args(),
         )
         progress = Progress(console, len(dag.components))
         try:

@@ -6,14 +6,16 @@ The DAG's definition is not imported: a task of Airflow needs its own component'
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.orchestration.portable.beam_executor_operator import BeamExecutorOperator
 from tfx.orchestration.portable.mlmd import execution_lib
-from tfx.proto.orchestration import pipeline_pb2
+from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types.artifact import Artifact
 
 
@@ -56,13 +58,17 @@ class Launches:
             InputsMissing: A component before it has no outputs in this run.
             Exception: Whatever the component raised.
         """
+        executor = runner_utils.extract_executor_spec(self._deployment, name)
         execution = launcher.Launcher(
             pipeline_node=self._nodes[name],
             mlmd_connection=metadata.Metadata(self._connection),
             pipeline_info=self._compiled.pipeline_info,
             pipeline_runtime_spec=self._compiled.runtime_spec,
-            executor_spec=runner_utils.extract_executor_spec(self._deployment, name),
+            executor_spec=_without_beam_args(executor),
             custom_driver_spec=runner_utils.extract_custom_driver_spec(self._deployment, name),
+            custom_executor_operators={
+                executable_spec_pb2.BeamExecutableSpec: lambda **_: BeamExecutorOperator(executor)
+            },
         ).launch()
         with metadata.Metadata(self._connection) as store:
             # The launcher does not raise when it finds no inputs.
@@ -72,3 +78,14 @@ class Launches:
             outputs = execution_lib.get_output_artifacts(store, execution.execution_id)
         cached = found[0].last_known_state == metadata_store_pb2.Execution.CACHED
         return Outcome(cached, {key: list(artifacts) for key, artifacts in outputs.items()})
+
+
+def _without_beam_args(executor: Any) -> Any:
+    """What of an executor belongs to the cache key: a result is the same on every engine that Beam has."""
+    if not isinstance(executor, executable_spec_pb2.BeamExecutableSpec):
+        return executor
+    same = executable_spec_pb2.BeamExecutableSpec()
+    same.CopyFrom(executor)
+    same.ClearField("beam_pipeline_args")
+    same.ClearField("beam_pipeline_args_placeholders")
+    return same

@@ -27,8 +27,8 @@ def local_nodes(name: str, *overrides: str) -> dict[str, Any]:
     """The pipeline as the local runner compiles it."""
     from tfx.dsl.compiler import compiler
 
+    from pipeline.beam import DIRECT
     from pipeline.dag import create_pipeline
-    from pipeline.runners.local import BEAM_ARGS
 
     recipe = load_recipe(ROOT / "schemas" / name, overrides)
     dag = create_pipeline(
@@ -37,7 +37,7 @@ def local_nodes(name: str, *overrides: str) -> dict[str, Any]:
         data_root=OPTIONS["data_root"],
         pipeline_root="artifacts",
         serving_dir=OPTIONS["push_destination"],
-        beam_pipeline_args=BEAM_ARGS,
+        beam_pipeline_args=DIRECT.pipeline_args(),
     )
     return {node.pipeline_node.node_info.id: node.pipeline_node for node in compiler.Compiler().compile(dag).nodes}
 
