@@ -22,7 +22,7 @@ import pipeline.dag as dag
 
 # isort: split
 import apache_beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.version import __version__ as beam_version
 from tfx import v1 as tfx
 from tfx.dsl.compiler import compiler
@@ -31,6 +31,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.orchestration.local import runner_utils
 from tfx.proto.orchestration import executable_spec_pb2
 
+from pipeline import beam
 from pipeline.beam import DIRECT, BeamOptions, BeamRunner
 from pipeline.recipe import BadInput, load_recipe, load_schema
 from pipeline.runners import local
@@ -83,6 +84,50 @@ def test_asking_for_nothing_imports_nothing() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(["__main__", "components", "pipeline"])
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "processors", "processes"),
+    [(0, 16, 1), (127, 16, 1), (128, 1, 1), (128, 2, 2), (128, 16, 2), (640, 4, 4)],
+)
+def test_a_large_file_is_worked_on_by_several_processes(
+    megabytes: int, processors: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beam, "processors", lambda: processors)
+    told = PipelineOptions(list(DIRECT.pipeline_args(megabytes << 20))).view_as(DirectOptions)
+    assert told.direct_num_workers == processes
+    assert told.direct_running_mode == ("multi_processing" if processes > 1 else "in_memory")
+
+
+@pytest.mark.parametrize("said", ["--direct_running_mode=multi_threading", "--direct_num_workers=7"])
+def test_who_says_how_this_machine_works_is_obeyed(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beam, "processors", lambda: 16)
+    asked = BeamOptions(args=(said,))
+    assert asked.pipeline_args(1 << 40) == asked.pipeline_args()
+    assert BeamOptions(BeamRunner.FLINK).pipeline_args(1 << 40) == BeamOptions(BeamRunner.FLINK).pipeline_args()
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed", "processors"),
+    [
+        ({}, 8, 8),
+        ({"cpu.max": "max 100000"}, 8, 8),
+        ({"cpu.max": "250000 100000"}, 8, 2),
+        ({"cpu.max": "50000 100000"}, 8, 1),
+        ({"cpu.max": "900000 100000"}, 3, 3),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 8, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8, 8),
+    ],
+)
+def test_a_container_counts_the_processors_that_it_may_use(
+    files: dict[str, str], allowed: int, processors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(beam, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
+    assert beam.processors() == processors
 
 
 # --- who is told ------------------------------------------------------------------------------------------------------
