@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import json
 import logging
 import re
 import shutil
@@ -24,6 +25,7 @@ import pipeline.dag as dag
 import apache_beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.version import __version__ as beam_version
+from google.protobuf import json_format
 from tfx import v1 as tfx
 from tfx.dsl.compiler import compiler
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
@@ -34,7 +36,7 @@ from tfx.proto.orchestration import executable_spec_pb2
 from pipeline import beam
 from pipeline.beam import DIRECT, BeamOptions, BeamRunner
 from pipeline.recipe import BadInput, load_recipe, load_schema
-from pipeline.runners import local
+from pipeline.runners import local, node
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = ROOT / "schemas" / "books"
@@ -180,10 +182,11 @@ def Count(  # noqa: N802
             | apache_beam.Map(lambda found: Path(examples.uri, "sum").write_text(str(found)))
         )
     Path(examples.uri, "runner").write_text(type(beam_pipeline.runner).__name__)
+    Path(examples.uri, "processes").write_text(str(beam_pipeline.options.view_as(DirectOptions).direct_num_workers))
 
 
-def counted(folder: Path, beam: BeamOptions, run_id: str) -> local.ComponentRun:
-    pipeline = tfx.dsl.Pipeline(
+def counting(folder: Path, asked: BeamOptions) -> tfx.dsl.Pipeline:
+    return tfx.dsl.Pipeline(
         pipeline_name="counting",
         pipeline_root=str(folder / "artifacts"),
         components=[Count()],
@@ -191,15 +194,18 @@ def counted(folder: Path, beam: BeamOptions, run_id: str) -> local.ComponentRun:
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(folder / "metadata.sqlite")
         ),
-        beam_pipeline_args=list(beam.pipeline_args()),
+        beam_pipeline_args=list(asked.pipeline_args()),
     )
-    (run,) = local.run(pipeline, run_id, started=lambda name: None, finished=lambda run: None)
+
+
+def counted(folder: Path, asked: BeamOptions, run_id: str) -> local.ComponentRun:
+    (run,) = local.run(counting(folder, asked), run_id, started=lambda name: None, finished=lambda run: None)
     return run
 
 
 def test_the_engine_that_was_asked_for_computes(tmp_path: Path) -> None:
-    for beam, runner in ((DIRECT, "FnApiRunner"), (PORTABLE, "FlinkRunner")):
-        (examples,) = counted(tmp_path / runner, beam, "run").outputs["examples"]
+    for asked, runner in ((DIRECT, "FnApiRunner"), (PORTABLE, "FlinkRunner")):
+        (examples,) = counted(tmp_path / runner, asked, "run").outputs["examples"]
         assert Path(examples.uri, "runner").read_text() == runner
         assert Path(examples.uri, "sum").read_text() == "6"
 
@@ -210,6 +216,29 @@ def test_what_one_engine_has_computed_is_in_the_cache_for_every_other(tmp_path: 
     third = counted(tmp_path, BeamOptions(args=("--direct_num_workers=2",)), "third")
     assert [run.cached for run in (first, second, third)] == [False, True, True]
     assert len({run.outputs["examples"][0].uri for run in (first, second, third)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "runner"),
+    [({}, "FnApiRunner"), ({"beam_runner": "flink", "beam_args": list(PORTABLE.args)}, "FlinkRunner")],
+    ids=["direct", "flink"],
+)
+def test_a_task_of_airflow_computes_where_its_deployment_says(
+    told: dict[str, Any], runner: str, tmp_path: Path
+) -> None:
+    """And as its data is now, whatever the plan was compiled with."""
+    compiled = local.compile_dag(counting(tmp_path, BeamOptions(args=("--direct_num_workers=9",))))
+    plan = {
+        "deployment": {"schema_dir": "", "data": str(tmp_path), "workdir": str(tmp_path), "overrides": [], **told},
+        "recipe": load_recipe(BOOKS).model_dump(mode="json"),
+        "tasks": {},
+        "pipeline": json_format.MessageToDict(compiled, preserving_proto_field_name=True),
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert node.main([str(tmp_path / "plan.json"), "run", "Count"]) == 0
+    (noted,) = tmp_path.glob("artifacts/Count/examples/*/runner")
+    assert noted.read_text() == runner
+    assert noted.with_name("processes").read_text() == "1"
 
 
 # --- nothing is downloaded --------------------------------------------------------------------------------------------
