@@ -131,6 +131,7 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
     start()
     from tfx import v1 as tfx
 
+    from pipeline.beam import DIRECT
     from pipeline.dag import create_pipeline
     from pipeline.datasets import write_movielens
     from pipeline.recipe import load_schema
@@ -146,7 +147,7 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
         data_root=str(data),
         pipeline_root=str(folder / "artifacts"),
         metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(folder / "metadata.sqlite")),
-        beam_pipeline_args=local.BEAM_ARGS,
+        beam_pipeline_args=DIRECT.pipeline_args(),
         last="Evaluator",
     )
     runs: list[local.ComponentRun] = []

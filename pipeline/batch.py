@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,6 +25,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pydantic
 import tensorflow as tf
+from apache_beam import Create, DoFn, ParDo, Pipeline, Reshuffle
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from components.example_gen.reader import WHOLE, Span, find_spans, read_header
@@ -33,12 +33,11 @@ from components.example_gen.rows import read_rows
 from components.example_gen.sources import Column, Table
 from components.infra_validator.offline import OfflineModel
 from components.pusher.versions import pushed_versions
+from pipeline.beam import DIRECT, BeamOptions
 from pipeline.recipe import BadInput, ColumnType, did_you_mean
 
 Format = Literal["parquet", "csv"]
 
-# In memory: Beam's default would first try to download its Prism runner.
-BEAM_ARGS = ("--runner=FnApiRunner",)
 SPAN_BYTES = 128 << 10
 """Bytes of the file of users that make one shard: some 10,000 users without columns."""
 USERS_A_CALL = 256
@@ -121,7 +120,7 @@ def run_batch(
     k: int = 100,
     user_column: str = USER_ID,
     format: Format = "parquet",
-    beam_args: Sequence[str] = BEAM_ARGS,
+    beam: BeamOptions = DIRECT,
     span_bytes: int = SPAN_BYTES,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> BatchResult:
@@ -139,14 +138,16 @@ def run_batch(
         k: Items a user.
         user_column: Column of the user ids.
         format: Of the shards.
-        beam_args: Options of the Beam pipeline.
+        beam: Where it is computed.
         span_bytes: Bytes of the file that make a shard.
         progress: Called about once a second with the number of shards done and of all.
 
     Raises:
         BatchError: There is no such version or column, or the folder holds another job's shards.
+        BadInput: Beam's options cannot be used.
         DataError: The file cannot be read.
     """
+    beam.check()
     path = _version(model_dir, version)
     signature, columns = _question(path, k)
     with _open(users) as stream:
@@ -175,14 +176,9 @@ def run_batch(
     taken = {name: kind for name, kind in columns.items() if name in names and name != user_column}
     if open_shards:
         writer = RecommendSpan(plan, users, out, signature, taken)
-        options = PipelineOptions(list(beam_args))
-        with _reporting(lambda: progress(_done(out, plan), len(spans))), beam.Pipeline(options=options) as pipeline:
-            _ = (
-                pipeline
-                | "Shards" >> beam.Create(open_shards)
-                | "SpreadOut" >> beam.Reshuffle()
-                | "Recommend" >> beam.ParDo(writer)
-            )
+        options = PipelineOptions(list(beam.pipeline_args()))
+        with _reporting(lambda: progress(_done(out, plan), len(spans))), Pipeline(options=options) as pipeline:
+            _ = pipeline | "Shards" >> Create(open_shards) | "SpreadOut" >> Reshuffle() | "Recommend" >> ParDo(writer)
     totals = [ShardTotals.model_validate_json(_note(out, plan, number).read_text()) for number in range(len(spans))]
     rejected = tuple(row for shard in totals for row in shard.rejected)
     _write_rejected(out / REJECTED_FILE, rejected)
@@ -197,7 +193,7 @@ def run_batch(
     )
 
 
-class RecommendSpan(beam.DoFn):
+class RecommendSpan(DoFn):
     """Writes the shard of one span of the file of users."""
 
     def __init__(self, plan: Plan, users: Path, out: Path, signature: str, columns: Mapping[str, ColumnType]) -> None:

@@ -23,7 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.evaluator.verdict import VERDICT_FILE, Bound, Verdict
-from components.example_gen.check import check_sources
+from components.example_gen.check import check_sources, interactions_bytes
+from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import Progress, output_to_file
 from pipeline.recipe import METRICS, Recipe, Validation, load_recipe, load_schema
 from pipeline.run import check_folder, explained, only_run_in, start_tfx
@@ -137,6 +138,7 @@ def compare_presets(
     overrides: Sequence[str] = (),
     seeds: int = 1,
     curves: bool = True,
+    beam: BeamOptions = DIRECT,
 ) -> Comparison:
     """Trains and measures presets one after another, with progress on the terminal's standard error.
 
@@ -149,15 +151,17 @@ def compare_presets(
         seeds: Trainings of each preset, with its own seed and those that follow it.
         curves: Whether the same slice of train is kept from every preset and measured after each epoch. Without, each
             is trained exactly as `tandem run` would, and curves are those of presets with a slice of their own.
+        beam: Where Beam's part is computed.
 
     Raises:
-        BadInput: A preset, the schema or the data cannot be used.
+        BadInput: A preset, the schema, the data or Beam's options cannot be used.
         ComponentFailure: A component failed that all presets share.
     """
     recipes = {name: load_recipe(schema_dir, overrides, name) for name in presets}
     for recipe in recipes.values():
         schema = load_schema(schema_dir, recipe)
         check_sources(data, recipe.data, schema, recipe.features)
+    beam.check()
     slice_ = _common_slice(recipes, overrides) if curves else None
     if slice_ is not None:
         recipes = {name: _with_training(recipe, validation=slice_) for name, recipe in recipes.items()}
@@ -167,7 +171,7 @@ def compare_presets(
         _take_over_metadata(workdir.absolute() / METADATA_FILE, home / METADATA_FILE)
         folder = new_folder(home / "runs")
         with output_to_file(folder / "log.txt") as terminal:
-            trainings = _Trainings(schema, data.absolute(), home, folder, terminal)
+            trainings = _Trainings(schema, data.absolute(), home, folder, beam, terminal)
             trained = trainings.run(recipes, seeds)
         comparison = Comparison(
             run_id=folder.name,
@@ -321,9 +325,11 @@ class _Trainings:
         data: Path,
         home: Path,
         folder: Path,
+        beam: BeamOptions,
         terminal: Any,
     ) -> None:
         self._schema = schema
+        self._beam = beam
         self._data = data
         self._home = home
         self._run_id = folder.name
@@ -356,7 +362,7 @@ class _Trainings:
             data_root=str(self._data),
             pipeline_root=str(self._home / "artifacts"),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
-            beam_pipeline_args=local.BEAM_ARGS,
+            beam_pipeline_args=self._beam.pipeline_args(interactions_bytes(self._data, recipe.data)),
             last="Evaluator",
         )
         start = time.monotonic()

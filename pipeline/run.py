@@ -16,7 +16,8 @@ import pydantic
 from rich.console import Console
 
 from components.evaluator.verdict import VERDICT_FILE, Verdict
-from components.example_gen.check import check_sources
+from components.example_gen.check import check_sources, interactions_bytes
+from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.lineage import Lineage, StoredArtifact
 from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
@@ -103,6 +104,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     preset: str | None = None,
     serving_dir: Path | None = None,
+    beam: BeamOptions = DIRECT,
 ) -> RunResult:
     """Runs the whole DAG with progress on the terminal's standard error.
 
@@ -113,14 +115,16 @@ def run_recipe(
         overrides: `key=value` changes to the recipe and its preset.
         preset: Name of a preset of `schema_dir`.
         serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
+        beam: Where Beam's part is computed. No result depends on it, nor whether one comes from the cache.
 
     Raises:
-        BadInput: The recipe, the schema or the data cannot be used; nothing was pushed.
+        BadInput: The recipe, the schema, the data or Beam's options cannot be used; nothing was pushed.
         ComponentFailure: A component failed; nothing was pushed.
     """
     recipe = load_recipe(schema_dir, overrides, preset)
     schema = load_schema(schema_dir, recipe)
     check_sources(data, recipe.data, schema, recipe.features)
+    beam.check()
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
         check_folder(flag, place)
@@ -130,7 +134,9 @@ def run_recipe(
         (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
         (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
-            seconds, components = _run(recipe, schema, folder.name, data.absolute(), workdir, serving_dir, terminal)
+            seconds, components = _run(
+                recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam, terminal
+            )  # fmt: skip
         best = best_possible(data, recipe.data.split.model_dump())
         result = result_of(workdir, folder.name, recipe.name, preset, seconds, components, best)
         write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
@@ -144,6 +150,7 @@ def _run(
     data: Path,
     workdir: Path,
     serving_dir: Path,
+    beam: BeamOptions,
     terminal: Any,
 ) -> tuple[float, tuple[ComponentTime, ...]]:
     console = Console(file=terminal)
@@ -161,7 +168,7 @@ def _run(
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
-            beam_pipeline_args=local.BEAM_ARGS,
+            beam_pipeline_args=beam.pipeline_args(interactions_bytes(data, recipe.data)),
         )
         progress = Progress(console, len(dag.components))
         try:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Overrides, Preset, SchemaDir
+from pipeline.beam import BeamOptions, BeamRunner
+from pipeline.cli.options import BeamArgs, BeamEngine, Overrides, Preset, SchemaDir
 
 CACHES = ("none", "same-inputs", "same-folder")
 
@@ -35,9 +36,8 @@ def kubeflow(
             "which is right where a folder's files never change."
         ),
     ] = "same-inputs",
-    beam_args: Annotated[
-        list[str] | None, typer.Option("--beam-arg", help="Option for Beam, e.g. --runner=DataflowRunner. Repeatable.")
-    ] = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
     volumes: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +62,8 @@ def kubeflow(
         raise BadInput(f"--cache {cache}: {', '.join(CACHES[:-1])} or {CACHES[-1]} was wanted")
     if importlib.util.find_spec("kfp") is None:
         raise BadInput("Kubeflow's SDK is not installed here: pip install 'tandem[kubeflow]'")
+    beam = BeamOptions(beam_runner, tuple(beam_args or ()))
+    beam.check(on_cluster=True)
     recipe = load_recipe(schema_dir, overrides or [], preset)
     schema = load_schema(schema_dir, recipe)
     logging.set_verbosity(logging.ERROR)
@@ -76,7 +78,7 @@ def kubeflow(
         retries=retries,
         cache=cache,
         volumes=tuple(map(Volume.parse, volumes or ())),
-        **({"beam_args": tuple(beam_args)} if beam_args else {}),
+        beam=beam,
     )
     documents = compile_pipeline(recipe, schema, options)
     write_pipeline(documents, recipe.description, out)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.beam import BeamRunner
+
 DEFAULT_MODEL = "recommender"
 DEFAULT_TARGET = "127.0.0.1:8500"
 DEFAULT_TIMEOUT_S = 5.0
@@ -21,6 +23,13 @@ Overrides = Annotated[
 ]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Use SCHEMA_DIR/presets/NAME.yaml in place of the recipe's own sections.")
+]
+BeamEngine = Annotated[
+    BeamRunner, typer.Option("--beam-runner", help="Engine for what runs on Beam; docs/beam.md says what each needs.")
+]
+BeamArgs = Annotated[
+    list[str] | None,
+    typer.Option("--beam-arg", help="Any other option of Beam, e.g. --beam-arg=--parallelism=4. Repeatable."),
 ]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Id of a run or its beginning, `latest`, or `previous`: the one before it.")

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.cli.asking import print_recommendations
 from pipeline.cli.options import (
     DEFAULT_MODEL,
     AsJson,
+    BeamArgs,
+    BeamEngine,
     DataDir,
     Overrides,
     Preset,
@@ -39,6 +42,8 @@ def run(
         str | None,
         typer.Option(metavar="HOST:PORT", help="After the push, wait until this gRPC server has the new version."),
     ] = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline: CSVs in, a gated model out.
@@ -55,6 +60,7 @@ def run(
         overrides=[*(overrides or []), *([f"serving.wait_for.target={json.dumps(wait_for)}"] if wait_for else [])],
         preset=preset,
         serving_dir=serving_dir,
+        beam=BeamOptions(beam_runner, tuple(beam_args or ())),
     )
     if as_json:
         print(json.dumps(_as_json(result), indent=1))
@@ -77,6 +83,8 @@ def compare(
         typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
     ] = True,
     overrides: Overrides = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
     """Train several presets on the same data: one table, one plot, and nothing is pushed.
@@ -96,6 +104,7 @@ def compare(
         overrides=overrides or [],
         seeds=seeds,
         curves=curves,
+        beam=BeamOptions(beam_runner, tuple(beam_args or ())),
     )
     if as_json:
         print(comparison.model_dump_json(indent=1))

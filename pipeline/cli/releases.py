@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import DEFAULT_MODEL, AsJson, ModelName
+from pipeline.beam import BeamOptions, BeamRunner
+from pipeline.cli.options import DEFAULT_MODEL, AsJson, BeamArgs, BeamEngine, ModelName
 
 if TYPE_CHECKING:
     from pipeline.release import Released
@@ -83,9 +84,8 @@ def batch(
     version: Annotated[int | None, typer.Option(help="Version to ask. [default: the newest]")] = None,
     user_column: Annotated[str, typer.Option(help="Column of the user ids.")] = "user_id",
     format: Annotated[Format, typer.Option(help="How the shards are written.")] = Format.PARQUET,
-    beam_arg: Annotated[
-        list[str] | None, typer.Option(help="Beam option, such as --beam-arg=--runner=FlinkRunner. Repeatable.")
-    ] = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend to every user of a file, without a server."""
@@ -93,7 +93,7 @@ def batch(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from pipeline.batch import BEAM_ARGS, REJECTED_FILE, run_batch
+    from pipeline.batch import REJECTED_FILE, run_batch
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -106,7 +106,7 @@ def batch(
             k=k,
             user_column=user_column,
             format=format.value,
-            beam_args=beam_arg or BEAM_ARGS,
+            beam=BeamOptions(beam_runner, tuple(beam_args or ())),
             progress=lambda done, shards: bar.update(task, completed=done, total=shards),
         )
     if as_json:

@@ -25,6 +25,7 @@ from airflow import DAG
 from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.models import BaseOperator
 
+from pipeline.beam import BeamRunner
 from pipeline.exit_codes import BAD_INPUT, NOT_BLESSED
 from pipeline.runners.plan import Deployment, Plan, last_words, plan_for
 from pipeline.workdir import (
@@ -69,6 +70,8 @@ def recipe_dag(
     retries: int | None = None,
     retry_delay: datetime.timedelta | None = None,
     python: str | Path | None = None,
+    beam_runner: str | None = None,
+    beam_args: Sequence[str] | None = None,
     dag_id: str | None = None,
     tags: Sequence[str] = (),
     default_args: Mapping[str, Any] | None = None,
@@ -90,6 +93,8 @@ def recipe_dag(
         retries: How often a task is tried again; TANDEM_RETRIES, else 2. Bad input and a closed gate are final.
         retry_delay: How long to wait before that; TANDEM_RETRY_DELAY in seconds, else a minute.
         python: The interpreter that has Tandem with TFX; TANDEM_PYTHON, else Airflow's own.
+        beam_runner: direct, flink or spark; TANDEM_BEAM_RUNNER, else direct.
+        beam_args: Options of Beam for it, as `tandem run --beam-arg` has them; TANDEM_BEAM_ARGS, with spaces between.
         dag_id: Name of the DAG; the recipe's by default.
         tags: Tags besides `tandem` and the recipe's name.
         default_args: Further arguments of every task, such as `pool` or `on_failure_callback`.
@@ -107,7 +112,9 @@ def recipe_dag(
         workdir=asked.folder("WORKDIR", workdir),
         serving_dir=asked.folder("SERVING_DIR", serving_dir) if asked.given("SERVING_DIR", serving_dir) else None,
         preset=asked.given("PRESET", preset),
-        overrides=tuple(shlex.split(asked.given("SET", None) or "") if overrides is None else overrides),
+        overrides=asked.words("SET", overrides),
+        beam_runner=machine.engine(beam_runner),
+        beam_args=machine.words("BEAM_ARGS", beam_args),
     )
     interpreter = str(machine.given("PYTHON", python) or sys.executable)
     plan = plan_for(deployment, interpreter)
@@ -269,6 +276,19 @@ class _Settings:
                 "processes run in no particular folder."
             )
         return os.path.normpath(found)
+
+    def words(self, name: str, argument: Sequence[str] | None) -> tuple[str, ...]:
+        """A list, which a variable has with spaces between."""
+        return tuple(shlex.split(self.given(name, None) or "") if argument is None else argument)
+
+    def engine(self, argument: str | None) -> str:
+        """One of Beam's engines."""
+        found = self.given("BEAM_RUNNER", argument) or BeamRunner.DIRECT.value
+        if found not in list(BeamRunner):
+            raise SettingError(
+                f"TANDEM_BEAM_RUNNER or beam_runner: {', '.join(BeamRunner)} were wanted, {found!r} was found."
+            )
+        return str(found)
 
     def number(self, name: str, default: int) -> int:
         """A whole number, not negative."""

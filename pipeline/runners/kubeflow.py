@@ -21,11 +21,11 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_driver
 
+from pipeline.beam import DIRECT, BeamOptions
 from pipeline.dag import NEVER_CACHED, create_pipeline
 from pipeline.recipe import BadInput, Recipe, Resources
 from pipeline.runners import kubeflow_container
 from pipeline.runners.kubeflow_container import DATA_ROOT, OVERRIDES, PUSH_DESTINATION, TRAINING_PARAMETERS
-from pipeline.runners.local import BEAM_ARGS
 
 COMMAND = ("python", "-m", kubeflow_container.__name__)
 
@@ -79,7 +79,8 @@ class Options(pydantic.BaseModel):
     """How often a failed container is started again."""
     cache: Literal["none", "same-inputs", "same-folder"] = "same-inputs"
     """Whether results may come from a cache; `same-folder` takes a data folder of the same name for the same data."""
-    beam_args: tuple[str, ...] = BEAM_ARGS
+    beam: BeamOptions = DIRECT
+    """Where Beam's part is computed. It stands in the containers' arguments, so another engine is another cache key."""
     volumes: tuple[Volume, ...] = ()
 
 
@@ -110,7 +111,7 @@ def compile_pipeline(recipe: Recipe, schema: schema_pb2.Schema, options: Options
         data_root=options.data_root,
         pipeline_root=options.pipeline_root,
         serving_dir=options.push_destination,
-        beam_pipeline_args=options.beam_args,
+        beam_pipeline_args=options.beam.pipeline_args(),
     )
     spec = _compile(dag, options.image)
     spec.default_pipeline_root = options.pipeline_root

@@ -1,4 +1,4 @@
-"""Runs the DAG in this process on TFX's launcher and Beam's in-memory runner, and says what happens as it happens.
+"""Runs the DAG in this process on TFX's launcher, and says what happens as it happens.
 
 The steps are those of TFX's LocalDagRunner; it has no way to watch the single components.
 """
@@ -16,11 +16,6 @@ from tfx.types.artifact import Artifact
 
 from pipeline.dag import NEVER_CACHED
 from pipeline.runners.launch import Launches
-
-# In memory: Beam's default would first try to download its Prism runner, and several processes only pay off beyond
-# about a million rows on one machine.
-# The container image is never used; naming one keeps TFX from packing its own installation for each component (1.3 s).
-BEAM_ARGS = ("--runner=FnApiRunner", "--sdk_container_image=unused")
 
 
 @dataclasses.dataclass(frozen=True)

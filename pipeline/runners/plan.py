@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.exit_codes import BAD_INPUT
 from pipeline.workdir import METADATA_FILE, write_whole
 
@@ -50,6 +51,20 @@ class Deployment:
     preset: str | None = None
     overrides: tuple[str, ...] = ()
     """`key=value` changes to the recipe and its preset."""
+    beam_runner: str = BeamRunner.DIRECT.value
+    beam_args: tuple[str, ...] = ()
+    """Options of Beam besides the engine."""
+
+    @property
+    def beam(self) -> BeamOptions:
+        """Where Beam's part is computed."""
+        return BeamOptions(BeamRunner(self.beam_runner), self.beam_args)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Deployment:
+        """A deployment from its JSON, which has lists for tuples."""
+        values: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in found.items()}
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +84,9 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """Reads what `main` wrote."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    deployment = found["deployment"]
     return Plan(
         path=path,
-        deployment=Deployment(**{**deployment, "overrides": tuple(deployment["overrides"])}),
+        deployment=Deployment.of(found["deployment"]),
         recipe=found["recipe"],
         tasks={name: tuple(before) for name, before in found["tasks"].items()},
         pipeline=found["pipeline"],
@@ -87,7 +101,7 @@ def plan_for(deployment: Deployment, python: str) -> Plan:
         python: An interpreter that has Tandem with TFX.
 
     Raises:
-        PlanError: The recipe or the schema cannot be used, or `python` cannot.
+        PlanError: The recipe, the schema or Beam's options cannot be used, or `python` cannot.
     """
     path = Path(deployment.workdir, PLANS_FOLDER, f"{_fingerprint(deployment, python)}.json")
     if not path.is_file():
@@ -153,16 +167,17 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
     """The plan of a deployment, as the file has it; imports TFX.
 
     Raises:
-        BadInput: The recipe or the schema cannot be used.
+        BadInput: The recipe, the schema or Beam's options cannot be used.
     """
     from google.protobuf import json_format
     from tfx import v1 as tfx
 
     from pipeline.dag import create_pipeline
     from pipeline.recipe import load_recipe, load_schema
-    from pipeline.runners.local import BEAM_ARGS, compile_dag
+    from pipeline.runners.local import compile_dag
 
     schema_dir, workdir = Path(deployment.schema_dir), Path(deployment.workdir)
+    deployment.beam.check()
     recipe = load_recipe(schema_dir, deployment.overrides, deployment.preset)
     compiled = compile_dag(
         create_pipeline(
@@ -172,7 +187,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=deployment.serving_dir or str(workdir / "serving" / recipe.name),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
-            beam_pipeline_args=BEAM_ARGS,
+            beam_pipeline_args=deployment.beam.pipeline_args(),
         )
     )
     nodes = [node.pipeline_node for node in compiled.nodes]
@@ -188,7 +203,7 @@ def main(arguments: list[str]) -> int:
     """Writes the plan of a deployment, given as JSON, to a file."""
     from pipeline.recipe import BadInput
 
-    path, deployment = Path(arguments[0]), json.loads(arguments[1])
+    path, deployment = Path(arguments[0]), Deployment.of(json.loads(arguments[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".lock", "w") as lock:
         # Airflow's processes read the DAG file side by side; one of them compiles.
@@ -196,7 +211,7 @@ def main(arguments: list[str]) -> int:
         if path.is_file():
             return 0
         try:
-            plan = compile_plan(Deployment(**{**deployment, "overrides": tuple(deployment["overrides"])}))
+            plan = compile_plan(deployment)
         except BadInput as error:
             say_why(error)
             return BAD_INPUT
