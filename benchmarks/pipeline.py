@@ -75,9 +75,16 @@ def main() -> int:
                 runs[side].append(in_fresh_process(side, read, folder / f"{side}-{number}", arguments.epochs))
     figures = summary(runs) | {"epochs": arguments.epochs, "at_least": arguments.at_least, "join_seconds": seconds}
     print_table(figures)
+    ratio = figures["ratio"]
+    figures["ratios"] = [
+        {"what": "the whole MovieLens run, our InfraValidator included, against stock TFX", "ratio": ratio["wall"],
+         "at_least": arguments.at_least},
+        {"what": "the same without our InfraValidator", "ratio": ratio["wall_without"], "at_least": None},
+        {"what": "the same, CPU time, our InfraValidator included", "ratio": ratio["cpu"], "at_least": None},
+    ]  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(figures | {"runs": runs}, indent=1) + "\n")
-    return 0 if figures["ratio"]["wall"] >= arguments.at_least else 1
+    return 0 if ratio["wall"] >= arguments.at_least else 1
 
 
 def fetch(data: Path) -> None:
