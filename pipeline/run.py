@@ -145,7 +145,7 @@ def _run(
     console = Console(file=terminal)
     start = time.monotonic()
     with start_tfx(console):
-        from tfx import v1 as tfx
+        from tfx.orchestration import metadata
 
         from pipeline.dag import create_pipeline
         from pipeline.runners import local
@@ -156,7 +156,7 @@ def _run(
             data_root=str(data),
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
-            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
+            metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
             beam_pipeline_args=local.BEAM_ARGS,
         )
         progress = Progress(console, len(dag.components))
