@@ -98,6 +98,8 @@ def create_pipeline(
             "code": code_version(components.transform),
         },
         disable_statistics=True,
+        # Each analyzer would run once for every split, be written and merged, and nobody reads what was written.
+        disable_analyzer_cache=True,
     )
     transform.add_upstream_node(example_validator)
 
