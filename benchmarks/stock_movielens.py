@@ -29,7 +29,7 @@ def preprocessing_fn(inputs: Mapping[str, Any]) -> dict[str, Any]:
     outputs["title_words"] = tft.compute_and_apply_vocabulary(words, vocab_filename="title_words")
     genres = tf.strings.split(tf.squeeze(inputs["genres"], axis=1), "|").to_sparse()
     outputs["genres"] = tft.compute_and_apply_vocabulary(genres, vocab_filename="genres")
-    outputs["timestamp_buckets"] = tft.bucketize(inputs["timestamp"], 1000)
+    outputs["timestamp_buckets"] = tf.cast(tft.scale_to_0_1(inputs["timestamp"]) * 999, tf.int64)
     outputs["timestamp_normalized"] = tft.scale_to_z_score(inputs["timestamp"])
     outputs["age_buckets"] = tft.bucketize(inputs["age"], 8)
     outputs[LABEL] = tf.cast(inputs[LABEL], tf.float32)
