@@ -196,7 +196,7 @@ def start_tfx(console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _never_garbage() -> Iterator[None]:
-    """Spares the garbage collector what is made inside: imports make millions of objects, and all of them stay.
+    """Spares the garbage collector what is made inside: imports make a million objects, and all of them stay.
 
     It would go through them again and again, while they are made and in every component.
     """

@@ -181,7 +181,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_what_imports_made_is_not_searched_for_garbage(collector: None) -> None:
-    """Every component would pay for it: TensorFlow and TFX are millions of objects."""
+    """Every component would pay for it: TensorFlow and TFX are a million objects."""
     with start_tfx(Console(file=io.StringIO())):
         assert gc.isenabled()
-        assert gc.get_freeze_count() > 1_000_000
+        assert gc.get_freeze_count() > 500_000
