@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .PHONY: help setup demo test test-slow test-airflow airflow-setup lint types tests soak docs bench-ingest bench-train \
-	bench-serving lock clean
+	bench-serving bench-pipeline bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -50,6 +50,12 @@ bench-train: setup  ## Time our training of the preset `tutorial` against the TF
 
 bench-serving: setup  ## Time the embedded server and the index ivf against calls without a server and brute force (minutes)
 	$(BIN)/python benchmarks/serving.py
+
+bench-pipeline: setup  ## Time the whole MovieLens run against the same DAG of stock TFX components (10 minutes)
+	$(BIN)/python benchmarks/pipeline.py
+
+bench: setup  ## Run every benchmark and write benchmarks/results.md (an hour, on a machine that does nothing else)
+	$(BIN)/python benchmarks/results.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/python environment/lock.py

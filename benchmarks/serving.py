@@ -92,9 +92,32 @@ def main() -> int:
         good = best["recall"] >= arguments.recall and min(best["ratio"].values()) >= arguments.at_least
         if not good:
             print(f"\nThe index was to find {arguments.recall:g} at {arguments.at_least:g} times the throughput.")
+    figures["ratios"] = list(ratios(figures, arguments))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if good else 1
+
+
+def ratios(figures: Mapping[str, Any], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The server's throughput of that of calls without it, and the index's of that of brute force."""
+    for catalogue, found in figures["serving"].items():
+        items, _, index = catalogue.partition(":")
+        for side in ("signature", "session"):
+            pairs = zip(found[f"server_{IN_FLIGHT[-1]}"], found[side], strict=True)
+            yield {
+                "what": f"{int(items):,} items, {index or 'exact'}: requests a second of the server, {IN_FLIGHT[-1]} "
+                f"in flight, of those of {SIDES[side]}",
+                "ratio": statistics.median(run["rate"] / other["rate"] for run, other in pairs),
+                "at_least": None,
+            }
+    for kind, found in figures["index"].items():
+        for batch, ratio in found["ratio"].items():
+            yield {
+                "what": f"{arguments.index_items:,} items, {kind}: ivf at a recall of {found['recall']:.3f} against "
+                f"exact, {batch} queries a call",
+                "ratio": ratio,
+                "at_least": arguments.at_least if kind == "clustered" else None,
+            }
 
 
 # --- the server and what it is compared with --------------------------------------------------------------------------

@@ -349,7 +349,7 @@ class _Trainings:
 
     def _train(self, preset: str, recipe: Recipe, progress: Progress, seeds: int) -> Trained:
         import tensorflow as tf
-        from tfx import v1 as tfx
+        from tfx.orchestration import metadata
 
         from pipeline.dag import create_pipeline
         from pipeline.runners import local
@@ -361,7 +361,7 @@ class _Trainings:
             self._schema,
             data_root=str(self._data),
             pipeline_root=str(self._home / "artifacts"),
-            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
+            metadata=metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
             beam_pipeline_args=self._beam.pipeline_args(interactions_bytes(self._data, recipe.data)),
             last="Evaluator",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging as python_logging
 import os
@@ -156,7 +157,7 @@ def _run(
     console = Console(file=terminal)
     start = time.monotonic()
     with start_tfx(console):
-        from tfx import v1 as tfx
+        from tfx.orchestration import metadata
 
         from pipeline.dag import create_pipeline
         from pipeline.runners import local
@@ -167,7 +168,7 @@ def _run(
             data_root=str(data),
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
-            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
+            metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
             beam_pipeline_args=beam.pipeline_args(interactions_bytes(data, recipe.data)),
         )
         progress = Progress(console, len(dag.components))
@@ -189,7 +190,7 @@ def _run(
 @contextlib.contextmanager
 def start_tfx(console: Console) -> Iterator[None]:
     """Imports TensorFlow and TFX, and lets them log while the DAG runs."""
-    with Progress(console, 0).step("starting TensorFlow and TFX"):
+    with Progress(console, 0).step("starting TensorFlow and TFX"), _never_garbage():
         from absl import logging
 
         import pipeline.runners.local  # noqa: F401
@@ -202,6 +203,20 @@ def start_tfx(console: Console) -> Iterator[None]:
     finally:
         # What comes after the run is for people, not for the log.
         logging.set_verbosity(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _never_garbage() -> Iterator[None]:
+    """Spares the garbage collector what is made inside: imports make a million objects, and all of them stay.
+
+    It would go through them again and again, while they are made and in every component.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:

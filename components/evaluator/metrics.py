@@ -36,7 +36,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
-from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
+from tfx import components as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
 from pipeline.recipe import METRICS, RATING_METRICS
 

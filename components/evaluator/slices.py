@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.extractors import extractor, slice_key_extractor
 from tensorflow_model_analysis.slicer import slicer_lib
-from tfx import v1 as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
+from tfx import components as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
 from pipeline.recipe import ITEM_POPULARITY, READY_SLICES, USER_ACTIVITY, Slices
 

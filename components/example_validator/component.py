@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tfx import v1 as tfx
+from tfx import components as tfx_components
 from tfx.dsl.components.base import executor_spec
 
 from components.example_validator.executor import Executor
 
 
-class ExampleValidator(tfx.components.ExampleValidator):
+class ExampleValidator(tfx_components.ExampleValidator):
     """Validates statistics against the schema; an anomaly stops the run before training."""
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tfx import v1 as tfx
+from tfx import components as tfx_components
 from tfx.dsl.components.base import executor_spec
 
 from components.pusher.executor import Executor
 
 
-class Pusher(tfx.components.Pusher):
+class Pusher(tfx_components.Pusher):
     """Pushes a model that the Evaluator and the InfraValidator blessed."""
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

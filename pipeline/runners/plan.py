@@ -170,7 +170,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
         BadInput: The recipe, the schema or Beam's options cannot be used.
     """
     from google.protobuf import json_format
-    from tfx import v1 as tfx
+    from tfx.orchestration import metadata
 
     from pipeline.dag import create_pipeline
     from pipeline.recipe import load_recipe, load_schema
@@ -186,7 +186,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
             data_root=deployment.data,
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=deployment.serving_dir or str(workdir / "serving" / recipe.name),
-            metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
+            metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
             beam_pipeline_args=deployment.beam.pipeline_args(),
         )
     )

@@ -28,6 +28,7 @@ def test_the_server_is_compared_with_calls_without_it(tmp_path: Path) -> None:
         assert run["rate"] > 0
         assert 0 < run["p50"] <= run["p99"]
     assert "32 in flight" in done.stdout
+    assert [ratio["ratio"] > 0 for ratio in figures["ratios"]] == [True, True]
 
 
 def test_an_index_that_is_too_slow_fails(tmp_path: Path) -> None:
@@ -40,4 +41,5 @@ def test_an_index_that_is_too_slow_fails(tmp_path: Path) -> None:
     found = figures["index"]["clustered"]
     assert 0.55 <= found["recall"] <= 1
     assert found["probes"] <= found["cells"]
+    assert [ratio["at_least"] for ratio in figures["ratios"]] == [1000, 1000, 1000]
     assert found["ratio"].keys() == found["milliseconds"].keys() == {"1", "8", "32"}

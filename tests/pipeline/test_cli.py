@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TANDEM = Path(sys.executable).parent / "tandem"
@@ -81,6 +84,16 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 # --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_process_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python would go through all objects of TensorFlow for garbage once more, for seconds."""
+    gc.unfreeze()
+    monkeypatch.setattr(sys, "argv", ["tandem", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 def test_help_answers_in_half_a_second() -> None:

@@ -1,14 +1,19 @@
 """The local runner says what happens as it happens, reuses what is done, and stops at the first failure."""
 
+import gc
+import io
+import logging
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.run import start_tfx
 from pipeline.runners import local
 
 # isort: split
@@ -165,3 +170,18 @@ def test_after_a_failure_the_next_run_goes_on_from_there(bench: Bench, unwell: C
     runs = bench.run()
     assert bench.executed == ["Learn", "Publish 1 2 3"]
     assert [run.cached for run in runs] == [True, False, False]
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_what_imports_made_is_not_searched_for_garbage(collector: None) -> None:
+    """Every component would pay for it: TensorFlow and TFX are a million objects."""
+    with start_tfx(Console(file=io.StringIO())):
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 500_000
