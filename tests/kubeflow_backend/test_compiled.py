@@ -13,6 +13,7 @@ from compiled_recipes import OPTIONS, ROOT
 from google.protobuf import json_format
 from kfp_backend import BackendError, load_deployment, load_spec
 
+from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.recipe import BadInput, load_recipe, load_schema
 
 Compile = Callable[..., Path]
@@ -265,3 +266,13 @@ def test_an_executor_that_is_no_container_would_not_run(compiled: Compile) -> No
     spec.deployment_spec.update(deployment)
     with pytest.raises(BackendError, match=r"ModelResolver: .* 'resolver'"):
         load_deployment(spec)
+
+
+def test_beams_options_are_arguments_of_the_containers(compiled: Compile) -> None:
+    """Of all: what a container does not know itself goes to Beam, where its component has any."""
+    beam = BeamOptions(BeamRunner.FLINK, ("--job_endpoint=flink:8099", "--environment_type=LOOPBACK"))
+    spec = load_spec(compiled("books", beam=beam))
+    deployment = load_deployment(spec)
+    for name in ("InteractionExampleGen", "StatisticsGen", "Transform", "Evaluator"):
+        container = deployment.executors[spec.components[name].executor_label].container
+        assert tuple(container.args[-4:]) == beam.pipeline_args(), name
