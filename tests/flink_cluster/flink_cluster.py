@@ -25,8 +25,11 @@ JARS = ROOT / ".flink" / "jars"
 HOST = "127.0.0.1"
 TASK_MANAGERS = ("task-manager-1", "task-manager-2")
 
-# What Flink's own configuration gives to Java 17, as env.java.opts.all.
+# The exports and opens are what Flink's own configuration gives to Java 17, as env.java.opts.all.
 JAVA_OPTIONS = (
+    # They live for minutes only, which optimizing compilation does not pay for.
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
     *(
         f"--add-exports={package}=ALL-UNNAMED"
         for package in ("java.base/sun.net.util", "java.rmi/sun.rmi.registry", "java.security.jgss/sun.security.krb5")
@@ -218,6 +221,7 @@ class FlinkCluster:
             "classloader.resolve-order": "parent-first",
             # For busy machines.
             "akka.ask.timeout": "300 s",
+            "akka.startup-timeout": "300 s",
             "web.timeout": 300_000,
             "heartbeat.timeout": 120_000,
             "io.tmp.dirs": self.folder / "scratch",
