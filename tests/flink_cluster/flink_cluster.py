@@ -101,20 +101,23 @@ class FlinkCluster:
 
     def __enter__(self) -> FlinkCluster:
         self._configure()
+        conf = ("--configDir", self.folder / "conf")
         try:
+            # One after the other: its actor system gives a JVM ten seconds to start.
             entrypoint = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-            self._java("job-manager", entrypoint, "--configDir", self.folder / "conf")
+            self._until(lambda: not self.task_managers(), "job-manager", entrypoint, *conf)
             for name in TASK_MANAGERS:
-                self._java(name, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
-                           "--configDir", self.folder / "conf", f"-Dtaskmanager.resource-id={name}")  # fmt: skip
-            self._java("jobs", "org.apache.beam.runners.flink.FlinkJobServerDriver",
-                       f"--flink-master={HOST}:{self.ports['rest']}", "--job-host=localhost",
-                       f"--job-port={self.ports['jobs']}", f"--artifact-port={self.ports['artifacts']}",
-                       "--expansion-port=0", f"--artifacts-dir={self.folder / 'artifacts'}",
-                       f"--flink-conf-dir={self.folder / 'conf'}")  # fmt: skip
+                runner = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+                self._until(lambda name=name: name in self.task_managers(), name,  # type: ignore[misc]
+                            runner, *conf, f"-Dtaskmanager.resource-id={name}")  # fmt: skip
+            self._until(lambda: listens(self.ports["jobs"]), "jobs",
+                        "org.apache.beam.runners.flink.FlinkJobServerDriver",
+                        f"--flink-master={HOST}:{self.ports['rest']}", "--job-host=localhost",
+                        f"--job-port={self.ports['jobs']}", f"--artifact-port={self.ports['artifacts']}",
+                        "--expansion-port=0", f"--artifacts-dir={self.folder / 'artifacts'}",
+                        f"--flink-conf-dir={self.folder / 'conf'}")  # fmt: skip
             self._start_pool()
-            self._wait_for(lambda: set(TASK_MANAGERS) == self.task_managers(), "both task managers")
-            self._wait_for(lambda: listens(self.ports["jobs"]) and listens(self.ports["pool"]), "job server and pool")
+            wait_for(lambda: listens(self.ports["pool"]), "the pool of Python workers")
         except BaseException:
             self.__exit__()
             raise
@@ -221,7 +224,6 @@ class FlinkCluster:
             "classloader.resolve-order": "parent-first",
             # For busy machines.
             "akka.ask.timeout": "300 s",
-            "akka.startup-timeout": "300 s",
             "web.timeout": 300_000,
             "heartbeat.timeout": 120_000,
             "io.tmp.dirs": self.folder / "scratch",
@@ -262,13 +264,19 @@ class FlinkCluster:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        def ready() -> bool:
-            for name, process in self._processes.items():
-                assert process.poll() is None, f"{name} ended: {self.log_of(name)[-3000:]}"
-            return condition()
+    def _until(self, ready: Callable[[], bool], name: str, *arguments: object) -> None:
+        """Starts a JVM and waits until it is ready; on a busy machine it may take more than one try."""
+        tries = 0
 
-        wait_for(ready, what)
+        def up() -> bool:
+            nonlocal tries
+            if name not in self._processes or self._processes[name].poll() is not None:
+                assert tries < 5, f"{name} does not start: {self.log_of(name)[-3000:]}"
+                tries += 1
+                self._java(name, *arguments)
+            return ready()
+
+        wait_for(up, name)
 
 
 def free_ports(count: int) -> list[int]:
