@@ -217,9 +217,11 @@ class FlinkCluster:
             "taskmanager.memory.jvm-metaspace.size": "256m",
             "taskmanager.memory.jvm-overhead.min": "192m",
             "taskmanager.memory.jvm-overhead.max": "192m",
+            # Longer than two heartbeats: before that, the job manager would send tasks to the dead one again.
             "restart-strategy": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 3,
-            "restart-strategy.fixed-delay.delay": "1 s",
+            "restart-strategy.fixed-delay.attempts": 5,
+            "restart-strategy.fixed-delay.delay": "10 s",
+            "heartbeat.interval": 2_000,
             # Both have the same jars.
             "classloader.resolve-order": "parent-first",
             # For busy machines.
