@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-airflow airflow-setup lint types tests soak docs bench-ingest bench-train \
-	bench-serving bench-pipeline bench lock clean
+.PHONY: help setup demo test test-slow test-airflow airflow-setup test-flink flink-setup lint types tests soak docs \
+	bench-ingest bench-train bench-serving bench-pipeline bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -25,6 +25,12 @@ test-airflow: airflow-setup  ## Run the DAG on a real Airflow: at once, by its s
 
 airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, from requirements-airflow.lock
 	@$(BIN)/python environment/airflow_setup.py
+
+test-flink: flink-setup  ## Run Beam's part of the DAG on a real Flink of two task managers, and kill one of them (minutes)
+	$(BIN)/python -m pytest -m flink tests/flink_cluster
+
+flink-setup: setup  ## Make .flink, an Apache Flink with Beam's job server; needs Java 17 and Maven
+	@$(BIN)/python environment/flink_setup.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -61,4 +67,4 @@ lock: setup  ## Resolve the newest versions that pyproject.toml allows, with has
 	$(BIN)/python environment/lock.py
 
 clean:  ## Remove what make and tandem wrote here
-	rm -rf .venv .venv-airflow .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work
+	rm -rf .venv .venv-airflow .flink .flink.partial .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work

@@ -56,7 +56,7 @@ _JOB_SERVER_OPTIONS = {
         allow_non_restored_state attached_mode auto_balance_write_files_sharding_enabled auto_watermark_interval
         checkpoint_timeout_millis checkpointing_interval checkpointing_mode disable_metrics enable_stable_input_drain
         execution_mode_for_batch execution_retry_delay externalized_checkpoints_enabled fail_on_checkpointing_errors
-        faster_copy finish_bundle_before_checkpointing flink_conf_dir force_unaligned_checkpoint_enabled
+        faster_copy files_to_stage finish_bundle_before_checkpointing flink_conf_dir force_unaligned_checkpoint_enabled
         job_check_interval_in_secs latency_tracking_interval max_bundle_size max_bundle_time_mills
         min_pause_between_checkpoints num_concurrent_checkpoints number_of_execution_retries object_reuse
         operator_chaining re_iterable_group_by_key_result retain_externalized_checkpoints_on_cancellation savepoint_path
@@ -64,8 +64,8 @@ _JOB_SERVER_OPTIONS = {
         tolerable_checkpoint_failure_number unaligned_checkpoint_enabled use_data_stream_for_batch
     """,
     BeamRunner.SPARK: """
-        bundle_size cache_disabled checkpoint_dir enable_spark_metric_sinks prefer_group_by_key_to_handle_huge_values
-        storage_level
+        bundle_size cache_disabled checkpoint_dir enable_spark_metric_sinks files_to_stage
+        prefer_group_by_key_to_handle_huge_values storage_level
     """,
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 
 import filelock
 import pytest
+import yaml
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +98,33 @@ def movielens(shared: Path, tandem: Callable[..., Outcome]) -> Path:
     with filelock.FileLock(shared / "movielens.lock"):
         outcome = tandem("data", "movielens", "--out", folder)
     assert outcome.code == 0, outcome.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory, movielens: Path) -> Path:
+    """Every film, and each fifth user with all their ratings."""
+    folder = tmp_path_factory.mktemp("sample")
+    for name in ("items.csv", "users.csv"):
+        shutil.copy(movielens / name, folder)
+    with (movielens / "interactions.csv").open(newline="") as source:
+        rows = csv.DictReader(source)
+        with (folder / "interactions.csv").open("w", newline="") as target:
+            writer = csv.DictWriter(target, rows.fieldnames or ())
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["user_id"]) % 5 == 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def schema_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped recipe, trained for two epochs, with a gate that this passes."""
+    folder = tmp_path_factory.mktemp("schemas") / "movielens"
+    shutil.copytree(ROOT / "schemas" / "movielens", folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["training"]["epochs"] = 2
+    recipe["gates"] = [{"metric": "top_100_accuracy", "at_least": 0.01}, {"metric": "rmse", "at_most": 3.0}]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder
 
 
