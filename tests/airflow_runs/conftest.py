@@ -1,8 +1,7 @@
-"""MovieLens with a fifth of its users, a recipe with few epochs, and the runs that the tests look at."""
+"""The shipped recipe with few epochs, Airflows of our own, and the run that several modules look at."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import sys
@@ -15,34 +14,21 @@ import yaml
 
 # Last, because every folder of tests has a conftest.
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "kubeflow_backend"))
 
-from airflow_home import BIN, AirflowHome
+from airflow_home import BIN, AirflowHome, RunAtOnce, killing_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory, movielens: Path) -> Path:
-    """Every film, and each fifth user with all their ratings."""
-    folder = tmp_path_factory.mktemp("sample")
-    for name in ("items.csv", "users.csv"):
-        shutil.copy(movielens / name, folder)
-    with (movielens / "interactions.csv").open(newline="") as source:
-        rows = csv.DictReader(source)
-        with (folder / "interactions.csv").open("w", newline="") as target:
-            writer = csv.DictWriter(target, rows.fieldnames or ())
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["user_id"]) % 5 == 0)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def schema_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped recipe, trained for two epochs, with a gate that this passes."""
+    """The shipped recipe, trained for two epochs each night, with a gate that this passes."""
     folder = tmp_path_factory.mktemp("schemas") / "movielens"
     shutil.copytree(ROOT / "schemas" / "movielens", folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["training"]["epochs"] = 2
+    recipe["schedule"] = "15 3 * * *"
     recipe["gates"] = [{"metric": "top_100_accuracy", "at_least": 0.01}, {"metric": "rmse", "at_most": 3.0}]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder
@@ -57,6 +43,32 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Airf
         return AirflowHome(tmp_path_factory.mktemp("airflow") / "home", **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of every task; files beside it name what it kills."""
+    return killing_python(tmp_path_factory.mktemp("python") / "bin")
+
+
+@pytest.fixture(scope="session")
+def home(
+    tmp_path_factory: pytest.TempPathFactory,
+    airflow_home: Callable[..., AirflowHome],
+    movielens: Path,
+    schema_dir: Path,
+    python: Path,
+) -> AirflowHome:
+    """An Airflow with the DAG file."""
+    workdir = tmp_path_factory.mktemp("tested") / "work"
+    return airflow_home(schema_dir=schema_dir, data=movielens, workdir=workdir, schedule="30 4 * * *", python=python)
+
+
+@pytest.fixture(scope="session")
+def tested(home: AirflowHome) -> RunAtOnce:
+    """One run of the DAG in this terminal."""
+    done = home.airflow("dags", "test", "movielens")
+    return RunAtOnce(home, Path(home.settings["TANDEM_WORKDIR"]), done.stdout, done.returncode)
 
 
 @pytest.fixture(scope="session")
