@@ -1173,6 +1173,8 @@ class Resources(Section):
 SCHEDULES = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 """Words for common cron expressions."""
 
+CRON_FIELD = r"([-0-9*/,#?L]|[A-Za-z]{3}\b)+"
+
 ComponentName = Literal[
     "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Tuner", "Trainer",
     "ModelResolver", "Evaluator", "InfraValidator", "Pusher",
@@ -1199,20 +1201,21 @@ class Recipe(Section):
     """What a component asks for where it runs in a container of its own, as on Kubeflow Pipelines; others get what the
     cluster gives."""
     schedule: str | None = None
-    """When Airflow runs the pipeline by itself, in UTC: a cron expression of five fields, such as `30 4 * * *`, or one
-    of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@quarterly` and `@yearly`. `TANDEM_SCHEDULE` says otherwise for one
-    Airflow. Left out, it runs only when somebody asks. The other runners have no clock."""
+    """When Airflow runs the pipeline by itself, in UTC: a cron expression of five fields, such as `"30 4 * * *"`, or
+    one of `"@hourly"`, `"@daily"`, `"@weekly"`, `"@monthly"`, `"@quarterly"` and `"@yearly"`, in quotes.
+    `TANDEM_SCHEDULE` says otherwise for one Airflow. Left out, it runs only when somebody asks. The other runners have
+    no clock."""
 
     @pydantic.field_validator("schedule")
     @classmethod
     def _is_a_schedule(cls, found: str | None) -> str | None:
         # Airflow, which knows what each field may be, checks the rest.
-        if found is None or found in SCHEDULES or re.fullmatch(r"[-0-9A-Za-z*/,#?]+( +[-0-9A-Za-z*/,#?]+){4}", found):
+        if found is None or found in SCHEDULES or re.fullmatch(rf"{CRON_FIELD}( +{CRON_FIELD}){{4}}", found):
             return found
         close = did_you_mean(found, SCHEDULES) if found.startswith("@") else ""
         raise ValueError(
-            f"schedule is {found!r}{close}; a cron expression of five fields (minute, hour, day of the month, month, "
-            f"day of the week), such as '30 4 * * *', or one of {', '.join(SCHEDULES)} was wanted"
+            "a cron expression of five fields (minute, hour, day of the month, month, day of the week), such as "
+            f"'30 4 * * *', or one of {', '.join(SCHEDULES)} was wanted{close}"
         )
 
     @pydantic.model_validator(mode="after")

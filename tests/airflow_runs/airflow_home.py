@@ -165,7 +165,7 @@ class AirflowHome:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def wait(self, run_type: str, timeout_s: float = 900) -> tuple[str, str]:
+    def wait(self, run_type: str, timeout_s: float = 1800) -> tuple[str, str]:
         """Waits for the one DAG run of a type that is not done.
 
         Returns:

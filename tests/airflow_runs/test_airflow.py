@@ -21,7 +21,7 @@ from tandem_client import Recommender
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.orchestrator("airflow"),
 ]
 

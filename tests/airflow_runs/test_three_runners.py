@@ -23,7 +23,7 @@ from kfp_backend import Backend
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.orchestrator("local", "airflow", "kubeflow"),
 ]
 
