@@ -223,7 +223,7 @@ class Pages:
         form = {"username": self._name, "password": self._password, "csrf_token": found[1]}
         browser.open(login, urllib.parse.urlencode(form).encode(), timeout=120).close()
         with browser.open(f"http://127.0.0.1:{self.port}{path}", timeout=120) as answer:
-            text = re.sub(r"<script.*?</script>|<[^>]+>", " ", answer.read().decode(), flags=re.DOTALL)
+            text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", answer.read().decode(), flags=re.DOTALL)
         return " ".join(html.unescape(text).split())
 
     def _get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
