@@ -20,8 +20,8 @@ test: lint types tests  ## Lint, types, and every test, the end-to-end runs incl
 test-slow: setup  ## Train every preset on both splits, and hold it against schemas/movielens/expected.yaml (an hour)
 	$(BIN)/python -m pytest -m floors
 
-test-airflow: airflow-setup  ## Run the DAG on a real Airflow: at once, by its scheduler, retried, and not blessed (minutes)
-	$(BIN)/python -m pytest -m airflow tests/airflow_runs
+test-airflow: airflow-setup  ## Run the DAG on a real Airflow, and hold it against the other runners (minutes)
+	$(BIN)/python -m pytest -m airflow --orchestrators local,airflow,kubeflow tests/airflow_runs
 
 airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, from requirements-airflow.lock
 	@$(BIN)/python environment/airflow_setup.py
@@ -40,7 +40,7 @@ types: setup
 	$(BIN)/mypy
 
 tests: setup
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --orchestrators local,kubeflow
 
 soak: setup  ## Push versions under load for five minutes: no client may see a failed or a mixed answer
 	$(BIN)/python -m pytest tests/serving/test_soak.py -s --soak-seconds 300 --soak-push-every 20

@@ -1172,6 +1172,11 @@ class Resources(Section):
     `NVIDIA_TESLA_T4`."""
 
 
+SCHEDULES = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
+"""Words for common cron expressions."""
+
+CRON_FIELD = r"([-0-9*/,#?L]|[A-Za-z]{3}\b)+"
+
 ComponentName = Literal[
     "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Tuner", "Trainer",
     "ModelResolver", "Evaluator", "InfraValidator", "Pusher",
@@ -1197,6 +1202,23 @@ class Recipe(Section):
     resources: dict[ComponentName, Resources] = {}
     """What a component asks for where it runs in a container of its own, as on Kubeflow Pipelines; others get what the
     cluster gives."""
+    schedule: str | None = None
+    """When Airflow runs the pipeline by itself, in UTC: a cron expression of five fields, such as `"30 4 * * *"`, or
+    one of `"@hourly"`, `"@daily"`, `"@weekly"`, `"@monthly"`, `"@quarterly"` and `"@yearly"`, in quotes.
+    `TANDEM_SCHEDULE` says otherwise for one Airflow. Left out, it runs only when somebody asks. The other runners have
+    no clock."""
+
+    @pydantic.field_validator("schedule")
+    @classmethod
+    def _is_a_schedule(cls, found: str | None) -> str | None:
+        # Airflow, which knows what each field may be, checks the rest.
+        if found is None or found in SCHEDULES or re.fullmatch(rf"{CRON_FIELD}( +{CRON_FIELD}){{4}}", found):
+            return found
+        close = did_you_mean(found, SCHEDULES) if found.startswith("@") else ""
+        raise ValueError(
+            "a cron expression of five fields (minute, hour, day of the month, month, day of the week), such as "
+            f"'30 4 * * *', or one of {', '.join(SCHEDULES)} was wanted{close}"
+        )
 
     @pydantic.model_validator(mode="after")
     def _gates_differ(self) -> Recipe:

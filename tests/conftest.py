@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -9,7 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,18 @@ import pytest
 import yaml
 from xdist.scheduler import LoadScopeScheduling
 
+# Last, because every folder of tests has a conftest.
+sys.path.append(str(Path(__file__).parent))
+
+pytest_plugins = ("orchestrator_summary",)
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
 # These run the pipeline again in the first run's workdir, which takes one run at a time.
 RUN_AGAIN = ("tests/end_to_end/test_movielens.py", "tests/pipeline/test_report_page.py")
+# What takes the first run's result, and would have to wait for it elsewhere.
+OF_FIRST_RUN = (*RUN_AGAIN, "tests/serving/test_pushed_model.py")
 
 
 class Together(LoadScopeScheduling):
@@ -37,7 +46,7 @@ def together(path: str) -> str:
 
     That is the workdir of the first run, or what a folder's conftest.py makes once a session.
     """
-    if path in RUN_AGAIN:
+    if path in OF_FIRST_RUN:
         return FIRST_RUN
     folder = Path(path).parent
     return str(folder if folder.parent.name == "components" or folder.name == "serving" else path)
@@ -80,6 +89,30 @@ def tandem() -> Callable[..., Outcome]:
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[dict[str, str]]]:
+    """`with serve(folder, *options) as addresses`: `tandem serve` on a folder of versions.
+
+    Gives HOST:PORT of `grpc` and `rest`.
+    """
+
+    @contextlib.contextmanager
+    def run(folder: Path, *options: str) -> Iterator[dict[str, str]]:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "tandem", "serve", "--model-dir", folder,
+             "--port", "0", "--rest-port", "0", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+            assert process.wait(timeout=20) == 0
 
     return run
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from airflow import DAG
-from airflow.exceptions import AirflowException, AirflowFailException
+from airflow.exceptions import AirflowException, AirflowFailException, AirflowTimetableInvalid
 from airflow.models import BaseOperator
 
 from pipeline.beam import BeamRunner
@@ -41,6 +41,9 @@ from pipeline.workdir import (
 
 BEGIN, VERDICT = "begin", "verdict"
 """The tasks besides the components."""
+
+NO_SCHEDULE = "none"
+"""What says that the recipe's schedule does not count."""
 
 # Any day in the past: with catch-up off, Airflow begins with the latest interval.
 START_DATE = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
@@ -89,7 +92,8 @@ def recipe_dag(
         serving_dir: Folder that TensorFlow Serving watches; TANDEM_SERVING_DIR, else `serving/NAME` in `workdir`.
         preset: Name of a preset of `schema_dir`; TANDEM_PRESET.
         overrides: `key=value` changes to the recipe; TANDEM_SET, with spaces between them.
-        schedule: Anything that Airflow takes; TANDEM_SCHEDULE, else the DAG runs only when it is triggered.
+        schedule: Anything that Airflow takes, or `none`; TANDEM_SCHEDULE, else the recipe's. With `none`, or where none
+            is given, the DAG runs only when it is triggered.
         retries: How often a task is tried again; TANDEM_RETRIES, else 2. Bad input and a closed gate are final.
         retry_delay: How long to wait before that; TANDEM_RETRY_DELAY in seconds, else a minute.
         python: The interpreter that has Tandem with TFX; TANDEM_PYTHON, else Airflow's own.
@@ -101,7 +105,7 @@ def recipe_dag(
         dag_arguments: Further arguments of the DAG, such as `start_date` or `dagrun_timeout`.
 
     Raises:
-        SettingError: A path is missing or relative, or a number is none.
+        SettingError: A path is missing or relative, a number is none, or Airflow cannot read the schedule.
         PlanError: The recipe or the schema cannot be used.
     """
     machine = _Settings(os.environ)
@@ -119,12 +123,16 @@ def recipe_dag(
     interpreter = str(machine.given("PYTHON", python) or sys.executable)
     plan = plan_for(deployment, interpreter)
     name = str(plan.recipe["name"])
+    # The words come from where the schedule does, for the person who has to mend it.
+    given, said = asked.given("SCHEDULE", schedule), "TANDEM_SCHEDULE or schedule"
+    if given is None:
+        given, said = plan.recipe["schedule"], f"{Path(deployment.schema_dir, 'recipe.yaml')}: schedule"
     delay = datetime.timedelta(seconds=machine.number("RETRY_DELAY", 60)) if retry_delay is None else retry_delay
     dag = DAG(
         dag_id=dag_id or name,
         description=_first_sentence(plan),
         doc_md=_documentation(plan),
-        schedule=asked.given("SCHEDULE", schedule),
+        schedule=None if given == NO_SCHEDULE else given,
         tags=list(dict.fromkeys(("tandem", name, *tags))),
         default_args={
             "retries": machine.number("RETRIES", 2) if retries is None else retries,
@@ -139,6 +147,13 @@ def recipe_dag(
             **dag_arguments,
         },
     )
+    try:
+        dag.timetable.validate()
+    except AirflowTimetableInvalid as error:
+        raise SettingError(
+            f"{said}: a cron expression, such as '30 4 * * *', or an Airflow preset, such as @daily, was wanted, "
+            f"{given!r} was found: {error}"
+        ) from None
     begin = Begin(task_id=BEGIN, plan=str(plan.path), workdir=deployment.workdir, dag=dag)
     tasks: dict[str, BaseOperator] = {}
     for component, before in plan.tasks.items():

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
+import html
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +85,9 @@ class AirflowHome:
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "5",
+            "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.basic_auth",
+            "AIRFLOW__WEBSERVER__WORKERS": "1",
+            "AIRFLOW__WEBSERVER__WEB_SERVER_MASTER_TIMEOUT": "300",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "PYTHONWARNINGS": "ignore",
             **self.settings,
@@ -115,13 +126,38 @@ class AirflowHome:
     @contextlib.contextmanager
     def scheduler(self) -> Iterator[None]:
         """A scheduler at work."""
-        with open(self.home / "scheduler.log", "w") as log:
-            self._scheduler = process = subprocess.Popen(
-                [str(BIN / "airflow"), "scheduler"], cwd=self.home, env=self.environment, stdout=log,
+        with self._running("scheduler") as self._scheduler:
+            yield
+
+    @contextlib.contextmanager
+    def webserver(self, timeout_s: float = 300) -> Iterator[Pages]:
+        """Airflow's pages and REST API, for an operator who may see everything."""
+        name, password = "operator", "only for this test"
+        done = self.airflow(
+            *("users", "create", "--role", "Admin", "--username", name, "--password", password),
+            *("--firstname", "An", "--lastname", "Operator", "--email", "operator@example.org"),
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            pages = Pages(free.getsockname()[1], name, password)
+        with self._running("webserver", "--hostname", "127.0.0.1", "--port", str(pages.port)) as process:
+            end = time.monotonic() + timeout_s
+            while not pages.answers():
+                log = (self.home / "webserver.log").read_text()[-3000:]
+                assert process.poll() is None and time.monotonic() < end, f"no pages within {timeout_s:.0f} s\n{log}"
+                time.sleep(0.5)
+            yield pages
+
+    @contextlib.contextmanager
+    def _running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """An `airflow` command that goes on until it is stopped."""
+        with open(self.home / f"{arguments[0]}.log", "w") as log:
+            process = subprocess.Popen(
+                [str(BIN / "airflow"), *arguments], cwd=self.home, env=self.environment, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
-                yield
+                yield process
             finally:
                 os.killpg(process.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -129,7 +165,7 @@ class AirflowHome:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def wait(self, run_type: str, timeout_s: float = 900) -> tuple[str, str]:
+    def wait(self, run_type: str, timeout_s: float = 1800) -> tuple[str, str]:
         """Waits for the one DAG run of a type that is not done.
 
         Returns:
@@ -154,6 +190,57 @@ class AirflowHome:
             command, cwd=self.home, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
+
+
+class Pages:
+    """What a webserver shows somebody who has logged in."""
+
+    def __init__(self, port: int, name: str, password: str) -> None:
+        self.port = port
+        self._name = name
+        self._password = password
+
+    def answers(self) -> bool:
+        """Whether the webserver does."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._get("/health")[0] == 200
+        return False
+
+    def api(self, path: str) -> Any:
+        """What the REST API says."""
+        token = base64.b64encode(f"{self._name}:{self._password}".encode()).decode()
+        status, text = self._get(f"/api/v1{path}", {"Authorization": f"Basic {token}"})
+        assert status == 200, text
+        return json.loads(text)
+
+    def page(self, path: str) -> str:
+        """The text of a page, without tags."""
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        login = f"http://127.0.0.1:{self.port}/login/"
+        with browser.open(login, timeout=120) as answer:
+            found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', answer.read().decode())
+        assert found, "the page to log in has no form"
+        form = {"username": self._name, "password": self._password, "csrf_token": found[1]}
+        browser.open(login, urllib.parse.urlencode(form).encode(), timeout=120).close()
+        with browser.open(f"http://127.0.0.1:{self.port}{path}", timeout=120) as answer:
+            text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", answer.read().decode(), flags=re.DOTALL)
+        return " ".join(html.unescape(text).split())
+
+    def _get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
+            connection.request("GET", path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunAtOnce:
+    """What `airflow dags test` did."""
+
+    home: AirflowHome
+    workdir: Path
+    output: str
+    code: int
 
 
 def killing_python(folder: Path) -> Path:

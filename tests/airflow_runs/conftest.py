@@ -1,4 +1,4 @@
-"""The Airflow of the tests, and what its runs came to."""
+"""The shipped recipe with few epochs, Airflows of our own, and the run that several modules look at."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 # Last, because every folder of tests has a conftest.
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "kubeflow_backend"))
 
-from airflow_home import BIN, AirflowHome
+from airflow_home import BIN, AirflowHome, RunAtOnce, killing_python
+
+
+@pytest.fixture(scope="session")
+def schema_dir(schema_dir: Path) -> Path:
+    """The recipe with few epochs, run each night."""
+    file = schema_dir / "recipe.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"schedule": "15 3 * * *"}, sort_keys=False))
+    return schema_dir
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +35,32 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Airf
         return AirflowHome(tmp_path_factory.mktemp("airflow") / "home", **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of every task; files beside it name what it kills."""
+    return killing_python(tmp_path_factory.mktemp("python") / "bin")
+
+
+@pytest.fixture(scope="session")
+def home(
+    tmp_path_factory: pytest.TempPathFactory,
+    airflow_home: Callable[..., AirflowHome],
+    movielens: Path,
+    schema_dir: Path,
+    python: Path,
+) -> AirflowHome:
+    """An Airflow with the DAG file."""
+    workdir = tmp_path_factory.mktemp("tested") / "work"
+    return airflow_home(schema_dir=schema_dir, data=movielens, workdir=workdir, schedule="30 4 * * *", python=python)
+
+
+@pytest.fixture(scope="session")
+def tested(home: AirflowHome) -> RunAtOnce:
+    """One run of the DAG in this terminal."""
+    done = home.airflow("dags", "test", "movielens")
+    return RunAtOnce(home, Path(home.settings["TANDEM_WORKDIR"]), done.stdout, done.returncode)
 
 
 @pytest.fixture(scope="session")

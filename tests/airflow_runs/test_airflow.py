@@ -6,18 +6,24 @@ import csv
 import dataclasses
 import shlex
 import shutil
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from airflow_home import AirflowHome, killing_python
+from airflow_home import AirflowHome, Pages, RunAtOnce
 
 from components.infra_validator.server_process import serving
 from tandem_client import Recommender
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.airflow,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.orchestrator("airflow"),
+]
 
 COMPONENTS = [
     "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Trainer",
@@ -42,42 +48,10 @@ Results = Callable[[Path], list[dict[str, Any]]]
 MakeHome = Callable[..., AirflowHome]
 
 
-@dataclasses.dataclass
-class RunAtOnce:
-    """What `airflow dags test` did."""
-
-    home: AirflowHome
-    workdir: Path
-    output: str
-    code: int
-
-
-@pytest.fixture(scope="module")
-def home(
-    tmp_path_factory: pytest.TempPathFactory, airflow_home: MakeHome, sample: Path, schema_dir: Path, python: Path
-) -> AirflowHome:
-    """An Airflow with the DAG file."""
-    workdir = tmp_path_factory.mktemp("tested") / "work"
-    return airflow_home(schema_dir=schema_dir, data=sample, workdir=workdir, schedule="30 4 * * *", python=python)
-
-
 @pytest.fixture(scope="module")
 def looked_at(home: AirflowHome) -> dict[str, Any]:
     """The DAG file as Airflow reads it."""
     return home.look()
-
-
-@pytest.fixture(scope="module")
-def tested(home: AirflowHome) -> RunAtOnce:
-    """One run of the DAG in this terminal."""
-    done = home.airflow("dags", "test", "movielens")
-    return RunAtOnce(home, Path(home.settings["TANDEM_WORKDIR"]), done.stdout, done.returncode)
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of every task; files beside it name what it kills."""
-    return killing_python(tmp_path_factory.mktemp("python") / "bin")
 
 
 @dataclasses.dataclass
@@ -95,15 +69,13 @@ class Scheduled:
 def scheduled(
     tmp_path_factory: pytest.TempPathFactory,
     airflow_home: MakeHome,
-    sample: Path,
+    movielens: Path,
     schema_dir: Path,
     python: Path,
     tandem: Callable[..., Any],
 ) -> Iterator[Scheduled]:
     workdir = tmp_path_factory.mktemp("scheduled") / "work"
-    home = airflow_home(
-        schema_dir=schema_dir, data=sample, workdir=workdir, schedule="@daily", python=python, retries=1, retry_delay=1
-    )
+    home = airflow_home(schema_dir=schema_dir, data=movielens, workdir=workdir, python=python, retries=1, retry_delay=1)
     (python.parent / "kill-half-way").write_text("StatisticsGen")
     (python.parent / "kill").write_text("Trainer")
     with home.scheduler():
@@ -116,9 +88,9 @@ def scheduled(
     yield Scheduled(home, workdir, red, green, said_of_red)
 
 
-def served_answer(workdir: Path, sample: Path) -> None:
+def served_answer(workdir: Path, movielens: Path) -> None:
     """The pushed model answers a known user and a stranger."""
-    with (sample / "items.csv").open(newline="") as source:
+    with (movielens / "items.csv").open(newline="") as source:
         items = {row["item_id"] for row in csv.DictReader(source)}
     with serving(workdir / "serving" / "movielens", "recommender") as target, Recommender(target) as client:
         for user in ("5", "nobody has this name"):
@@ -162,8 +134,10 @@ def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
     file = home.home / "dags" / "shop.py"
     file.write_text(
         "from pipeline.runners.airflow import recipe_dag\n\n"
-        f"dag = recipe_dag({str(schema_dir)!r}, data={str(tmp_path)!r}, workdir={str(tmp_path / 'work')!r}, "
-        "dag_id='shop', tags=['ours'], default_args={'queue': 'big'})\n"
+        f"folders = dict(schema_dir={str(schema_dir)!r}, data={str(tmp_path)!r}, workdir={str(tmp_path / 'work')!r})\n"
+        "dag = recipe_dag(**folders, dag_id='shop', tags=['ours'], default_args={'queue': 'big'})\n"
+        "often = recipe_dag(**folders, dag_id='often', schedule='@hourly')\n"
+        "never = recipe_dag(**folders, dag_id='never', schedule='none')\n"
     )
     try:
         with home.other(serving_dir="/served", preset="best", set="training.epochs=0", retries=5) as changed:
@@ -174,7 +148,8 @@ def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
     assert [path for path in looked_at["errors"] if path.endswith("shop.py")] == []
     shop = looked_at["dags"]["shop"]
     assert f"pushed to `{tmp_path / 'work/serving/movielens'}`" in shop["doc"]
-    assert shop["schedule"] == "None"
+    schedules = [looked_at["dags"][name]["schedule"] for name in ("shop", "often", "never")]
+    assert schedules == ["15 3 * * *", "0 * * * *", "None"]
     assert shop["tags"] == ["movielens", "ours", "tandem"]
     # What is said about the machine counts for every DAG.
     assert {task["retries"] for task in shop["tasks"].values()} == {5}
@@ -199,6 +174,8 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
     [
         ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "argument data"]),
         ({"workdir": "work"}, ["TANDEM_WORKDIR", "an absolute path was wanted, 'work' was found"]),
+        ({"schedule": "nightly"}, ["TANDEM_SCHEDULE or schedule", "@daily", "'nightly' was found"]),
+        ({"schedule": "", "set": "schedule='61 4 * * *'"}, ["recipe.yaml: schedule: a cron", "'61 4 * * *' was found"]),
         ({"retries": "twice"}, ["TANDEM_RETRIES: a whole number was wanted, 'twice' was found"]),
         ({"beam_runner": "flunk"}, ["TANDEM_BEAM_RUNNER", "direct, flink, spark, dataflow", "'flunk' was found"]),
         ({"beam_args": "--direct_num_worker=2"}, ["did you mean 'direct_num_workers'?"]),
@@ -218,30 +195,15 @@ def test_a_wrong_variable_is_an_import_error_that_names_it(
 # --- airflow dags test ------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_dag_runs_to_a_pushed_model_that_answers(tested: RunAtOnce, sample: Path, results: Results) -> None:
+def test_the_whole_dag_runs_to_a_pushed_model_that_answers(
+    tested: RunAtOnce, movielens: Path, results: Results
+) -> None:
     assert tested.code == 0, tested.output[-3000:]
     (result,) = results(tested.workdir)
     assert result["blessed"] is True
     assert [component["name"] for component in result["components"]] == COMPONENTS
     assert result["pushed_model"] == str(tested.workdir / "serving" / "movielens" / versions(tested.workdir)[0])
-    served_answer(tested.workdir, sample)
-
-
-def test_the_run_is_like_one_of_tandem_run(
-    tested: RunAtOnce, results: Results, sample: Path, schema_dir: Path, tandem: Callable[..., Any], tmp_path: Path
-) -> None:
-    local = tandem("run", schema_dir, "--data", sample, "--workdir", tmp_path / "work", "--json")
-    assert local.code == 0, local.stderr
-    (result,) = results(tested.workdir)
-    assert result["rows"] == local.json["rows"]
-    assert result["metrics"] == pytest.approx(local.json["metrics"], abs=0.02)
-
-    def vocabularies(workdir: Path) -> dict[str, bytes]:
-        files = workdir.glob("artifacts/Transform/transform_graph/*/transform_fn/assets/*")
-        return {path.name: path.read_bytes() for path in files}
-
-    assert vocabularies(tested.workdir)
-    assert vocabularies(tested.workdir) == vocabularies(tmp_path / "work")
+    served_answer(tested.workdir, movielens)
 
 
 def test_runs_of_airflow_are_listed_judged_and_drawn_like_others(
@@ -304,7 +266,7 @@ def test_a_task_that_fails_each_time_ends_the_run_red_with_its_reason(scheduled:
 
 
 def test_the_next_run_goes_on_from_the_cache_to_a_pushed_model(
-    scheduled: Scheduled, results: Results, sample: Path
+    scheduled: Scheduled, results: Results, movielens: Path
 ) -> None:
     run_id, state = scheduled.green
     assert state == "success", scheduled.home.states(run_id)
@@ -312,15 +274,48 @@ def test_the_next_run_goes_on_from_the_cache_to_a_pushed_model(
     assert red == {}
     assert [one["name"] for one in green["components"] if one["cached"]] == COMPONENTS[:5]
     assert versions(scheduled.workdir) == [Path(green["pushed_model"]).name]
-    served_answer(scheduled.workdir, sample)
+    served_answer(scheduled.workdir, movielens)
 
 
-def test_airflows_database_has_what_its_pages_show(scheduled: Scheduled) -> None:
-    ((description, paused),) = scheduled.home.rows("select description, is_paused from dag where dag_id = 'movielens'")
-    assert description
-    assert not paused
-    assert {tag for (tag,) in scheduled.home.rows("select name from dag_tag")} == {"tandem", "movielens"}
-    assert scheduled.home.rows("select filename from import_error") == []
+@pytest.fixture(scope="module")
+def pages(scheduled: Scheduled) -> Iterator[Pages]:
+    """Airflow's web pages after both runs."""
+    with scheduled.home.webserver() as found:
+        yield found
+
+
+def test_the_api_tells_what_the_dag_is_and_how_its_tasks_are_tried(pages: Pages) -> None:
+    dag = pages.api("/dags/movielens/details")
+    assert dag["description"] == "Films for people who rate films (MovieLens-100K)."
+    assert dag["schedule_interval"] == {"__type": "CronExpression", "value": "15 3 * * *"}
+    assert {tag["name"] for tag in dag["tags"]} == {"tandem", "movielens"}
+    assert (dag["catchup"], dag["is_paused"], dag["has_import_errors"]) == (False, False, False)
+    assert "**Gates**" in dag["doc_md"] and "top_100_accuracy" in dag["doc_md"]
+    tasks = pages.api("/dags/movielens/tasks")["tasks"]
+    assert {task["task_id"] for task in tasks} == set(UPSTREAM)
+    assert {(task["retries"], task["retry_delay"]["seconds"]) for task in tasks} == {(1.0, 1)}
+    assert pages.api("/importErrors")["import_errors"] == []
+
+
+def test_the_api_tells_which_run_is_red_and_where(pages: Pages, scheduled: Scheduled) -> None:
+    runs = {run["dag_run_id"]: run for run in pages.api("/dags/movielens/dagRuns")["dag_runs"]}
+    for run_id, state in (scheduled.red, scheduled.green):
+        assert runs[run_id]["state"] == state
+        tasks = pages.api(f"/dags/movielens/dagRuns/{urllib.parse.quote(run_id)}/taskInstances")["task_instances"]
+        assert {task["task_id"] for task in tasks if task["state"] == "failed"} == (
+            {"Trainer"} if state == "failed" else set()
+        )
+    # Catch-up is off: one run for the latest night, and the one by hand.
+    assert {run["run_type"] for run in runs.values()} == {"scheduled", "manual"} and len(runs) == 2
+
+
+def test_the_dag_s_page_shows_its_description_and_schedule(pages: Pages) -> None:
+    text = pages.page("/dags/movielens/grid")
+    assert "Films for people who rate films (MovieLens-100K)." in text
+    assert "Schedule: 15 3 * * *" in text
+    listed = pages.page("/home")
+    for shown in ("movielens", "tandem", "15 3 * * *"):
+        assert shown in listed
 
 
 def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> None:

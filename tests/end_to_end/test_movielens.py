@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.orchestrator("local")]
 
 COMPONENTS = {
     "InteractionExampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Transform", "Trainer",
@@ -149,17 +149,10 @@ def test_the_pushed_model_answers_in_the_loader_that_tensorflow_serving_uses(fir
 
 
 @pytest.fixture(scope="module")
-def server(first_run: Any) -> Iterator[str]:
+def server(first_run: Any, serve: Callable[..., AbstractContextManager[dict[str, str]]]) -> Iterator[str]:
     """HOST:PORT of `tandem serve` on the pushed model."""
-    process = subprocess.Popen(
-        [Path(sys.executable).parent / "tandem", "serve", "--model-dir", first_run.model.parent,
-         "--port", "0", "--rest-port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    yield json.loads(process.stdout.readline())["grpc"]
-    process.terminate()
-    assert process.wait(timeout=20) == 0
+    with serve(first_run.model.parent) as addresses:
+        yield addresses["grpc"]
 
 
 def test_recommendations_come_over_grpc_and_leave_out_what_the_user_has_seen(

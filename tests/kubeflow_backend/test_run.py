@@ -18,7 +18,7 @@ from components.infra_validator.server_process import serving
 from tandem_client import Recommender
 
 # Ten processes, each of which starts TensorFlow.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.orchestrator("kubeflow")]
 
 DATA = ROOT / "tests" / "samples" / "books"
 COMPONENTS = {

@@ -62,6 +62,7 @@ gates:
     at_most: 1.0
     may_rise: 0.02
 serving: {k: 20, exclude_seen: false}
+schedule: "30 4 * * *"
 """
 
 SCHEMA = "".join(
@@ -255,6 +256,9 @@ def test_any_misspelt_key_is_reported_with_its_line_and_never_accepted(
         ("eval_fraction: 0.2", "eval_fraction: 1", "data.split.eval_fraction", "1"),
         ("name: shop", "name: My Shop", "name", "'My Shop'"),
         ("kind: adagrad", "kind: sgd", "training.optimizer.kind", "'sgd'"),
+        ('schedule: "30 4 * * *"', 'schedule: "@nightly"', "schedule", "'@nightly'"),
+        ('schedule: "30 4 * * *"', "schedule: 30 4 * *", "schedule", "'30 4 * *'"),
+        ('schedule: "30 4 * * *"', "schedule: half past 4 at night", "schedule", "'half past 4 at night'"),
         ("separator: ','".replace("'", '"'), 'separator: ", "', "features.candidate.2.separator", "', '"),
     ],
 )
