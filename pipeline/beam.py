@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,9 @@ _BEAM_NAMES = {
 
 # TFX packs its own installation for each component (1.3 s) unless an image is named. Dataflow alone reads the name.
 _NO_PACKING = "--sdk_container_image=unused"
+
+# Whoever gives one of these has decided how this machine works.
+_PROCESSES = ("--direct_running_mode", "--direct_num_workers")
 
 # Classes of Beam's options that change nothing on an engine; whoever gives one most likely meant another engine.
 _WITHOUT_EFFECT = {
@@ -68,6 +72,12 @@ _JOB_SERVER_OPTIONS = {
 # Engines that a job starts by itself, in this process or beside it.
 _STARTED_HERE = re.compile(r"embed|\[local\]|\[auto\]|local(\[.+\])?")
 
+# Of interactions. InteractionExampleGen writes a shard for each span of a large file, and shards are what processes
+# share; fewer bytes are not worth a process that takes 13 s to import TensorFlow. docs/beam.md has the measurements.
+BYTES_A_PROCESS = 64 << 20
+
+CGROUP = Path("/sys/fs/cgroup")
+
 _ENVIRONMENTS = ("DOCKER", "EXTERNAL", "LOOPBACK", "PROCESS")
 _WORKERS = (
     "Workers need Tandem's code: give --beam-arg=--environment_type=EXTERNAL with "
@@ -85,10 +95,21 @@ class BeamOptions:
     args: tuple[str, ...] = ()
     """Options of Beam, each as `--key=value` or `--key`, handed through."""
 
-    def pipeline_args(self) -> tuple[str, ...]:
-        """The arguments for everything that runs on Beam; no result depends on them."""
-        packing = () if self.runner is BeamRunner.DATAFLOW else (_NO_PACKING,)
-        return (f"--runner={_BEAM_NAMES[self.runner]}", *packing, *self.args)
+    def pipeline_args(self, input_bytes: int = 0) -> tuple[str, ...]:
+        """The arguments for everything that runs on Beam; no result depends on them.
+
+        Args:
+            input_bytes: Of the interactions that a run reads. On this machine, they decide how many processes work; 0
+                is one, and so is anything where `args` say something about it.
+        """
+        told = [f"--runner={_BEAM_NAMES[self.runner]}"]
+        if self.runner is not BeamRunner.DATAFLOW:
+            told.append(_NO_PACKING)
+        if self.runner is BeamRunner.DIRECT and not any(arg.startswith(_PROCESSES) for arg in self.args):
+            processes = min(processors(), input_bytes // BYTES_A_PROCESS)
+            if processes > 1:
+                told += ["--direct_running_mode=multi_processing", f"--direct_num_workers={processes}"]
+        return (*told, *self.args)
 
     def check(self, *, on_cluster: bool = False) -> None:
         """Refuses what Beam would pass over, download, or find out only when the first component runs.
@@ -113,6 +134,19 @@ class BeamOptions:
 
 DIRECT = BeamOptions()
 """Where nobody asks for anything else."""
+
+
+def processors() -> int:
+    """How many this process may use, which in a container is less than the machine has."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (CGROUP / "cpu.max").read_text().split()  # control groups, version 2; "max" is no limit
+        return max(1, min(allowed, int(quota) // int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:  # -1 is no limit
+            return max(1, min(allowed, int(quota) // int(period)))
+    return allowed
 
 
 def _given(beam: BeamOptions) -> Mapping[str, Any]:

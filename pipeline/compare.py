@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.evaluator.verdict import VERDICT_FILE, Bound, Verdict
-from components.example_gen.check import check_sources
+from components.example_gen.check import check_sources, interactions_bytes
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import Progress, output_to_file
 from pipeline.recipe import METRICS, Recipe, Validation, load_recipe, load_schema
@@ -362,7 +362,7 @@ class _Trainings:
             data_root=str(self._data),
             pipeline_root=str(self._home / "artifacts"),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
-            beam_pipeline_args=self._beam.pipeline_args(),
+            beam_pipeline_args=self._beam.pipeline_args(interactions_bytes(self._data, recipe.data)),
             last="Evaluator",
         )
         start = time.monotonic()

@@ -16,7 +16,7 @@ import pydantic
 from rich.console import Console
 
 from components.evaluator.verdict import VERDICT_FILE, Verdict
-from components.example_gen.check import check_sources
+from components.example_gen.check import check_sources, interactions_bytes
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import CACHED, Progress, output_to_file
 from pipeline.lineage import Lineage, StoredArtifact
@@ -164,7 +164,7 @@ def _run(
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
             metadata=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
-            beam_pipeline_args=beam.pipeline_args(),
+            beam_pipeline_args=beam.pipeline_args(interactions_bytes(data, recipe.data)),
         )
         progress = Progress(console, len(dag.components))
         try:

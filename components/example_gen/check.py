@@ -53,6 +53,16 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema, featu
             )
 
 
+def interactions_bytes(input_base: Path, data: Data) -> int:
+    """Size of the files of interactions that a run reads, 0 where there are none.
+
+    Args:
+        input_base: The folder that the recipe's patterns are relative to.
+        data: The recipe's data section.
+    """
+    return sum(Path(file).stat().st_size for file in _latest_span(input_base, data.sources.interactions.files))
+
+
 def _open(file: str) -> IO[bytes]:
     return open(file, "rb")
 

@@ -6,6 +6,7 @@ The DAG's definition is not imported: a task of Airflow needs its own component'
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
@@ -34,8 +35,17 @@ class InputsMissing(Exception):
 class Launches:
     """The components of one run, launched one by one, in this process or in others."""
 
-    def __init__(self, compiled: pipeline_pb2.Pipeline, run_id: str) -> None:
-        """Takes a DAG as TFX's compiler has it, and the run's name in ML Metadata."""
+    def __init__(
+        self, compiled: pipeline_pb2.Pipeline, run_id: str, beam_args: Sequence[str] | None = None
+    ) -> None:  # fmt: skip
+        """Takes a DAG as TFX's compiler has it.
+
+        Args:
+            compiled: The DAG.
+            run_id: The run's name in ML Metadata.
+            beam_args: What Beam is told; by default what the DAG was compiled with.
+        """
+        self._beam_args = beam_args
         self._compiled = pipeline_pb2.Pipeline()
         self._compiled.CopyFrom(compiled)
         runtime_parameter_utils.substitute_runtime_parameter(
@@ -59,16 +69,16 @@ class Launches:
             Exception: Whatever the component raised.
         """
         executor = runner_utils.extract_executor_spec(self._deployment, name)
+        told = executor if self._beam_args is None else _with_beam_args(executor, self._beam_args)
         execution = launcher.Launcher(
             pipeline_node=self._nodes[name],
             mlmd_connection=metadata.Metadata(self._connection),
             pipeline_info=self._compiled.pipeline_info,
             pipeline_runtime_spec=self._compiled.runtime_spec,
-            executor_spec=_without_beam_args(executor),
+            # What belongs to the cache key: a result is the same on every engine that Beam has.
+            executor_spec=_with_beam_args(executor, ()),
             custom_driver_spec=runner_utils.extract_custom_driver_spec(self._deployment, name),
-            custom_executor_operators={
-                executable_spec_pb2.BeamExecutableSpec: lambda **_: BeamExecutorOperator(executor)
-            },
+            custom_executor_operators={executable_spec_pb2.BeamExecutableSpec: lambda **_: BeamExecutorOperator(told)},
         ).launch()
         with metadata.Metadata(self._connection) as store:
             # The launcher does not raise when it finds no inputs.
@@ -80,12 +90,15 @@ class Launches:
         return Outcome(cached, {key: list(artifacts) for key, artifacts in outputs.items()})
 
 
-def _without_beam_args(executor: Any) -> Any:
-    """What of an executor belongs to the cache key: a result is the same on every engine that Beam has."""
+def _with_beam_args(executor: Any, args: Sequence[str]) -> Any:
+    """An executor as TFX's compiler has it, with other arguments for Beam where it runs Beam."""
     if not isinstance(executor, executable_spec_pb2.BeamExecutableSpec):
         return executor
-    same = executable_spec_pb2.BeamExecutableSpec()
-    same.CopyFrom(executor)
-    same.ClearField("beam_pipeline_args")
-    same.ClearField("beam_pipeline_args_placeholders")
-    return same
+    changed = executable_spec_pb2.BeamExecutableSpec()
+    changed.CopyFrom(executor)
+    del changed.beam_pipeline_args[:]
+    del changed.beam_pipeline_args_placeholders[:]
+    changed.beam_pipeline_args.extend(args)
+    for arg in args:
+        changed.beam_pipeline_args_placeholders.add().value.string_value = arg
+    return changed

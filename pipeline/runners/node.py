@@ -18,9 +18,10 @@ from absl import logging
 from google.protobuf import json_format
 from tfx.proto.orchestration import pipeline_pb2
 
+from components.example_gen.check import interactions_bytes
 from pipeline.exit_codes import BAD_INPUT, FAILED
 from pipeline.lineage import Lineage
-from pipeline.recipe import BadInput
+from pipeline.recipe import BadInput, Data
 from pipeline.run import only_run_in
 from pipeline.runners.launch import Launches
 from pipeline.runners.plan import Plan, read_plan, say_why
@@ -40,7 +41,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _launch(plan: Plan, run_id: str, name: str, start: float) -> int:
-    launches = Launches(json_format.ParseDict(plan.pipeline, pipeline_pb2.Pipeline()), run_id)
+    compiled = json_format.ParseDict(plan.pipeline, pipeline_pb2.Pipeline())
+    # The plan is older than the data may be.
+    input_bytes = interactions_bytes(Path(plan.deployment.data), Data.model_validate(plan.recipe["data"]))
+    launches = Launches(compiled, run_id, plan.deployment.beam.pipeline_args(input_bytes))
     _remove_half_written(plan, run_id, name)
     try:
         outcome = launches.launch(name)

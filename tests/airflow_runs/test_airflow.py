@@ -200,6 +200,8 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
         ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "argument data"]),
         ({"workdir": "work"}, ["TANDEM_WORKDIR", "an absolute path was wanted, 'work' was found"]),
         ({"retries": "twice"}, ["TANDEM_RETRIES: a whole number was wanted, 'twice' was found"]),
+        ({"beam_runner": "flunk"}, ["TANDEM_BEAM_RUNNER", "direct, flink, spark, dataflow", "'flunk' was found"]),
+        ({"beam_args": "--direct_num_worker=2"}, ["did you mean 'direct_num_workers'?"]),
         ({"python": "/nowhere/python"}, ["/nowhere/python cannot be run", "TANDEM_PYTHON names the Python"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

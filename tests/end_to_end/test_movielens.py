@@ -21,6 +21,15 @@ COMPONENTS = {
 }  # fmt: skip
 
 
+def test_no_part_of_the_run_left_the_choice_of_its_runner_to_beam(first_run: Any) -> None:
+    """Beam's own choice begins with the download of a program."""
+    log = Path(first_run.result["log"]).read_text(errors="replace")
+    # TFX says so of each component whose Beam was told something.
+    assert log.count("Nonempty beam arg sdk_container_image") == 4
+    assert "using the default runner" not in log
+    assert "Prism" not in log
+
+
 def versions(run: Any) -> list[str]:
     return sorted(path.name for path in run.model.parent.iterdir())
 

@@ -13,6 +13,7 @@ from compiled_recipes import OPTIONS, ROOT
 from google.protobuf import json_format
 from kfp_backend import BackendError, load_deployment, load_spec
 
+from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.recipe import BadInput, load_recipe, load_schema
 
 Compile = Callable[..., Path]
@@ -265,3 +266,17 @@ def test_an_executor_that_is_no_container_would_not_run(compiled: Compile) -> No
     spec.deployment_spec.update(deployment)
     with pytest.raises(BackendError, match=r"ModelResolver: .* 'resolver'"):
         load_deployment(spec)
+
+
+def test_beams_options_are_arguments_of_the_containers_that_run_beam_and_of_no_other(compiled: Compile) -> None:
+    """What the container does not know itself goes to Beam (`kubeflow_container.main`)."""
+    beam = BeamOptions(BeamRunner.FLINK, ("--job_endpoint=flink:8099", "--environment_type=LOOPBACK"))
+    spec = load_spec(compiled("books", beam=beam))
+    deployment = load_deployment(spec)
+    told = {}
+    for name, component in spec.components.items():
+        container = deployment.executors[component.executor_label].container
+        told[name] = tuple(arg for arg in container.args if arg in beam.pipeline_args())
+    assert {name: args for name, args in told.items() if args} == dict.fromkeys(
+        ("InteractionExampleGen", "StatisticsGen", "Transform", "Evaluator"), beam.pipeline_args()
+    )

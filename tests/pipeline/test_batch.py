@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import tensorflow as tf
 from components.infra_validator.offline import OfflineModel
 from pipeline import batch
 from pipeline.batch import BatchError, run_batch
+from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.cli import main
 
 ITEMS = [f"i{number}" for number in range(1, 7)]
@@ -107,6 +109,18 @@ def test_every_user_gets_a_list_of_k(model_dir: Path, users: Path, tmp_path: Pat
     }
     assert {row["rating"] for row in rows} == {float(number) for number in range(40)}, "each user's own age was sent"
     assert pq.read_table(tmp_path / "recs").num_rows == 120, "the folder reads as one table"
+
+
+def test_an_engine_computes_the_same(
+    model_dir: Path, users: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through Flink's runner of Beam, with Beam's own job service in Flink's place."""
+    run_batch(model_dir, users, tmp_path / "here", k=3, span_bytes=60)
+    with caplog.at_level(logging.INFO):
+        beam = BeamOptions(BeamRunner.FLINK, ("--job_endpoint=embed", "--environment_type=LOOPBACK"))
+        run_batch(model_dir, users, tmp_path / "there", k=3, span_bytes=60, beam=beam)
+    assert "Job state changed to DONE" in caplog.text
+    assert read(tmp_path / "there") == read(tmp_path / "here")
 
 
 def test_csv_holds_the_same(model_dir: Path, users: Path, tmp_path: Path) -> None:
@@ -223,6 +237,8 @@ def test_a_gzipped_file_is_one_shard(model_dir: Path, users: Path, tmp_path: Pat
         (("--version", "9"), "no version 9"),
         (("--version", "3", "--k", "5"), "serving.k=5"),
         (("--users", "nowhere.csv"), "nowhere.csv"),
+        (("--beam-runner", "flink"), "--beam-arg=--flink_master=HOST:8081"),
+        (("--beam-arg=--runner=FlinkRunner",), "--beam-runner chooses the engine"),
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_written(

@@ -164,7 +164,15 @@ def test_a_changed_file_is_compiled_anew_and_a_restored_one_is_not(
 
 
 @pytest.mark.parametrize(
-    "change", [{"data": "/elsewhere"}, {"serving_dir": "/served"}, {"preset": "best"}, {"overrides": ()}]
+    "change",
+    [
+        {"data": "/elsewhere"},
+        {"serving_dir": "/served"},
+        {"preset": "best"},
+        {"overrides": ()},
+        {"beam_runner": "flink"},
+        {"beam_args": ("--parallelism=2",)},
+    ],
 )
 def test_another_deployment_has_another_plan(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], change: dict[str, Any]
@@ -195,6 +203,13 @@ def test_a_mistake_in_the_recipe_is_told_as_tandem_run_tells_it(deployment: Depl
     assert "training.epoch" in str(caught.value)
     assert "did you mean 'epochs'?" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+    assert not list(Path(deployment.workdir, plan.PLANS_FOLDER).glob("*.json"))
+
+
+def test_a_mistake_in_beams_options_is_told_as_tandem_run_tells_it(deployment: Deployment) -> None:
+    wrong = dataclasses.replace(deployment, beam_runner="flink", beam_args=("--flink_mster=h:8081",))
+    with pytest.raises(PlanError, match="did you mean 'flink_master'"):
+        plan_for(wrong, sys.executable)
     assert not list(Path(deployment.workdir, plan.PLANS_FOLDER).glob("*.json"))
 
 

@@ -19,7 +19,7 @@ from tfx import v1 as tfx
 
 from pipeline.exit_codes import BAD_INPUT, FAILED, NOT_BLESSED
 from pipeline.lineage import Lineage
-from pipeline.recipe import BadInput
+from pipeline.recipe import BadInput, load_recipe
 from pipeline.run import only_run_in
 from pipeline.runners import node, verdict
 from pipeline.runners.plan import last_words
@@ -29,6 +29,7 @@ from pipeline.runs import read_run
 Model = tfx.types.standard_artifacts.Model
 Examples = tfx.types.standard_artifacts.Examples
 RUN = "20260101-120000"
+RECIPE = load_recipe(Path(__file__).resolve().parents[2] / "schemas" / "books").model_dump(mode="json")
 
 
 class Killed(BaseException):
@@ -77,7 +78,7 @@ class Tasks:
         deployment = {"schema_dir": "", "data": "", "workdir": str(self.workdir), "overrides": []}
         self._plan = folder / "plan.json"
         self._plan.write_text(
-            json.dumps({"deployment": deployment, "recipe": {}, "tasks": {}, "pipeline": pipeline})
+            json.dumps({"deployment": deployment, "recipe": RECIPE, "tasks": {}, "pipeline": pipeline})
         )  # fmt: skip
 
     def run(self, name: str, run_id: str = RUN) -> int:
