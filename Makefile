@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-airflow airflow-setup test-spark spark-setup lint types tests soak docs \
+.PHONY: help setup demo test test-slow test-airflow airflow-setup test-flink flink-setup lint types tests soak docs \
 	bench-ingest bench-train bench-serving lock clean
 
 help:  ## What can be made
@@ -26,11 +26,11 @@ test-airflow: airflow-setup  ## Run the DAG on a real Airflow: at once, by its s
 airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, from requirements-airflow.lock
 	@$(BIN)/python environment/airflow_setup.py
 
-test-spark: spark-setup  ## Run Beam's part of the DAG on a real Spark of two workers, and kill one of them (minutes)
-	$(BIN)/python -m pytest -m spark tests/spark_cluster
+test-flink: flink-setup  ## Run Beam's part of the DAG on a real Flink of two task managers, and kill one of them (minutes)
+	$(BIN)/python -m pytest -m flink tests/flink_cluster
 
-spark-setup: setup  ## Make .spark, a standalone Spark with Beam's job server; needs Java 17 and Maven
-	@$(BIN)/python environment/spark_setup.py
+flink-setup: setup  ## Make .flink, Apache Flink with Beam's job server; needs Java 17 and Maven
+	@$(BIN)/python environment/flink_setup.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -61,4 +61,4 @@ lock: setup  ## Resolve the newest versions that pyproject.toml allows, with has
 	$(BIN)/python environment/lock.py
 
 clean:  ## Remove what make and tandem wrote here
-	rm -rf .venv .venv-airflow .spark .spark.partial .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work
+	rm -rf .venv .venv-airflow .flink .flink.partial .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work

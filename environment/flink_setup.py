@@ -1,7 +1,7 @@
-"""Makes `.spark`: a standalone Apache Spark and Beam's job server for it, from Maven Central, checked by their hashes.
+"""Makes `.flink`: Apache Flink and Beam's job server for it, from Maven Central, checked by their hashes.
 
-Called by `make spark-setup`. `python environment/spark_setup.py --pin` writes the hashes anew after a change of
-environment/spark/pom.xml.
+Called by `make flink-setup`. `python environment/flink_setup.py --pin` writes the hashes anew after a change of
+environment/flink/pom.xml.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from bootstrap import ROOT, SetupError, fingerprint, is_current, run, say
 
-HOME = ROOT / ".spark"
-"""What Spark calls its home: it looks for `jars` and `RELEASE` there."""
-POM = ROOT / "environment" / "spark" / "pom.xml"
-HASHES = ROOT / "environment" / "spark" / "jars.sha256"
-STAMP = HOME / ".tandem-spark"
+HOME = ROOT / ".flink"
+POM = ROOT / "environment" / "flink" / "pom.xml"
+HASHES = ROOT / "environment" / "flink" / "jars.sha256"
+STAMP = HOME / ".tandem-flink"
 NEEDED_JAVA = 17
 
 
@@ -44,7 +43,7 @@ def check_tools() -> None:
 
 def download(folder: Path) -> None:
     """Lets Maven collect the jars that POM names, with all they need, in `folder`."""
-    say("downloading Apache Spark and Beam's job server for it (first time only; 310 MB)")
+    say("downloading Apache Flink and Beam's job server for it (first time only; 160 MB)")
     run("mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", POM, "dependency:copy-dependencies",
         f"-DoutputDirectory={folder}", "-DincludeScope=runtime")  # fmt: skip
 
@@ -64,23 +63,22 @@ def check(folder: Path, pinned: str) -> None:
         raise SetupError(
             f"{len(names)} jars are not those of {HASHES.relative_to(ROOT)}, among them {', '.join(names[:3])}. "
             "Remove them from Maven's local repository, and run make again; after a change of "
-            f"{POM.relative_to(ROOT)} write the hashes anew with: python environment/spark_setup.py --pin"
+            f"{POM.relative_to(ROOT)} write the hashes anew with: python environment/flink_setup.py --pin"
         )
 
 
 def install(*, pin: bool) -> None:
     """Makes the folder from nothing."""
-    partial = HOME.with_name(".spark.partial")
+    partial = HOME.with_name(".flink.partial")
     shutil.rmtree(partial, ignore_errors=True)
     jars = partial / "jars"
     download(jars)
     if pin:
         HASHES.write_text(hashes(jars))
     check(jars, HASHES.read_text())
-    (partial / "RELEASE").touch()
     shutil.rmtree(HOME, ignore_errors=True)
     partial.rename(HOME)
-    say("ready: .spark")
+    say("ready: .flink")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
-"""MovieLens on a real Apache Spark, through Beam's own job server: what comes out is what the local runner makes.
+"""MovieLens on a real Apache Flink, through Beam's own job server: what comes out is what the local runner makes.
 
-A worker that dies in the middle of a job takes nothing with it.
+A task manager that dies in the middle of a job takes nothing with it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spark_cluster import WORKER_HOSTS, Application, SparkCluster, wait_for
+from flink_cluster import TASK_MANAGERS, FlinkCluster, Job, wait_for
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.flink, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ON_BEAM = {"InteractionExampleGen", "StatisticsGen", "Transform", "Evaluator"}
 COPIES = 4
@@ -98,81 +98,86 @@ def local(tandem: Tandem, schema_dir: Path, sample: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
-def on_spark(
-    cluster: SparkCluster, tandem: Tandem, schema_dir: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory
+def on_flink(
+    cluster: FlinkCluster, tandem: Tandem, schema_dir: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """The same run, with Beam's part on Spark."""
-    workdir = tmp_path_factory.mktemp("on_spark") / "work"
+    """The same run, with Beam's part on Flink."""
+    workdir = tmp_path_factory.mktemp("on_flink") / "work"
     beam = [f"--beam-arg={arg}" for arg in cluster.beam_args]
     outcome = tandem(
-        "run", schema_dir, "--data", sample, "--workdir", workdir, "--json", "--beam-runner", "spark", *beam
+        "run", schema_dir, "--data", sample, "--workdir", workdir, "--json", "--beam-runner", "flink", *beam
     )
     assert outcome.code == 0, f"{outcome.stderr}\n{cluster.log_of('jobs')[-3000:]}\n{cluster.log_of('pool')[-3000:]}"
     return Run(outcome.json, workdir)
 
 
 @pytest.fixture(scope="module")
-def jobs(cluster: SparkCluster, on_spark: Run) -> list[Application]:
+def jobs(cluster: FlinkCluster, on_flink: Run) -> list[Job]:
     """The jobs of that run."""
-    return cluster.applications()
+    return cluster.jobs()
 
 
-def test_each_component_on_beam_ran_there_on_both_workers(
-    cluster: SparkCluster, on_spark: Run, jobs: list[Application]
+def test_each_component_on_beam_ran_there_on_both_task_managers(
+    cluster: FlinkCluster, on_flink: Run, jobs: list[Job]
 ) -> None:
-    assert on_spark.cached() == set()
+    assert on_flink.cached() == set()
     assert len(jobs) >= len(ON_BEAM)
-    assert {cluster.completed()[job.name] for job in jobs} == {"FINISHED"}
     for job in jobs:
-        assert set(job.tasks) == set(WORKER_HOSTS), job
-        assert not job.lost, job
+        assert job.state == "FINISHED", job
+        assert not job.failures, job
+        assert {one.state for one in job.attempts} == {"FINISHED"}, job
+        assert set(job.finished()) == set(TASK_MANAGERS), job
+        assert f"Job {job.name} ({job.id}) switched from state RUNNING to FINISHED" in cluster.log_of("manager")
+    for task_manager in TASK_MANAGERS:
+        assert sum(one.records for job in jobs for one in job.finished()[task_manager]) > 0
+        assert "switched from RUNNING to FINISHED" in cluster.log_of(task_manager)
 
 
-def test_rows_and_examples_are_the_local_ones(local: Run, on_spark: Run) -> None:
-    assert on_spark.said["rows"] == local.said["rows"]
+def test_rows_and_examples_are_the_local_ones(local: Run, on_flink: Run) -> None:
+    assert on_flink.said["rows"] == local.said["rows"]
     for split in ("train", "eval", "catalogue"):
-        here, there = (examples(run.folder("InteractionExampleGen", "examples"), split) for run in (local, on_spark))
+        here, there = (examples(run.folder("InteractionExampleGen", "examples"), split) for run in (local, on_flink))
         assert there == here
         assert there.total() == local.said["rows"][split]
 
 
-def test_statistics_are_the_local_ones(local: Run, on_spark: Run) -> None:
+def test_statistics_are_the_local_ones(local: Run, on_flink: Run) -> None:
     for split in ("train", "eval"):
-        here, there = (statistics(run.folder("StatisticsGen", "statistics"), split) for run in (local, on_spark))
+        here, there = (statistics(run.folder("StatisticsGen", "statistics"), split) for run in (local, on_flink))
         assert there == here
         assert there["examples"] == local.said["rows"][split]
 
 
-def test_vocabularies_are_the_local_ones_to_the_byte(local: Run, on_spark: Run) -> None:
+def test_vocabularies_are_the_local_ones_to_the_byte(local: Run, on_flink: Run) -> None:
     here, there = (
-        files_of(run.folder("Transform", "transform_graph") / "transform_fn" / "assets") for run in (local, on_spark)
+        files_of(run.folder("Transform", "transform_graph") / "transform_fn" / "assets") for run in (local, on_flink)
     )
     assert here
     assert there == here
 
 
-def test_transformed_examples_are_the_local_ones(local: Run, on_spark: Run) -> None:
+def test_transformed_examples_are_the_local_ones(local: Run, on_flink: Run) -> None:
     for split in ("train", "catalogue"):
-        here, there = (examples(run.folder("Transform", "transformed_examples"), split) for run in (local, on_spark))
+        here, there = (examples(run.folder("Transform", "transformed_examples"), split) for run in (local, on_flink))
         assert there == here
 
 
 def test_metrics_are_those_that_the_local_runner_measures_of_the_same_model(
-    on_spark: Run, tandem: Tandem, schema_dir: Path, sample: Path, tmp_path: Path
+    on_flink: Run, tandem: Tandem, schema_dir: Path, sample: Path, tmp_path: Path
 ) -> None:
-    # All but what hangs on the gates comes from the cache, so that the Evaluator here sees Spark's examples and model.
+    # All but what hangs on the gates comes from the cache, so that the Evaluator here sees Flink's examples and model.
     other_gates = tmp_path / "movielens"
     shutil.copytree(schema_dir, other_gates)
     text = (other_gates / "recipe.yaml").read_text()
     (other_gates / "recipe.yaml").write_text(text.replace("at_least: 0.01", "at_least: 0.011"))
-    again = tandem("run", other_gates, "--data", sample, "--workdir", on_spark.workdir, "--json")
+    again = tandem("run", other_gates, "--data", sample, "--workdir", on_flink.workdir, "--json")
     assert again.code == 0, again.stderr
-    assert Run(again.json, on_spark.workdir).cached() >= {*ON_BEAM, "Trainer"} - {"Evaluator"}
-    assert "Evaluator" not in Run(again.json, on_spark.workdir).cached()
-    assert again.json["metrics"] == pytest.approx(on_spark.said["metrics"], rel=1e-5)
+    assert Run(again.json, on_flink.workdir).cached() >= {*ON_BEAM, "Trainer"} - {"Evaluator"}
+    assert "Evaluator" not in Run(again.json, on_flink.workdir).cached()
+    assert again.json["metrics"] == pytest.approx(on_flink.said["metrics"], rel=1e-5)
 
 
-# --- a worker dies ----------------------------------------------------------------------------------------------------
+# --- a task manager dies ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -227,61 +232,63 @@ def ingest(crowd: Path, schema_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
 @dataclasses.dataclass(frozen=True)
 class Survived:
-    """A job of ExampleGen during which a worker was killed.
+    """A job of ExampleGen during which a task manager was killed.
 
     Attributes:
-        job: As Spark has it.
-        state: As the master has it.
+        job: As Flink has it.
         folder: Its examples.
-        killed: The worker's address.
+        killed: The task manager's address.
         at: When, in seconds since the epoch.
     """
 
-    job: Application
-    state: str
+    job: Job
     folder: Path
     killed: str
     at: float
 
 
 @pytest.fixture(scope="module")
-def survived(cluster: SparkCluster, ingest: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Survived:
-    """Kills a worker while it writes examples. No other worker comes in its place: the one that is left has a core."""
+def survived(cluster: FlinkCluster, ingest: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Survived:
+    """Kills a task manager while it writes examples. None comes in its place: the one that is left has the slots."""
     from pipeline.beam import BeamOptions, BeamRunner
 
-    before = len(cluster.applications())
+    before = {job.id for job in cluster.jobs()}
     workdir = tmp_path_factory.mktemp("survived") / "work"
     folders: list[Path] = []
-    beam = BeamOptions(BeamRunner.SPARK, cluster.beam_args)
+    beam = BeamOptions(BeamRunner.FLINK, cluster.beam_args)
     thread = threading.Thread(target=lambda: folders.append(ingest(workdir, beam)))
     thread.start()
-    killed = WORKER_HOSTS[0]
+    killed = TASK_MANAGERS[0]
 
     def writes() -> bool:
         assert thread.is_alive(), cluster.log_of("jobs")[-3000:]
-        return bool(list(workdir.glob("artifacts/InteractionExampleGen/examples/*/.partial/train-*"))) and bool(
-            cluster.active_tasks().get(killed)
-        )
+        written = any(workdir.glob("artifacts/InteractionExampleGen/examples/*/.partial/train-*"))
+        return written and killed in cluster.running()
 
-    wait_for(writes, "a worker to write examples", every=0.02)
+    wait_for(writes, "a task manager to write examples", every=0.02)
     at = time.time()
-    cluster.kill_worker(killed)
+    cluster.kill_task_manager(killed)
     thread.join()
     assert folders, cluster.log_of("jobs")[-3000:]
-    job = cluster.applications()[before]
-    return Survived(job, cluster.completed()[job.name], folders[0], killed, at)
+    (job,) = (job for job in cluster.jobs() if job.id not in before)
+    return Survived(job, folders[0], killed, at)
 
 
-def test_a_job_whose_worker_is_killed_in_the_middle_completes_on_the_other(
-    cluster: SparkCluster, survived: Survived
+def test_a_job_whose_task_manager_is_killed_in_the_middle_completes_on_the_other(
+    cluster: FlinkCluster, survived: Survived
 ) -> None:
-    (left,) = set(WORKER_HOSTS) - {survived.killed}
-    assert survived.state == "FINISHED"
-    assert cluster.workers_alive() == {left}
-    # It did some of the work, it had a task when it died, and the other one went on.
-    assert survived.job.tasks[survived.killed] > 0
-    assert survived.job.lost == {survived.killed: 1}
-    assert survived.job.last[survived.killed] <= survived.at < survived.job.last[left]
+    (left,) = set(TASK_MANAGERS) - {survived.killed}
+    assert survived.job.state == "FINISHED"
+    assert cluster.task_managers() == {left}
+    # It did some of the work, it had more when it died, and the other one started again and went on.
+    died = [one for one in survived.job.attempts if one.task_manager == survived.killed]
+    assert sum(one.records for one in died if one.state == "FINISHED") > 0
+    assert {one.state for one in died} > {"FINISHED"}
+    assert survived.job.failures
+    assert max(one.ended for one in survived.job.finished()[left]) > survived.at
+    log = cluster.log_of("manager")
+    for change in ("RUNNING to RESTARTING", "RESTARTING to RUNNING", "RUNNING to FINISHED"):
+        assert f"Job {survived.job.name} ({survived.job.id}) switched from state {change}" in log
 
 
 def test_no_row_is_lost_or_doubled(survived: Survived, ingest: Callable[..., Path], tmp_path: Path) -> None:
