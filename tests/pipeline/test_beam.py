@@ -168,6 +168,12 @@ def test_no_component_runs_beam_that_could_not_be_told(wired: tfx.dsl.Pipeline) 
         assert issubclass(spec.executor_class, BaseBeamExecutor) == hasattr(spec, "beam_pipeline_args"), component.id
 
 
+@pytest.fixture
+def nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFX looks for its own flags in what was typed, and pytest's are others of the same name."""
+    monkeypatch.setattr(sys, "argv", ["tandem"])
+
+
 @tfx.dsl.components.component(use_beam=True)
 def Count(  # noqa: N802
     examples: tfx.dsl.components.OutputArtifact[Examples],
@@ -203,6 +209,7 @@ def counted(folder: Path, asked: BeamOptions, run_id: str) -> local.ComponentRun
     return run
 
 
+@pytest.mark.usefixtures("nothing_typed")
 def test_the_engine_that_was_asked_for_computes(tmp_path: Path) -> None:
     for asked, runner in ((DIRECT, "FnApiRunner"), (PORTABLE, "FlinkRunner")):
         (examples,) = counted(tmp_path / runner, asked, "run").outputs["examples"]
@@ -210,6 +217,7 @@ def test_the_engine_that_was_asked_for_computes(tmp_path: Path) -> None:
         assert Path(examples.uri, "sum").read_text() == "6"
 
 
+@pytest.mark.usefixtures("nothing_typed")
 def test_what_one_engine_has_computed_is_in_the_cache_for_every_other(tmp_path: Path) -> None:
     first = counted(tmp_path, DIRECT, "first")
     second = counted(tmp_path, PORTABLE, "second")
@@ -223,6 +231,7 @@ def test_what_one_engine_has_computed_is_in_the_cache_for_every_other(tmp_path: 
     [({}, "FnApiRunner"), ({"beam_runner": "flink", "beam_args": list(PORTABLE.args)}, "FlinkRunner")],
     ids=["direct", "flink"],
 )
+@pytest.mark.usefixtures("nothing_typed")
 def test_a_task_of_airflow_computes_where_its_deployment_says(
     told: dict[str, Any], runner: str, tmp_path: Path
 ) -> None:
