@@ -40,7 +40,7 @@ class Run:
         return min(self.workdir.glob(f"artifacts/{component}/{output}/*"), key=lambda path: int(path.name))
 
     def cached(self) -> set[str]:
-        return {one["name"] for one in self.said["components"] if one["cached"]}
+        return set(self.said["cached"])
 
 
 # --- what is read from artifacts --------------------------------------------------------------------------------------
@@ -160,6 +160,10 @@ def test_transformed_examples_are_the_local_ones(local: Run, on_flink: Run) -> N
     for split in ("train", "catalogue"):
         here, there = (examples(run.folder("Transform", "transformed_examples"), split) for run in (local, on_flink))
         assert there == here
+
+
+def test_metrics_are_those_of_the_local_run(local: Run, on_flink: Run) -> None:
+    assert on_flink.said["metrics"] == pytest.approx(local.said["metrics"], abs=0.01)
 
 
 def test_metrics_are_those_that_the_local_runner_measures_of_the_same_model(
