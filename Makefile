@@ -29,7 +29,7 @@ airflow-setup: setup  ## Make .venv-airflow, an environment for Airflow alone, f
 test-flink: flink-setup  ## Run Beam's part of the DAG on a real Flink of two task managers, and kill one of them (minutes)
 	$(BIN)/python -m pytest -m flink tests/flink_cluster
 
-flink-setup: setup  ## Make .flink, an Apache Flink with Beam's job server; needs Java 17 and Maven
+flink-setup: setup  ## Make .flink, Apache Flink with Beam's job server; needs Java 17 and Maven
 	@$(BIN)/python environment/flink_setup.py
 
 lint: setup

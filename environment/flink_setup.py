@@ -1,4 +1,4 @@
-"""Makes `.flink`: an Apache Flink and Beam's job server for it, from Maven Central, checked by their hashes.
+"""Makes `.flink`: Apache Flink and Beam's job server for it, from Maven Central, checked by their hashes.
 
 Called by `make flink-setup`. `python environment/flink_setup.py --pin` writes the hashes anew after a change of
 environment/flink/pom.xml.
@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bootstrap import ROOT, SetupError, fingerprint, is_current, run, say
 
 HOME = ROOT / ".flink"
-"""The jars are in `jars`."""
 POM = ROOT / "environment" / "flink" / "pom.xml"
 HASHES = ROOT / "environment" / "flink" / "jars.sha256"
 STAMP = HOME / ".tandem-flink"

@@ -264,7 +264,7 @@ def _check_job_server(runner: BeamRunner, given: Mapping[str, Any], on_cluster: 
     remedy = (
         f"Get it once, as mvn dependency:copy -Dartifact=org.apache.beam:{artifact}:{beam_version} "
         f"-DoutputDirectory=jars does, and give --beam-arg=--{option}=jars/{artifact}-{beam_version}.jar, or "
-        "--beam-arg=--job_endpoint=HOST:PORT of a job server that runs already"
+        "--beam-arg=--job_endpoint=HOST:PORT of a job server that runs already; docs/beam.md shows how to start one"
     )
     if jar is None:
         raise _bad_input(

@@ -1,6 +1,6 @@
-"""An Apache Flink session cluster on this machine: a job manager, two task managers, Beam's job server and a pool.
+"""Apache Flink on this machine: a session cluster of two task managers, Beam's job server and a pool of Python workers.
 
-The pool starts the Python workers that task managers ask for; on more than one machine, each would have its own.
+The task managers have loopback addresses of their own, so that Flink's records tell where a task ran.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-JARS = ROOT / ".flink" / "jars"
-HOST = "127.0.0.1"
-TASK_MANAGERS = ("task-manager-1", "task-manager-2")
+import yaml
 
-# The exports and opens are what Flink's own configuration gives to Java 17, as env.java.opts.all.
+ROOT = Path(__file__).resolve().parents[2]
+FLINK_HOME = ROOT / ".flink"
+HOST = "127.0.0.1"
+TASK_MANAGERS = ("127.0.0.2", "127.0.0.3")
+
+# The exports and opens are those of Flink's own configuration (env.java.opts.all), without what its SQL needs.
 JAVA_OPTIONS = (
-    # They live for minutes only, which optimizing compilation does not pay for.
+    # It lives for minutes only, and shares two cores: nothing that pays later.
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     *(
@@ -38,10 +40,9 @@ JAVA_OPTIONS = (
         f"--add-opens=java.base/{package}=ALL-UNNAMED"
         for package in (
             "java.lang",
-            "java.lang.invoke",
             "java.lang.reflect",
-            "java.io",
             "java.net",
+            "java.io",
             "java.nio",
             "java.text",
             "java.time",
@@ -53,71 +54,99 @@ JAVA_OPTIONS = (
         )
     ),
 )
-# Tasks wait for a Python worker that imports TensorFlow; on a busy machine this takes minutes.
+LOGGING = """
+rootLogger.level=INFO
+rootLogger.appenderRef.out.ref=out
+appender.out.name=out
+appender.out.type=Console
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %-5p %c{1} - %m%n
+"""
+# One slot of each does a job; when one task manager is gone, the two of the other do.
+PARALLELISM = SLOTS = 2
+TASK_MANAGER_MEMORY = {
+    # Flink's scripts make these of one figure for the process; it is started here without them.
+    "taskmanager.cpu.cores": 1.0,
+    "taskmanager.memory.framework.heap.size": "128m",
+    "taskmanager.memory.framework.off-heap.size": "128m",
+    "taskmanager.memory.task.heap.size": "384m",
+    "taskmanager.memory.task.off-heap.size": "0m",
+    "taskmanager.memory.network.min": "384m",
+    "taskmanager.memory.network.max": "384m",
+    "taskmanager.memory.managed.size": "256m",
+    "taskmanager.memory.jvm-metaspace.size": "256m",
+    "taskmanager.memory.jvm-overhead.min": "192m",
+    "taskmanager.memory.jvm-overhead.max": "192m",
+}
+# The first task on a task manager starts a Python worker that imports TensorFlow; on a busy machine this takes minutes.
 PATIENCE_S = 600
 
-LOGGING = """
-rootLogger.level = INFO
-rootLogger.appenderRef.console.ref = Console
-appender.console.name = Console
-appender.console.type = CONSOLE
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} %m%n
-"""
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What Flink says of one try of one of a task's parallel parts.
+
+    Attributes:
+        task_manager: Where it ran; its address.
+        state: FINISHED, or what became of it.
+        ended: In seconds since the epoch.
+        records: How many it read.
+    """
+
+    task_manager: str
+    state: str
+    ended: float
+    records: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What Flink's REST API says of a job.
+    """What Flink says of one job of Beam; its id and its name, how it ended, and what it had to start again after."""
 
-    Attributes:
-        name: Its name.
-        state: FINISHED where all went well.
-        subtasks: How many subtasks ended well, by task manager.
-        attempts: The most attempts that one of its subtasks took.
-        failures: The task managers on which something failed.
-    """
-
+    id: str
     name: str
     state: str
-    subtasks: dict[str, int]
-    attempts: int
-    failures: frozenset[str]
+    attempts: tuple[Attempt, ...]
+    failures: tuple[str, ...]
+
+    def finished(self) -> dict[str, list[Attempt]]:
+        """The attempts that ended well, by task manager."""
+        there: dict[str, list[Attempt]] = {}
+        for one in self.attempts:
+            if one.state == "FINISHED":
+                there.setdefault(one.task_manager, []).append(one)
+        return there
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{count} subtasks on {manager}" for manager, count in sorted(self.subtasks.items()))
-        again = f"; {self.attempts} attempts, after a failure on {', '.join(sorted(self.failures))}"
-        return f"{self.state} {self.name}: {shares}{again if self.failures else ''}"
+        shares = ", ".join(
+            f"{len(there)} subtasks that read {sum(one.records for one in there)} records on {task_manager}"
+            for task_manager, there in sorted(self.finished().items())
+        )
+        again = "".join(f"; started again after {failure}" for failure in self.failures)
+        return f"{self.state} {self.name}: {shares}{again}"
 
 
 class FlinkCluster:
     """A cluster that nobody else uses; `with` starts and ends it."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes an empty folder for logs and scratch files."""
+        """Takes an empty folder for configuration, logs and scratch files."""
         self.folder = folder
-        self.ports = dict(zip(("rest", "rpc", "blob", "jobs", "artifacts", "pool"), free_ports(6), strict=True))
+        self.ports = dict(zip(("manager", "rest", "jobs", "artifacts", "pool"), free_ports(5), strict=True))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> FlinkCluster:
-        self._configure()
-        conf = ("--configDir", self.folder / "conf")
+        self.folder.mkdir(parents=True)
+        (self.folder / "log4j2.properties").write_text(LOGGING)
         try:
-            # One after the other: its actor system gives a JVM ten seconds to start.
-            entrypoint = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-            self._until(lambda: not self.task_managers(), "job-manager", entrypoint, *conf)
-            for name in TASK_MANAGERS:
-                runner = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-                self._until(lambda name=name: name in self.task_managers(), name,  # type: ignore[misc]
-                            runner, *conf, f"-Dtaskmanager.resource-id={name}")  # fmt: skip
-            self._until(lambda: listens(self.ports["jobs"]), "jobs",
-                        "org.apache.beam.runners.flink.FlinkJobServerDriver",
-                        f"--flink-master={HOST}:{self.ports['rest']}", "--job-host=localhost",
-                        f"--job-port={self.ports['jobs']}", f"--artifact-port={self.ports['artifacts']}",
-                        "--expansion-port=0", f"--artifacts-dir={self.folder / 'artifacts'}",
-                        f"--flink-conf-dir={self.folder / 'conf'}")  # fmt: skip
+            self._start_job_manager()
+            for host in TASK_MANAGERS:
+                self._start_task_manager(host)
+            self._start_job_server()
             self._start_pool()
-            wait_for(lambda: listens(self.ports["pool"]), "the pool of Python workers")
+            wait_for(lambda: set(TASK_MANAGERS) == self.task_managers(), "both task managers at the job manager")
+            for name in ("jobs", "pool"):
+                wait_for(lambda name=name: listens(self.ports[name]), f"{name} to listen")  # type: ignore[misc]
         except BaseException:
             self.__exit__()
             raise
@@ -134,127 +163,158 @@ class FlinkCluster:
             f"--job_endpoint=localhost:{self.ports['jobs']}",
             "--environment_type=EXTERNAL",
             f"--environment_config=localhost:{self.ports['pool']}",
-            "--parallelism=2",
-            # Otherwise each stage of a job starts Python workers anew.
+            # Otherwise each stage of a job may start Python workers anew.
             "--environment_cache_millis=600000",
-            # The cluster has all jars already; unless one is named, each job sends it the job server's class path.
-            f"--files_to_stage={next(JARS.glob('beam-runners-java-job-service-*.jar'))}",
+            f"--parallelism={PARALLELISM}",
+            # Task managers have all jars already; unless one is named, each job sends them its whole class path.
+            f"--files_to_stage={next((FLINK_HOME / 'jars').glob('beam-runners-java-job-service-*.jar'))}",
         )
 
     # --- what it says of itself ---------------------------------------------------------------------------------------
 
     def task_managers(self) -> set[str]:
-        """The task managers that the job manager counts on."""
-        return {one["id"] for one in self._ask("taskmanagers")["taskmanagers"]}
+        """The addresses of the task managers that the job manager counts on."""
+        return {one["id"] for one in self._rest("taskmanagers")["taskmanagers"]}
+
+    def running(self) -> set[str]:
+        """The task managers that have work of the job that runs now; empty between jobs."""
+        there = set()
+        for job in self._jobs():
+            if job["state"] == "RUNNING":
+                for subtask in self._subtasks(job["jid"]):
+                    if subtask["status"] == "RUNNING":
+                        there.add(subtask["taskmanager-id"])
+        return there
 
     def jobs(self) -> list[Job]:
-        """All jobs, oldest first."""
-        jobs = sorted(self._ask("jobs/overview")["jobs"], key=lambda job: job["start-time"])
-        return [self._job(job["jid"]) for job in jobs]
-
-    def running_on(self, manager: str) -> bool:
-        """Whether a subtask runs on a task manager."""
-        for job in self._ask("jobs/overview")["jobs"]:
-            if job["state"] == "RUNNING" and any(
-                subtask["status"] == "RUNNING" and subtask["taskmanager-id"] == manager
-                for subtask in self._subtasks(job["jid"])
-            ):
-                return True
-        return False
+        """The jobs that are over, oldest first."""
+        return [self._job(job) for job in self._jobs() if job["end-time"] > 0]
 
     def log_of(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _job(self, identifier: str) -> Job:
-        job = self._ask(f"jobs/{identifier}")
-        subtasks: dict[str, int] = {}
-        attempts = 1
-        for subtask in self._subtasks(identifier):
-            attempts = max(attempts, subtask["attempt"] + 1)
-            if subtask["status"] == "FINISHED":
-                subtasks[subtask["taskmanager-id"]] = subtasks.get(subtask["taskmanager-id"], 0) + 1
-        said = json.dumps(self._ask(f"jobs/{identifier}/exceptions"))
-        failures = frozenset(name for name in TASK_MANAGERS if name in said)
-        return Job(job["name"], job["state"], subtasks, attempts, failures)
+    def _jobs(self) -> list[dict[str, Any]]:
+        return sorted(self._rest("jobs/overview")["jobs"], key=lambda job: job["start-time"])
 
-    def _subtasks(self, job: str) -> list[dict[str, Any]]:
-        vertices = self._ask(f"jobs/{job}")["vertices"]
-        return [one for vertex in vertices for one in self._ask(f"jobs/{job}/vertices/{vertex['id']}")["subtasks"]]
+    def _job(self, overview: Mapping[str, Any]) -> Job:
+        name, job_id = overview["name"], overview["jid"]
+        attempts = [
+            Attempt(
+                task_manager=one["taskmanager-id"],
+                state=one["status"],
+                ended=one["end-time"] / 1000,
+                records=one["metrics"]["read-records"],
+            )
+            for subtask in self._subtasks(job_id)
+            for one in (*self._earlier(subtask), subtask)
+        ]
+        history = self._rest(f"jobs/{job_id}/exceptions")["exceptionHistory"]["entries"]
+        failures = (one["stacktrace"].partition("\n")[0].strip() for one in reversed(history))
+        return Job(job_id, name, overview["state"], tuple(attempts), tuple(failures))
 
-    def _ask(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://{HOST}:{self.ports['rest']}/{path}", timeout=30) as answer:
-            return json.loads(answer.read())
+    def _subtasks(self, job_id: str) -> list[dict[str, Any]]:
+        """The parallel parts of a job's tasks, in their last attempt."""
+        found = []
+        for vertex in self._rest(f"jobs/{job_id}")["vertices"]:
+            path = f"jobs/{job_id}/vertices/{vertex['id']}"
+            found += [{**subtask, "path": path} for subtask in self._rest(path)["subtasks"]]
+        return found
+
+    def _earlier(self, subtask: Mapping[str, Any]) -> list[dict[str, Any]]:
+        path = f"{subtask['path']}/subtasks/{subtask['subtask']}/attempts"
+        return [self._rest(f"{path}/{number}") for number in range(subtask["attempt"])]
+
+    def _rest(self, path: str) -> dict[str, Any]:
+        return fetch(f"http://{HOST}:{self.ports['rest']}/{path}")
 
     # --- its processes ------------------------------------------------------------------------------------------------
 
-    def kill(self, manager: str) -> None:
-        """Ends a task manager as a machine that loses power would."""
-        self._end(manager, signal.SIGKILL)
+    def _start_job_manager(self) -> None:
+        config = self._configure("manager", {})
+        self._java("manager", "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
+                   "--configDir", config)  # fmt: skip
+        wait_for(lambda: listens(self.ports["rest"]) and "taskmanagers" in self._rest("taskmanagers"), "Flink")
 
-    def _configure(self) -> None:
+    def _start_task_manager(self, host: str) -> None:
+        config = self._configure(
+            host,
+            {
+                "taskmanager.host": host,
+                "taskmanager.bind-host": host,
+                "taskmanager.resource-id": host,
+                "taskmanager.numberOfTaskSlots": SLOTS,
+                # Transform's job has 1,242 subtasks, each with buffers of its own, and little to send.
+                "taskmanager.memory.segment-size": "8k",
+                "taskmanager.network.sort-shuffle.min-buffers": 64,
+                **TASK_MANAGER_MEMORY,
+            },
+        )
+        self._java(host, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner", "--configDir", config)
+
+    def kill_task_manager(self, host: str) -> None:
+        """Ends a task manager as a machine that loses power would."""
+        self._end(host, signal.SIGKILL)
+
+    def _configure(self, name: str, own: Mapping[str, Any]) -> Path:
+        """Writes the configuration of one of Flink's processes."""
+        folder = self.folder / f"conf-{name}"
+        folder.mkdir()
+        scratch = self.folder / f"scratch-{name}"
+        scratch.mkdir()
         settings = {
             "jobmanager.rpc.address": HOST,
+            "jobmanager.rpc.port": self.ports["manager"],
             "jobmanager.bind-host": HOST,
-            "jobmanager.rpc.port": self.ports["rpc"],
-            "blob.server.port": self.ports["blob"],
             "rest.address": HOST,
             "rest.bind-address": HOST,
             "rest.port": self.ports["rest"],
-            "taskmanager.host": HOST,
-            "taskmanager.bind-host": HOST,
-            # All that a job needs has room on one of them, so that the one that is left can go on alone.
-            "taskmanager.numberOfTaskSlots": 2,
-            "cluster.evenly-spread-out-slots": "true",
-            # Flink's start scripts would reckon these out.
-            "taskmanager.cpu.cores": 1,
-            "taskmanager.memory.task.heap.size": "512m",
-            "taskmanager.memory.task.off-heap.size": "0m",
-            "taskmanager.memory.network.min": "64m",
-            "taskmanager.memory.network.max": "64m",
-            "taskmanager.memory.managed.size": "128m",
-            "taskmanager.memory.framework.heap.size": "128m",
-            "taskmanager.memory.framework.off-heap.size": "128m",
-            "taskmanager.memory.jvm-metaspace.size": "256m",
-            "taskmanager.memory.jvm-overhead.min": "192m",
-            "taskmanager.memory.jvm-overhead.max": "192m",
-            # Longer than two heartbeats: before that, the job manager would send tasks to the dead one again.
-            "restart-strategy": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 5,
-            "restart-strategy.fixed-delay.delay": "10 s",
-            "heartbeat.interval": 2_000,
-            # Both have the same jars.
+            "io.tmp.dirs": str(scratch),
+            "cluster.evenly-spread-out-slots": True,
+            # A killed task manager is noticed by its broken connection; one on a busy machine may be silent for long.
+            "heartbeat.interval": 1000,
+            "heartbeat.timeout": 180_000,
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": 10,
+            "restart-strategy.fixed-delay.delay": "2 s",
+            # What each process has on its class path is what a job brings.
             "classloader.resolve-order": "parent-first",
-            # For busy machines.
-            "akka.ask.timeout": "300 s",
-            "web.timeout": 300_000,
-            "heartbeat.timeout": 120_000,
-            "io.tmp.dirs": self.folder / "scratch",
+            "jobstore.expiration-time": 24 * 3600,
         }
-        for name in ("conf", "scratch"):
-            (self.folder / name).mkdir(parents=True)
-        lines = (f"{key}: {value}\n" for key, value in settings.items())
-        (self.folder / "conf" / "flink-conf.yaml").write_text("".join(lines))
-        (self.folder / "conf" / "log4j.properties").write_text(LOGGING)
+        (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **own}, sort_keys=False))
+        return folder
+
+    def _start_job_server(self) -> None:
+        self._java("jobs", "org.apache.beam.runners.flink.FlinkJobServerDriver",
+                   f"--flink-master={HOST}:{self.ports['rest']}", "--job-host=localhost",
+                   f"--job-port={self.ports['jobs']}", f"--artifact-port={self.ports['artifacts']}",
+                   "--expansion-port=0", f"--artifacts-dir={self.folder / 'artifacts'}")  # fmt: skip
 
     def _start_pool(self) -> None:
-        # It starts `python` for each worker.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        # It starts `python` for each worker. Where Tandem is not installed, PYTHONPATH leads to it.
+        bin_folder = str(Path(sys.executable).parent)
+        path = os.pathsep.join([bin_folder, os.environ["PATH"]])
         env = {**os.environ, "PATH": path, "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
         self._start("pool", [*command, f"--service_port={self.ports['pool']}", "--container_executable="], env)
 
     def _java(self, name: str, *arguments: object) -> None:
-        logging = f"-Dlog4j2.configurationFile={self.folder / 'conf' / 'log4j.properties'}"
-        command = ["java", *JAVA_OPTIONS, logging, "-Xmx1g", "-cp", str(JARS / "*"), *map(str, arguments)]
-        self._start(name, command, {key: value for key, value in os.environ.items() if not key.startswith("FLINK_")})
+        logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        class_path = str(FLINK_HOME / "jars" / "*")
+        env = {key: value for key, value in os.environ.items() if not key.startswith("FLINK_")}
+        self._start(name, ["java", *JAVA_OPTIONS, logging, "-Xmx768m", "-cp", class_path, *map(str, arguments)], env)
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             # A group of its own: what a process starts ends with it.
             self._processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=self.folder,
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                cwd=self.folder,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _end(self, name: str, how: signal.Signals) -> None:
         process = self._processes.pop(name)
@@ -265,20 +325,6 @@ class FlinkCluster:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-    def _until(self, ready: Callable[[], bool], name: str, *arguments: object) -> None:
-        """Starts a JVM and waits until it is ready; on a busy machine it may take more than one try."""
-        tries = 0
-
-        def up() -> bool:
-            nonlocal tries
-            if name not in self._processes or self._processes[name].poll() is not None:
-                assert tries < 5, f"{name} does not start: {self.log_of(name)[-3000:]}"
-                tries += 1
-                self._java(name, *arguments)
-            return ready()
-
-        wait_for(up, name)
 
 
 def free_ports(count: int) -> list[int]:
@@ -293,6 +339,11 @@ def free_ports(count: int) -> list[int]:
 def listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex((HOST, port)) == 0
+
+
+def fetch(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.loads(answer.read())
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S, every: float = 0.2) -> None:
