@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .PHONY: help setup demo test test-slow test-airflow airflow-setup test-flink flink-setup lint types tests soak docs \
-	bench-ingest bench-train bench-serving bench-pipeline bench lock clean
+	bench-ingest bench-train bench-serving bench-pipeline bench-scaling bench \
+	lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -59,6 +60,9 @@ bench-serving: setup  ## Time the embedded server and the index ivf against call
 
 bench-pipeline: setup  ## Time the whole MovieLens run against the same DAG of stock TFX components (10 minutes)
 	$(BIN)/python benchmarks/pipeline.py
+
+bench-scaling: setup  ## Measure the whole run on 100,000 and on a million made-up interactions (minutes)
+	$(BIN)/python benchmarks/scaling.py
 
 bench: setup  ## Run every benchmark and write benchmarks/results.md (an hour, on a machine that does nothing else)
 	$(BIN)/python benchmarks/results.py

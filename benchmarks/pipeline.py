@@ -11,16 +11,15 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
+import component_times
+from component_times import AROUND, EVENTS, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
@@ -39,12 +38,9 @@ STEPS = {
     "InfraValidator": None,
     "Pusher": "Pusher",
 }
-AROUND = "start and end"
 ONLY_OURS = "InfraValidator"
 # Three epochs do not pass the recipe's gates, and a model that is not pushed would spare both sides the Pusher.
 THRESHOLDS = {"top_100_accuracy": 0.05, "rmse": 2.0}
-EVENTS = "components.jsonl"
-SAMPLED_EVERY_S = 0.05
 
 
 def main() -> int:
@@ -154,89 +150,14 @@ def preset_settings() -> dict[str, Any]:
     }
 
 
-def watch(events: Path) -> None:
-    """Has TFX's launcher, which both sides run their components with, note when each begins and ends, and its CPU time.
-
-    The CPU time is that of this process, all its threads, and of the children it has waited for.
-    """
-    from tfx.orchestration.portable import launcher
-
-    launch = launcher.Launcher.launch
-
-    def watched(self: Any) -> Any:
-        begin, used = time.monotonic(), sum(os.times()[:4])
-        found = launch(self)
-        event = {"name": self._pipeline_node.node_info.id, "begin": begin, "end": time.monotonic(),
-                 "cpu": sum(os.times()[:4]) - used}  # fmt: skip
-        with events.open("a") as stream:
-            stream.write(json.dumps(event) + "\n")
-        return found
-
-    launcher.Launcher.launch = watched
-
-
 def in_fresh_process(side: str, data: Path, folder: Path, epochs: int) -> dict[str, Any]:
-    """Runs one side.
-
-    Returns:
-        Wall and CPU seconds and peak memory in MiB of the whole, and of each component by name.
-    """
+    """Runs one side; see `component_times.in_fresh_process`."""
     folder.mkdir()
     command = [sys.executable, __file__, "--one", side, str(data), str(folder), "--epochs", str(epochs)]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-    with (folder / "output.txt").open("w") as output:
-        begin = time.monotonic()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        samples: list[tuple[float, float]] = []
-        sampler = threading.Thread(target=sample_memory, args=(process.pid, samples))
-        sampler.start()
-        _, status, used = os.wait4(process.pid, 0)
-        end = time.monotonic()
-        sampler.join()
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{(folder / 'output.txt').read_text()[-4000:]}")
-    events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
-    return measured(begin, end, used.ru_utime + used.ru_stime, events, samples)
-
-
-def sample_memory(pid: int, samples: list[tuple[float, float]]) -> None:
-    """Notes the time and the resident memory in MiB, of the process and its children together, until it ends."""
-    try:
-        root = psutil.Process(pid)
-        while root.status() != psutil.STATUS_ZOMBIE:
-            total = 0
-            for process in (root, *root.children(recursive=True)):
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            samples.append((time.monotonic(), total / 2**20))
-            time.sleep(SAMPLED_EVERY_S)
-    except psutil.NoSuchProcess:
-        return
+    return component_times.in_fresh_process(command, folder)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
-
-
-def measured(
-    begin: float, end: float, cpu: float, events: Sequence[Mapping[str, Any]], samples: Sequence[tuple[float, float]]
-) -> dict[str, Any]:
-    """One run's figures; what no component took is under `AROUND`: imports, compiling the DAG, the process's end."""
-    components = {
-        event["name"]: {
-            "wall": event["end"] - event["begin"],
-            "cpu": event["cpu"],
-            "peak_mib": max((size for moment, size in samples if event["begin"] <= moment <= event["end"]), default=0),
-        }
-        for event in events
-    }
-    whole = {"wall": end - begin, "cpu": cpu, "peak_mib": max((size for _, size in samples), default=0)}
-    around = {name: whole[name] - sum(component[name] for component in components.values()) for name in ("wall", "cpu")}
-    outside = [size for moment, size in samples
-               if not any(event["begin"] <= moment <= event["end"] for event in events)]  # fmt: skip
-    return {**whole, "components": components | {AROUND: around | {"peak_mib": max(outside, default=0)}}}
 
 
 def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

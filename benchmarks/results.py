@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import psutil
 
 FOLDER = Path(__file__).resolve().parent
-BENCHMARKS = ("ingest", "train", "serving", "pipeline")
+BENCHMARKS = ("ingest", "train", "serving", "pipeline", "scaling")
 PACKAGES = ("tensorflow", "tfx", "apache-beam", "tensorflow-recommenders")
 
 
