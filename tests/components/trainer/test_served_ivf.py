@@ -64,7 +64,7 @@ def test_whatever_needs_all_items_is_answered_as_exact_does(world: World, exact:
 
 def test_where_it_would_be_slower_the_index_is_exact(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        served = serve(k=K, index={"kind": "ivf", "recall": 1.0})
+        served = serve(k=K, index={"kind": "ivf", "recall": 1.0, "cells": 1})
     assert isinstance(served.ranker.index, ExactIndex)
     assert "exported as exact, because ivf would be slower" in caplog.text
     assert isinstance(serve(k=K, index={"kind": "ivf", "recall": 0.3, "cells": 60}).ranker.index, IvfIndex)
