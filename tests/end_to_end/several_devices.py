@@ -27,8 +27,9 @@ tf.config.set_logical_device_configuration(
 )
 
 recipe = TrainerRecipe.model_validate_json(sys.argv[1])
-(transform,) = Path(sys.argv[2]).glob("Transform/transform_graph/*")
-(examples,) = Path(sys.argv[2]).glob("Transform/transformed_examples/*")
+# Later runs in the same folder may have transformed other data.
+transform = min(Path(sys.argv[2]).glob("Transform/transform_graph/*"), key=lambda folder: int(folder.name))
+examples = Path(sys.argv[2], "Transform", "transformed_examples", transform.name)
 transform_output = tft.TFTransformOutput(str(transform))
 data = read_training_data(
     [str(examples / "Split-train" / "*")],
