@@ -58,17 +58,13 @@ def batches(
     rows = len(data.labels)
 
     def epoch(order: tf.Tensor) -> tf.data.Dataset:
-        def shuffled(places: tf.Tensor) -> tf.Tensor:
-            # A permutation that is computed place by place: a buffer to shuffle in has 160 bytes a row.
-            return tf.random.experimental.index_shuffle(
-                places, tf.stack([order, seed]), tf.constant(rows - 1, tf.int64)
-            )
-
-        # Row numbers are shuffled and rows gathered a batch at a time: much cheaper than shuffling rows one by one.
+        # Row numbers are shuffled, all at once, and rows gathered a batch at a time: much cheaper than shuffling rows
+        # one by one, or than a buffer to shuffle in, which has 160 bytes a row.
+        places = tf.random.experimental.stateless_shuffle(tf.range(rows, dtype=tf.int64), seed=tf.stack([order, seed]))
         return (
-            tf.data.Dataset.range(rows)
+            tf.data.Dataset.from_tensor_slices(places)
             .batch(batch_size)
-            .map(lambda places: gather(shuffled(places)), num_parallel_calls=tf.data.AUTOTUNE)
+            .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         )
 
     orders = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
