@@ -133,7 +133,7 @@ def test_serving_default_is_evaluate(world: World, all_items: Loaded, example: E
 
 def test_a_hit_is_what_recommend_returns(world: World, all_items: Loaded, example: Example) -> None:
     random = np.random.default_rng(2)
-    chosen = [{**row, "item": str(random.choice(world.items))} for row in world.interactions[:60]]
+    chosen = [{**row, "item": str(random.choice(world.items))} for row in world.interactions[:150]]
     hits = all_items("evaluate", examples=[example(row) for row in chosen])
     seen = set()
     for place, row in enumerate(chosen):
