@@ -69,7 +69,7 @@ def test_a_preset_replaces_whole_sections_and_leaves_the_others(folder: Path) ->
     # Whole sections: what the recipe says about dropout and batches does not shine through.
     assert recipe.model.rating_head.dropout and not preset.model.rating_head.dropout
     assert preset.training.batch_size != recipe.training.batch_size
-    untouched = {"name", "data", "features", "gates", "resources", "serving", "slices", "tuner"}
+    untouched = {"name", "data", "schedule", "features", "gates", "resources", "serving", "slices", "tuner"}
     assert {name for name in Recipe.model_fields if getattr(preset, name) == getattr(recipe, name)} == untouched
 
 
