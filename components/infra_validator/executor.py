@@ -60,7 +60,7 @@ class Settings(pydantic.BaseModel):
     """The longest p99 of `recommend`, in milliseconds, that is blessed; None blesses any."""
     requests: int = 64
     """Raw eval examples that are sent."""
-    start_timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
     """Seconds that loading may take."""
     request_timeout_s: float = 10.0
     """Seconds that one answer may take."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from absl import logging
 
 
 class ServerFailed(Exception):
-    """The server ended, or was not ready in time; the text is the last thing it said."""
+    """The server ended, or was not ready in time; the text says which, and the last thing that it said."""
 
 
 @contextlib.contextmanager
-def serving(model_dir: Path, model_name: str, timeout_s: float = 120.0) -> Iterator[str]:
+def serving(model_dir: Path, model_name: str, timeout_s: float = 300.0) -> Iterator[str]:
     """Runs the embedded server on free loopback ports and stops it in the end.
 
     Args:
@@ -49,7 +49,7 @@ def serving(model_dir: Path, model_name: str, timeout_s: float = 120.0) -> Itera
             return log.read().decode(errors="replace").strip()
 
         try:
-            yield _address(server, time.monotonic() + timeout_s, said)
+            yield _address(server, timeout_s, said)
         finally:
             server.terminate()
             try:
@@ -60,12 +60,19 @@ def serving(model_dir: Path, model_name: str, timeout_s: float = 120.0) -> Itera
             logging.info("Server log:\n%s", said())
 
 
-def _address(server: subprocess.Popen[bytes], deadline: float, said: Callable[[], str]) -> str:
+def _address(server: subprocess.Popen[bytes], timeout_s: float, said: Callable[[], str]) -> str:
     """The gRPC address in the one line that the server prints once a version is available."""
     assert server.stdout is not None
-    readable, _, _ = select.select([server.stdout], [], [], max(0.0, deadline - time.monotonic()))
+    readable, _, _ = select.select([server.stdout], [], [], timeout_s)
     line = server.stdout.readline() if readable else b""
     if line.startswith(b"{"):
         return str(json.loads(line)["grpc"])
-    last = (said().splitlines() or ["it said nothing"])[-1]
-    raise ServerFailed(f"the server {'ended' if readable else 'was not ready in time'}: {last}")
+    last = (said().splitlines() or ["nothing"])[-1]
+    if readable:
+        raise ServerFailed(f"the server ended: {last}")
+    # What TensorFlow logs while it starts is not why it is slow: another program often is.
+    busy = f"{os.getloadavg()[0]:.1f} processes wanted the {os.cpu_count()} cores in the last minute"
+    raise ServerFailed(
+        f"the server was not ready in time ({timeout_s:g} s); {busy}: if that is more than there are, run again "
+        f"when the machine is less busy. The last line of its log: {last}"
+    )

@@ -77,7 +77,7 @@ def test_a_model_that_was_cut_off_is_found(validate: Any, truncated: Path) -> No
 
 
 def test_a_server_that_takes_too_long_is_stopped(validate: Any, model: Models) -> None:
-    assert_turned_down(validate(model(), start_timeout_s=0.2), "not ready in time")
+    assert_turned_down(validate(model(), start_timeout_s=0.2), "not ready in time (0.2 s)", "wanted the", "run again")
 
 
 def test_without_an_example_to_ask_with_nothing_is_blessed(validate: Any, model: Models) -> None:
