@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from components.trainer.ragged_rows import row_of_each
 from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData
 
@@ -60,7 +61,7 @@ class Baselines(tf.Module):
         width = tf.minimum(tf.size(order, tf.int64), k + tf.reduce_max(tf.pad(left_out.row_lengths(), [[0, 1]])))
         places = tf.gather(self._places.read_value(), left_out.flat_values)
         near = places < width
-        gone = tf.stack([left_out.value_rowids()[near], places[near]], axis=1)
+        gone = tf.stack([row_of_each(left_out)[near], places[near]], axis=1)
         every = tf.tile(tf.range(width, dtype=tf.int64)[None, :], [rows, 1])
         free = tf.tensor_scatter_nd_update(every, gone, tf.fill([tf.shape(gone)[0]], width))
         best = -tf.math.top_k(-free, k=k).values
@@ -78,8 +79,9 @@ class Baselines(tf.Module):
         """
         places = self._places.read_value()
         rank = tf.gather(places, item)
-        ahead = tf.gather(places, seen.flat_values) < tf.gather(rank, seen.value_rowids())
-        seen_ahead = tf.math.unsorted_segment_sum(tf.cast(ahead, tf.int64), seen.value_rowids(), tf.size(item))
+        rows = row_of_each(seen)
+        ahead = tf.gather(places, seen.flat_values) < tf.gather(rank, rows)
+        seen_ahead = tf.math.unsorted_segment_sum(tf.cast(ahead, tf.int64), rows, tf.size(item))
         return rank, rank - seen_ahead
 
     def rating(self, user: tf.Tensor, item: tf.Tensor) -> tf.Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from components.trainer.damping import damped_biases
+from components.trainer.ragged_rows import row_of_each
 from pipeline.recipe import History
 
 
@@ -115,7 +116,7 @@ class HistoryBatches:
         return {
             "items": tf.gather(self._items, places.flat_values),
             "deviations": tf.gather(self._deviations, places.flat_values),
-            "users": places.value_rowids(),
+            "users": row_of_each(places),
             "user": group,
             "begin": begin + shift,
             "end": end + shift,
@@ -129,7 +130,7 @@ def whole_histories(items: tf.RaggedTensor, deviations: tf.RaggedTensor) -> dict
     return {
         "items": items.flat_values,
         "deviations": deviations.flat_values,
-        "users": items.value_rowids(),
+        "users": row_of_each(items),
         "user": tf.range(rows),
         "begin": items.row_starts(),
         "end": items.row_limits(),

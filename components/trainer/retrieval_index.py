@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from components.trainer.ragged_rows import row_of_each
+
 
 class Nearest(NamedTuple):
     """The items found for B queries, best first."""
@@ -113,7 +115,7 @@ class ExactIndex(RetrievalIndex):
         # Not-a-number compares false with everything and would win every comparison.
         counts = tf.logical_and(item > 0, tf.reduce_all(tf.math.is_finite(scores), axis=1))
         ahead = _ahead(scores, true, item)
-        places = tf.stack([excluded.value_rowids(), excluded.flat_values - 1], axis=1)
+        places = tf.stack([row_of_each(excluded), excluded.flat_values - 1], axis=1)
         none = tf.zeros([tf.shape(places)[0]], tf.bool)
         # Marks are four times smaller than scores: that, and 32 bits to count in, is half of the time.
         others = tf.tensor_scatter_nd_update(ahead, places, none)
@@ -135,14 +137,14 @@ class ExactIndex(RetrievalIndex):
 
 def _without(scores: tf.Tensor, items: tf.RaggedTensor) -> tf.Tensor:
     """Scores [B, N] with the lowest number in the place of each row's `items`, 1 to N."""
-    places = tf.stack([items.value_rowids(), items.flat_values - 1], axis=1)
+    places = tf.stack([row_of_each(items), items.flat_values - 1], axis=1)
     lowest = tf.fill([tf.shape(places)[0]], scores.dtype.min)
     return tf.tensor_scatter_nd_min(scores, places, lowest)
 
 
 def _only(scores: tf.Tensor, items: tf.RaggedTensor) -> tf.Tensor:
     """Scores [B, N] with the lowest number in all other places than those of `items`, in rows that have some."""
-    rows = tf.cast(items.value_rowids(), tf.int64)
+    rows = row_of_each(items)
     # One column more, for item 0.
     shape = tf.add(tf.shape(scores, tf.int64), [0, 1])
     allowed = tf.scatter_nd(tf.stack([rows, items.flat_values], axis=1), tf.ones_like(rows, tf.int32), shape)[:, 1:] > 0

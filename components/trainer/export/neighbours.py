@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.ragged_rows import kept_of_dense
 from components.trainer.retrieval_index import Nearest
 from pipeline.recipe import TrainerRecipe
 
@@ -37,9 +38,6 @@ class Neighbours(tf.Module):
     def nearest(self, items: tf.Tensor, k: int) -> Nearest:
         """The k items that are most like each of the items int64 [B], itself left out; none for the unknown item 0."""
         # The unknown item may have nothing but 0, which is no item.
-        known = items > 0
-        excluded = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(items, known), tf.cast(known, tf.int64))
-        only = tf.RaggedTensor.from_row_lengths(
-            tf.boolean_mask(items, tf.logical_not(known)), tf.cast(tf.logical_not(known), tf.int64)
-        )
+        rows = items[:, None]
+        excluded, only = kept_of_dense(rows, rows > 0), kept_of_dense(rows, tf.equal(rows, 0))
         return self._index.search(self._index.vectors(items), k, excluded, only)

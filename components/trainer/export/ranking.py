@@ -13,6 +13,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.ragged_rows import kept, row_of_each
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import RankBy, TrainerRecipe
 
@@ -100,8 +101,8 @@ class Ranker(tf.Module):
         every, unseen = self.index.rank(query.retrieval, item, seen)
         if self._order is None:
             return Places(every, every), Places(unseen, unseen)
-        own = tf.gather(item, seen.value_rowids())
-        others = tf.ragged.boolean_mask(seen, seen.with_flat_values(tf.not_equal(seen.flat_values, own)))
+        own = tf.gather(item, row_of_each(seen))
+        others = kept(seen, tf.not_equal(seen.flat_values, own))
         return (
             Places(every, self._served_place(query, item, every, None)),
             Places(unseen, self._served_place(query, item, unseen, others)),

@@ -21,6 +21,7 @@ from components.trainer.export.signature_inputs import (
 )
 from components.trainer.history import whole_histories
 from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.ragged_rows import kept, kept_of_dense, last, row_of_each
 from components.trainer.towers import scope_name
 from components.trainer.training_data import Arrays, TrainingData
 from pipeline.recipe import HISTORY_INPUT, TrainerRecipe, column_types
@@ -131,14 +132,14 @@ class RememberedUsers(tf.Module):
         if history is not None:
             touched = self._touched(history, tf.size(user))
             # An item counts once, at the later time, as in training.
-            others = tf.logical_not(_contains(touched, items))
-            items = tf.concat([tf.ragged.boolean_mask(items, others), touched], axis=1)
+            others = tf.logical_not(_contained(items, touched))
+            items = tf.concat([kept(items, others), touched], axis=1)
             # Nobody said how much the user liked them.
             neutral = tf.zeros_like(touched, tf.float32)
-            deviations = tf.concat([tf.ragged.boolean_mask(deviations, others), neutral], axis=1)
+            deviations = tf.concat([kept(deviations, others), neutral], axis=1)
             seen = items
-        latest = slice(-self._history.max_length, None)
-        whole = whole_histories(items[:, latest], deviations[:, latest])
+        latest = last(items, self._history.max_length)
+        whole = whole_histories(kept(items, latest), kept(deviations, latest))
         return Asked(user, self._encode_query({**features, self._history.name: whole}), seen)
 
     def _of_users(self, values: tf.Variable, user: tf.Tensor) -> tf.RaggedTensor:
@@ -149,25 +150,24 @@ class RememberedUsers(tf.Module):
     def _touched(self, history: tf.Tensor, rows: tf.Tensor) -> tf.RaggedTensor:
         """Item ids string [B, L] to the indices int64 [B, None] of the known ones, each once, where it is last."""
         indices = tf.broadcast_to(self._catalogue.indices(history), [rows, tf.shape(history)[1]])
-        known = tf.ragged.boolean_mask(indices, indices > 0)
+        known = kept_of_dense(indices, indices > 0)
         keys, _ = tf.unique(tf.reverse(_keys(known), [0]))
         keys = tf.reverse(keys, [0])
         nrows = tf.cast(rows, tf.int64)
-        return tf.RaggedTensor.from_value_rowids(keys % _KEYS_A_ROW, keys // _KEYS_A_ROW, nrows=nrows)
+        return tf.RaggedTensor.from_value_rowids(keys % _KEYS_A_ROW, keys // _KEYS_A_ROW, nrows, validate=False)
 
 
 def _keys(rows: tf.RaggedTensor) -> tf.Tensor:
     """One number for each value, int64, which tells its row too."""
-    return tf.cast(rows.value_rowids(), tf.int64) * _KEYS_A_ROW + rows.flat_values
+    return row_of_each(rows) * _KEYS_A_ROW + rows.flat_values
 
 
-def _contains(rows: tf.RaggedTensor, values: tf.RaggedTensor) -> tf.RaggedTensor:
-    """bool, shaped as `values` [B, None]: whether each of them is among the same row of `rows`, int64 [B, None]."""
+def _contained(values: tf.RaggedTensor, rows: tf.RaggedTensor) -> tf.Tensor:
+    """bool [V]: whether each of the V `values`, int64 [B, None], is among the same row of `rows`, int64 [B, None]."""
     # A last key that no value has, so that there is one at every place that the search can answer.
     there = tf.concat([tf.sort(_keys(rows)), [tf.int64.max]], axis=0)
     keys = _keys(values)
-    found = tf.equal(tf.gather(there, tf.searchsorted(there, keys)), keys)
-    return values.with_flat_values(found)
+    return tf.equal(tf.gather(there, tf.searchsorted(there, keys)), keys)
 
 
 def _latest_query_features(data: TrainingData, recipe: TrainerRecipe) -> Arrays:

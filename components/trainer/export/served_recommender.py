@@ -26,6 +26,7 @@ from components.trainer.export.signature_inputs import (
 from components.trainer.export.warm_up import Request, write_warm_up
 from components.trainer.export.word_search import WordSearch
 from components.trainer.model import TwoTaskRecommender
+from components.trainer.ragged_rows import kept, kept_of_dense
 from components.trainer.training_data import TrainingData
 from pipeline.recipe import HISTORY_INPUT, TrainerRecipe
 
@@ -154,7 +155,7 @@ class ServedRecommender(tf.Module):
         rows = tf.size(inputs[USER_ID])
         exclude = self._item_lists(inputs[EXCLUDE], rows)
         # The unknown item is no item to leave out, but an item is asked for where only unknown ones are.
-        excluded = tf.ragged.boolean_mask(exclude, exclude > 0)
+        excluded = kept(exclude, exclude.flat_values > 0)
         seen = self.ranker.left_out(asked.seen)
         excluded = excluded if seen is None else tf.concat([seen, excluded], axis=1)
         only = self._item_lists(inputs[ONLY], rows)
@@ -164,7 +165,7 @@ class ServedRecommender(tf.Module):
         """Ids string [B, n], or [1, n] for all rows, to indices int64 [B, None] without '', 0 for unknown ones."""
         shape = tf.stack([rows, tf.shape(ids)[1]])
         given = tf.broadcast_to(tf.not_equal(ids, ""), shape)
-        return tf.ragged.boolean_mask(tf.broadcast_to(self.catalogue.indices(ids), shape), given)
+        return kept_of_dense(tf.broadcast_to(self.catalogue.indices(ids), shape), given)
 
     def _similar_items(self, inputs: Inputs) -> Outputs:
         found = self._neighbours.nearest(self.catalogue.indices(inputs[ITEM_ID]), self.ranker.k)

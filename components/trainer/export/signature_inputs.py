@@ -78,12 +78,14 @@ def sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
     given = values == values if values.dtype.is_floating else tf.not_equal(values, tf.constant(not_given, values.dtype))
     rows = tf.where(given)
     indices = tf.concat([rows, tf.zeros_like(rows)], axis=1)
-    return tf.SparseTensor(indices, tf.boolean_mask(values, given), tf.stack([tf.size(values, tf.int64), 1]))
+    return tf.SparseTensor(indices, tf.gather(values, rows[:, 0]), tf.stack([tf.size(values, tf.int64), 1]))
 
 
 def dense(column: tf.SparseTensor) -> tf.Tensor:
-    """The one string of each row, [B]; empty where there is none."""
-    return tf.squeeze(tf.RaggedTensor.from_sparse(column).to_tensor("", shape=[None, 1]), axis=1)
+    """The first string of each row, [B]; empty where there is none."""
+    first = tf.where(tf.equal(column.indices[:, 1], 0))[:, 0]
+    none = tf.fill(column.dense_shape[:1], "")
+    return tf.tensor_scatter_nd_update(none, tf.gather(column.indices[:, :1], first), tf.gather(column.values, first))
 
 
 def given_or(column: tf.SparseTensor, values: tf.Tensor | tf.SparseTensor, otherwise: tf.Tensor) -> tf.Tensor:
