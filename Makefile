@@ -64,7 +64,7 @@ bench-pipeline: setup  ## Time the whole MovieLens run against the same DAG of s
 bench-scaling: setup  ## Measure the whole run on 100,000 and on a million made-up interactions (minutes)
 	$(BIN)/python benchmarks/scaling.py
 
-bench: setup  ## Run every benchmark and write benchmarks/results.md (an hour, on a machine that does nothing else)
+bench: setup  ## Run every benchmark and write benchmarks/results.md (half an hour, on a machine that does nothing else)
 	$(BIN)/python benchmarks/results.py
 
 lock: setup  ## Resolve the newest versions that pyproject.toml allows, with hashes
