@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 
@@ -435,10 +435,16 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-if __name__ == "__main__":
-    exit_code = main()
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """The command line in a process of its own, which ends here with `main`'s exit code."""
+    exit_code = main(arguments)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is drained and unloaded by now; taking TensorFlow's modules apart as well would cost seconds.
+    # Everything is drained and unloaded by now. Taking TensorFlow's modules apart as well would cost seconds, and now
+    # and then one of its threads, or of gRPC's, is still there when its library is not: that aborts the process.
     os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    run()

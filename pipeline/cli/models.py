@@ -38,7 +38,7 @@ def serve(
     max_message_bytes: Annotated[int | None, typer.Option(help="Refuse larger requests.", min=1)] = None,
 ) -> None:
     """Serve pushed models with TensorFlow Serving's gRPC and REST API until Ctrl-C."""
-    from serving.server import main as serve_forever
+    from serving.server import run as serve_until_stopped
 
     arguments = [*("--model-name", model), *("--host", host, "--port", str(port), "--rest-port", str(rest_port))]
     given = {
@@ -56,4 +56,4 @@ def serve(
         arguments.append("--allow-version-labels-for-unavailable-models")
     if enable_batching:
         arguments.append("--enable-batching")
-    raise typer.Exit(serve_forever(arguments))
+    serve_until_stopped(arguments)
