@@ -617,6 +617,9 @@ class RatingHead(Layers):
     """A user's bias starts as if there were this many more ratings by the user that say nothing."""
     item_damping: Annotated[float, Field(ge=0)] = DAMPING
     """The same for items."""
+    bias_rounds: PositiveInt = 1
+    """How often items and users take turns in where their biases start: 1 is the damped means, items first; more come
+    near the ridge regression of both at once, in which a film that lenient people saw is not taken for good."""
     bias_l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
 
@@ -633,6 +636,8 @@ class RatingHead(Layers):
             )
         if self.bias_l2 and not self.biases:
             raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; drop one of the two")
+        if self.bias_rounds > 1 and not self.biases:
+            raise ValueError(f"bias_rounds is {self.bias_rounds}, but biases is false; drop one of the two")
         if self.linear and self.inputs == "shared":
             raise ValueError(
                 "linear is true, but the head has no towers of its own whose features could count; write inputs: own "

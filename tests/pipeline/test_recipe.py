@@ -338,6 +338,8 @@ def test_bad_recipes_are_bad_input() -> None:
          "factor_l2 is 0.1, but kind mlp has no factors; write kind: dot"),
         ("rating_head: {kind: mlp", "rating_head: {bias_l2: 0.1, biases: false, kind: mlp",
          "bias_l2 is 0.1, but biases is false"),
+        ("rating_head: {kind: mlp", "rating_head: {bias_rounds: 3, biases: false, kind: mlp",
+         "bias_rounds is 3, but biases is false"),
         ("retrieval: {", "retrieval: {candidates: catalogue, uniform_negatives: 5, ",
          "uniform_negatives is 5, but with candidates: catalogue every item is a candidate already"),
         ("column: plan", "column: favourite plan", "the query column 'favourite plan' cannot name an input"),

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from components.trainer.model import Encoded, TwoTaskRecommender
+from components.trainer.rating import damped_means
 from components.trainer.training_data import TrainingData
 
 Build = Callable[..., TwoTaskRecommender]
@@ -77,6 +78,16 @@ def test_the_recipe_says_how_damped_the_means_are(data: TrainingData, build: Bui
     found = ratings(build(kind="mlp", user_damping=0, item_damping=3), batch)
     np.testing.assert_allclose(found, baseline(data, 0, 3)[:80], atol=1e-5)
     assert np.abs(found - baseline(data)[:80]).max() > 0.1
+
+
+def test_the_recipe_says_how_often_users_and_items_take_turns(
+    data: TrainingData, build: Build, batch_of: BatchOf
+) -> None:
+    batch = batch_of(data, list(range(80)))
+    mean, user, item = damped_means(data, 4, 2, rounds=9)
+    found = ratings(build(kind="mlp", user_damping=4, item_damping=2, bias_rounds=9), batch)
+    np.testing.assert_allclose(found, mean + user[data.users[:80]] + item[data.items[:80]], atol=1e-5)
+    assert np.abs(found - ratings(build(kind="mlp", user_damping=4, item_damping=2), batch)).max() > 0.01
 
 
 def test_ratings_of_long_ago_may_count_less(data: TrainingData, build: Build, batch_of: BatchOf) -> None:

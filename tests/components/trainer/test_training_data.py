@@ -146,6 +146,33 @@ def test_damped_means_are_koren_s_baseline(data: TrainingData) -> None:
     assert user_bias[0] == item_bias[0] == 0
 
 
+def test_after_many_rounds_the_biases_are_the_ridge_regression_of_both_sides(data: TrainingData) -> None:
+    mean, user_bias, item_bias = damped_means(data, user_damping=2, item_damping=3, rounds=200)
+    users, items = np.eye(data.user_count + 1)[data.users], np.eye(data.item_count + 1)[data.items]
+    damping = np.diag([2.0] * (data.user_count + 1) + [3.0] * (data.item_count + 1))
+    sides = np.hstack([users, items])
+    solution = np.linalg.solve(sides.T @ sides + damping, sides.T @ (data.labels - data.labels.mean()))
+    np.testing.assert_allclose(mean + user_bias[data.users] + item_bias[data.items],
+                               data.labels.mean() + sides @ solution, atol=1e-5)  # fmt: skip
+    assert user_bias[data.users].mean() == pytest.approx(0, abs=1e-9)
+    assert user_bias[0] == 0
+
+
+def test_each_round_of_biases_fits_better_than_the_one_before(data: TrainingData) -> None:
+    def loss(rounds: int) -> float:
+        mean, user_bias, item_bias = damped_means(data, 2, 3, rounds)
+        level = mean - data.labels.mean()
+        errors = data.labels - mean - user_bias[data.users] - item_bias[data.items]
+        rated = np.unique(data.users)
+        return float(
+            np.square(errors).sum() + 2 * np.square(user_bias[rated] + level).sum() + 3 * np.square(item_bias).sum()
+        )
+
+    losses = [loss(rounds) for rounds in (1, 2, 5, 20)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[1]
+
+
 # --- the validation slice ---------------------------------------------------------------------------------------------
 
 
