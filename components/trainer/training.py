@@ -37,6 +37,8 @@ BACKUPS = "unfinished"
 """Folder beside the Trainer's model runs for what trainings that were killed go on from."""
 BACKUP_SECONDS = 20.0
 """A training that was killed repeats at most about this much, or one epoch; epochs of a second cost no backup each."""
+BACKUP_DAYS = 7
+"""A backup that nobody has gone on from for so long is removed by the next training that ends."""
 CHECKPOINT = "checkpoint"
 """What the weights of the trained model are called in its model run: a TensorFlow checkpoint."""
 
@@ -94,6 +96,7 @@ def run_fn(fn_args: FnArgs) -> None:
     tf.train.Checkpoint(model=model).write(os.path.join(run_dir, CHECKPOINT))
     # Only now: a Trainer that is killed while it exports need not train again.
     _remove(backup_dir)
+    _remove_forgotten(os.path.dirname(backup_dir))
 
 
 def train(
@@ -494,3 +497,16 @@ def _epochs_done(backup_dir: str) -> int:
 def _remove(folder: str) -> None:
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
+
+
+def _remove_forgotten(folder: str) -> None:
+    """Removes what killed trainings left whose recipe or data have changed since: nothing else would ever do so."""
+    for name in tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else ():
+        backup = os.path.join(folder, name.rstrip("/"))
+        # Another Trainer may be at work beside this one: what it just made is young, what it just removed is gone.
+        with contextlib.suppress(tf.errors.NotFoundError):
+            files = [os.path.join(path, file) for path, _, found in tf.io.gfile.walk(backup) for file in found]
+            written = max((tf.io.gfile.stat(file).mtime_nsec / 1e9 for file in files), default=time.time())
+            if time.time() - written > BACKUP_DAYS * 24 * 3600:
+                logging.info("Removing %s, which no training has gone on from for %d days.", backup, BACKUP_DAYS)
+                tf.io.gfile.rmtree(backup)

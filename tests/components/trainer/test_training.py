@@ -167,6 +167,20 @@ def backups(folder: Path) -> list[Path]:
     return sorted((folder / "Trainer" / training.BACKUPS).glob("*"))
 
 
+def test_what_nobody_goes_on_from_for_a_week_is_removed_by_the_next_training(world: World, tmp_path: Path) -> None:
+    for name, days in {"forgotten": 8, "of-yesterday": 1}.items():
+        file = tmp_path / "Trainer" / training.BACKUPS / name / "chief" / "ckpt-3.index"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights")
+        os.utime(file, (time.time() - days * 86_400,) * 2)
+    (tmp_path / "Trainer" / training.BACKUPS / "just-begun").mkdir()
+    arguments = fn_args(world, light(world, epochs=1), tmp_path)
+    run_fn(SimpleNamespace(**arguments))
+    assert [folder.name for folder in backups(tmp_path)] == ["just-begun", "of-yesterday"]
+    assert (tmp_path / "Trainer" / training.BACKUPS / "of-yesterday" / "chief" / "ckpt-3.index").exists()
+    assert Path(arguments["serving_model_dir"]).exists()
+
+
 CHILD = """
 import json, sys
 from types import SimpleNamespace
