@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import datetime
 import html
 import http.client
 import json
@@ -26,6 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv-airflow" / "bin"
 DAG_FILE = ROOT / "pipeline" / "runners" / "airflow_dag.py"
+
+# Each night of a place where it is noon now: no second night begins while a test waits for the run of the latest one.
+NIGHTLY = f"15 {(datetime.datetime.now(datetime.UTC).hour + 12) % 24} * * *"
 
 LOOK_AT_DAGS = """
 import json, sys, time

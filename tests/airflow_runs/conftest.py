@@ -15,14 +15,14 @@ import yaml
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "kubeflow_backend"))
 
-from airflow_home import BIN, AirflowHome, RunAtOnce, killing_python
+from airflow_home import BIN, NIGHTLY, AirflowHome, RunAtOnce, killing_python
 
 
 @pytest.fixture(scope="session")
 def schema_dir(schema_dir: Path) -> Path:
     """The recipe with few epochs, run each night."""
     file = schema_dir / "recipe.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"schedule": "15 3 * * *"}, sort_keys=False))
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"schedule": NIGHTLY}, sort_keys=False))
     return schema_dir
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow_home import AirflowHome, Pages, RunAtOnce
+from airflow_home import NIGHTLY, AirflowHome, Pages, RunAtOnce
 
 from components.infra_validator.server_process import serving
 from tandem_client import Recommender
@@ -149,7 +149,7 @@ def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
     shop = looked_at["dags"]["shop"]
     assert f"pushed to `{tmp_path / 'work/serving/movielens'}`" in shop["doc"]
     schedules = [looked_at["dags"][name]["schedule"] for name in ("shop", "often", "never")]
-    assert schedules == ["15 3 * * *", "0 * * * *", "None"]
+    assert schedules == [NIGHTLY, "0 * * * *", "None"]
     assert shop["tags"] == ["movielens", "ours", "tandem"]
     # What is said about the machine counts for every DAG.
     assert {task["retries"] for task in shop["tasks"].values()} == {5}
@@ -287,7 +287,7 @@ def pages(scheduled: Scheduled) -> Iterator[Pages]:
 def test_the_api_tells_what_the_dag_is_and_how_its_tasks_are_tried(pages: Pages) -> None:
     dag = pages.api("/dags/movielens/details")
     assert dag["description"] == "Films for people who rate films (MovieLens-100K)."
-    assert dag["schedule_interval"] == {"__type": "CronExpression", "value": "15 3 * * *"}
+    assert dag["schedule_interval"] == {"__type": "CronExpression", "value": NIGHTLY}
     assert {tag["name"] for tag in dag["tags"]} == {"tandem", "movielens"}
     assert (dag["catchup"], dag["is_paused"], dag["has_import_errors"]) == (False, False, False)
     assert "**Gates**" in dag["doc_md"] and "top_100_accuracy" in dag["doc_md"]
@@ -312,9 +312,9 @@ def test_the_api_tells_which_run_is_red_and_where(pages: Pages, scheduled: Sched
 def test_the_dag_s_page_shows_its_description_and_schedule(pages: Pages) -> None:
     text = pages.page("/dags/movielens/grid")
     assert "Films for people who rate films (MovieLens-100K)." in text
-    assert "Schedule: 15 3 * * *" in text
+    assert f"Schedule: {NIGHTLY}" in text
     listed = pages.page("/home")
-    for shown in ("movielens", "tandem", "15 3 * * *"):
+    for shown in ("movielens", "tandem", NIGHTLY):
         assert shown in listed
 
 
