@@ -86,7 +86,7 @@ def main() -> int:
 
 def fetch(data: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    from pipeline.datasets import write_movielens
+    from commands.movielens import write_movielens
 
     write_movielens(data)
 
@@ -121,7 +121,7 @@ def run_stock(data: Path, folder: Path, epochs: int) -> int:
 
 def run_ours(data: Path, folder: Path, epochs: int) -> int:
     sys.path[0] = str(ROOT)
-    from pipeline.cli import main as tandem
+    from commands.cli import main as tandem
 
     watch(folder / EVENTS)
     gates = [{"metric": "top_100_accuracy", "at_least": THRESHOLDS["top_100_accuracy"]},

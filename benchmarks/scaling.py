@@ -66,8 +66,8 @@ def main() -> int:
 
 def generate(data: Path, rows: int) -> None:
     sys.path.insert(0, str(ROOT))
-    from pipeline.synthetic.files import write_synthetic
-    from pipeline.synthetic.planted import Arguments
+    from commands.synthetic.files import write_synthetic
+    from commands.synthetic.planted import Arguments
 
     write_synthetic(Arguments(users=rows // A_USER, items=ITEMS[rows], interactions=rows), data)
 
@@ -76,7 +76,7 @@ def run(data: Path, folder: Path, epochs: int, beam_args: Sequence[str]) -> int:
     """The run itself; its process calls this."""
     # This file's folder has a script by the name of the project's package.
     sys.path[0] = str(ROOT)
-    from pipeline.cli import main as tandem
+    from commands.cli import main as tandem
 
     watch(folder / EVENTS)
     sys.argv = ["tandem", "run", str(SCHEMA_DIR), "--data", str(data), "--workdir", str(folder)]

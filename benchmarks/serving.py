@@ -329,10 +329,10 @@ def export(what: str, arguments: argparse.Namespace) -> None:
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
+    from components.trainer.data.histories import Histories
+    from components.trainer.data.training_data import TrainingData
     from components.trainer.export import ServedRecommender, save
-    from components.trainer.history import Histories
-    from components.trainer.model import TwoTaskRecommender
-    from components.trainer.training_data import TrainingData
+    from components.trainer.model.recommender import TwoTaskRecommender
     from pipeline.recipe import TrainerRecipe
 
     catalogue, version = json.loads(what)
@@ -410,8 +410,8 @@ def index(kind: str, arguments: argparse.Namespace) -> None:
     start()
     import tensorflow as tf
 
-    from components.trainer.ivf import IvfIndex
-    from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
+    from components.trainer.index.ivf import IvfIndex
+    from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
 
     class Searched(tf.Module):
         def __init__(self, searched: RetrievalIndex) -> None:

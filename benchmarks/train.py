@@ -3,7 +3,7 @@
 `make bench-train` takes MovieLens-100K through the DAG up to Transform, and then trains the same model by turns: in a
 fresh process each, the tutorial's way (https://www.tensorflow.org/recommenders/examples/multitask: strings in memory,
 StringLookup layers in the model, `.shuffle(100_000).batch(8_192).cache()`, Keras's `fit`, FactorizedTopK off) and with
-`components.trainer.training.train`, which shuffles anew every epoch. Same rows, same batch, same optimizer.
+`components.trainer.fitting.training.train`, which shuffles anew every epoch. Same rows, same batch, same optimizer.
 """
 
 from __future__ import annotations
@@ -136,11 +136,11 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
     start()
     from tfx import v1 as tfx
 
+    from commands.movielens import write_movielens
     from pipeline.beam import DIRECT
-    from pipeline.dag import create_pipeline
-    from pipeline.datasets import write_movielens
+    from pipeline.dag import compile_dag, create_pipeline
     from pipeline.recipe import load_schema
-    from pipeline.runners import local
+    from pipeline.runners import launch
 
     if data is None:
         data = folder / "data"
@@ -155,14 +155,14 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
         beam_pipeline_args=DIRECT.pipeline_args(),
         last="Evaluator",
     )
-    runs: list[local.ComponentRun] = []
+    runs: list[launch.ComponentRun] = []
 
     def started(name: str) -> None:
         if runs and runs[-1].name == LAST:
             raise Enough
 
     with contextlib.suppress(Enough):
-        local.run(dag, "bench-train", started=started, finished=runs.append)
+        launch.run(compile_dag(dag), "bench-train", started=started, finished=runs.append)
     outputs = runs[-1].outputs
     places = {name: outputs[name][0].uri for name in ("transform_graph", "transformed_examples")}
     (folder / PLACES).write_text(json.dumps(places))
@@ -173,7 +173,7 @@ def training_data(folder: Path, recipe: Any) -> Any:
     """The split `train` as the Trainer reads it, and Transform's output."""
     import tensorflow_transform as tft
 
-    from components.trainer.training_data import read_training_data
+    from components.trainer.data.training_data import read_training_data
 
     places = json.loads((folder / PLACES).read_text())
     transform_output = tft.TFTransformOutput(places["transform_graph"])
@@ -209,7 +209,7 @@ def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
 
 
 def pipeline(recipe: Any, data: Any, transform_output: Any) -> list[float]:
-    from components.trainer.training import train
+    from components.trainer.fitting.training import train
 
     _, curves = train(recipe.for_trainer(), data, transform_output)
     return curves["seconds"]

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components import StatisticsGen, Trainer, Transform, Tuner
+from tfx.dsl.compiler import compiler
 from tfx.orchestration import metadata as tfx_metadata
 from tfx.orchestration.pipeline import Pipeline
+from tfx.proto.orchestration import pipeline_pb2
 from tfx.proto.pusher_pb2 import PushDestination
 from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.proto.transform_pb2 import SplitsConfig
@@ -126,7 +128,7 @@ def create_pipeline(
         parts.append(tuner)
 
     trainer = Trainer(
-        run_fn="components.trainer.training.run_fn",
+        run_fn="components.trainer.fitting.training.run_fn",
         hyperparameters=best_hyperparameters,
         custom_config={"recipe": recipe.for_trainer().model_dump_json(), "code": training_code},
         **transformed,
@@ -190,6 +192,19 @@ def create_pipeline(
         metadata_connection_config=metadata,
         beam_pipeline_args=list(beam_pipeline_args),
     )
+
+
+def compile_dag(dag: Pipeline) -> pipeline_pb2.Pipeline:
+    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
+
+    Args:
+        dag: From `create_pipeline`, with a connection to ML Metadata.
+    """
+    compiled = compiler.Compiler().compile(dag)
+    for node in compiled.nodes:
+        if node.pipeline_node.node_info.id in NEVER_CACHED:
+            node.pipeline_node.execution_options.caching_options.enable_cache = False
+    return compiled
 
 
 def code_version(*packages: ModuleType) -> str:

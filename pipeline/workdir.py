@@ -1,11 +1,16 @@
-"""What a work folder holds, by name. Standard library only: Airflow's own processes import it."""
+"""The work folder: every folder and file name in it, and its lock.
+
+Standard library only at import: Airflow's own processes import it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 RUNS_FOLDER = "runs"
@@ -43,3 +48,32 @@ def write_whole(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
+
+
+def check_folder(flag: str, place: Path) -> None:
+    """Refuses a folder that is not one, or cannot be made or written."""
+    from pipeline.recipe import BadInput
+
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "cannot be written" if there.is_dir() else "is not a folder"
+        raise BadInput(f"{flag} {place}: {there} {found}. Name a folder that can be made and written.")
+
+
+@contextlib.contextmanager
+def only_run_in(workdir: Path, *, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Two runs at once would take each other's models for the last blessed one.
+
+    The tasks of one run of an orchestrator, which may be at work side by side, hold a lock of the kind `LOCK_SH`.
+    """
+    from pipeline.recipe import BadInput
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder."
+            ) from None
+        yield

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
 # These run the pipeline again in the first run's workdir, which takes one run at a time.
-RUN_AGAIN = ("tests/end_to_end/test_movielens.py", "tests/pipeline/test_report_page.py")
+RUN_AGAIN = ("tests/end_to_end/test_movielens.py", "tests/commands/test_report_page.py")
 # What takes the first run's result, and would have to wait for it elsewhere.
 OF_FIRST_RUN = (*RUN_AGAIN, "tests/serving/test_pushed_model.py", "tests/end_to_end/test_devices.py")
 

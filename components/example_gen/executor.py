@@ -37,12 +37,12 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
 from components.example_gen.config import SPLITS, decode_config
+from components.example_gen.csv_reader import WHOLE, Span, find_spans
 from components.example_gen.duplicates import codes, merge
 from components.example_gen.errors import BadRow, DataError
 from components.example_gen.examples import Shard, encode
 from components.example_gen.join import Lookup, LookupPart, assemble, join_all, one_chunk
 from components.example_gen.negatives import sample_negatives
-from components.example_gen.reader import WHOLE, Span, find_spans
 from components.example_gen.rows import ARROW_TYPES, read_rows, reason
 from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from components.example_gen.csv_reader import BLOCK_BYTES, MAX_RECORD_BYTES, Batch, Header, Indices, read_chunks
 from components.example_gen.errors import BadRow, DataError, shown
-from components.example_gen.reader import BLOCK_BYTES, MAX_RECORD_BYTES, Batch, Header, Indices, read_chunks
 from pipeline.recipe import did_you_mean
 
 _SPACE = " \t\r\n"

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.example_gen import times
+from components.example_gen.csv_reader import WHOLE, Batch, Indices, Origin, Span, read_batches
 from components.example_gen.errors import BadRow, shown
 from components.example_gen.json_reader import read_json_batches
-from components.example_gen.reader import WHOLE, Batch, Indices, Origin, Span, read_batches
 from components.example_gen.sources import Column, Table
 from components.example_gen.times import parse_times
 from pipeline.recipe import ColumnType

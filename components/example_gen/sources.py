@@ -8,9 +8,9 @@ from typing import IO, Literal
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.example_gen.csv_reader import Header, read_header
 from components.example_gen.errors import DataError
 from components.example_gen.json_reader import read_json_header
-from components.example_gen.reader import Header, read_header
 from pipeline.recipe import IS_POSITIVE, ColumnType, Data, Lookup, Source, column_types, did_you_mean
 
 INTERACTIONS = "interactions"

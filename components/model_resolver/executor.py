@@ -11,7 +11,7 @@ from tfx.dsl.io import fileio
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from components.pusher.versions import origin_of, pushed_versions, version_path
+from components.pusher.push_destination import origin_of, pushed_versions, version_path
 
 PUSH_DESTINATION_KEY = "push_destination"
 NEWEST_VERSION_KEY = "newest_version"

@@ -11,8 +11,8 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, json_utils, proto_utils
 
-from components.pusher import versions
-from components.pusher.model_config import ModelConfigError, config_path, versions_in_use
+from components.pusher import push_destination as versions
+from components.pusher.version_labels import ModelConfigError, config_path, versions_in_use
 from components.pusher.waiting import wait_until_served
 from pipeline.recipe import WaitFor
 

@@ -16,11 +16,11 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 from tfx.utils import io_utils
 
-from components.trainer.curves import VALIDATION, Curves
+from components.trainer.data.training_data import TrainingData, read_training_data
 from components.trainer.export import label_bounds
-from components.trainer.training import TrainingDiverged, train
-from components.trainer.training_data import TrainingData, read_training_data
-from components.tuner.hyperparameters import EPOCHS, found_values, search_space
+from components.trainer.fitting.curves import VALIDATION, Curves
+from components.trainer.fitting.hyperparameters import EPOCHS, found_values, search_space
+from components.trainer.fitting.training import TrainingDiverged, train
 from pipeline.recipe import Objective, RecipeError, TrainerRecipe, Tuner, TunerRecipe
 
 SCORE = "score"

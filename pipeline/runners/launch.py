@@ -6,7 +6,8 @@ The DAG's definition is not imported: a task of Airflow needs its own component'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
@@ -18,6 +19,25 @@ from tfx.orchestration.portable.beam_executor_operator import BeamExecutorOperat
 from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types.artifact import Artifact
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentRun:
+    """One component of one run."""
+
+    name: str
+    seconds: float
+    cached: bool
+    outputs: dict[str, list[Artifact]]
+
+
+class ComponentError(Exception):
+    """A component failed; `__cause__` is its own error."""
+
+    def __init__(self, component: str, seconds: float) -> None:
+        super().__init__(component)
+        self.component = component
+        self.seconds = seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +108,38 @@ class Launches:
             outputs = execution_lib.get_output_artifacts(store, execution.execution_id)
         cached = found[0].last_known_state == metadata_store_pb2.Execution.CACHED
         return Outcome(cached, {key: list(artifacts) for key, artifacts in outputs.items()})
+
+
+def run(
+    compiled: pipeline_pb2.Pipeline,
+    run_id: str,
+    started: Callable[[str], None],
+    finished: Callable[[ComponentRun], None],
+) -> list[ComponentRun]:
+    """Runs every component, in order.
+
+    Args:
+        compiled: The DAG, from `compile_dag`.
+        run_id: Name of the run in ML Metadata.
+        started: Called with each component's name before it runs.
+        finished: Called with each component's outcome.
+
+    Raises:
+        ComponentError: A component failed; the ones behind it did not run.
+    """
+    launches = Launches(compiled, run_id)
+    runs = []
+    for name in launches.names:
+        start = time.monotonic()
+        started(name)
+        try:
+            outcome = launches.launch(name)
+        except Exception as error:
+            raise ComponentError(name, time.monotonic() - start) from error
+        component = ComponentRun(name, time.monotonic() - start, outcome.cached, outcome.outputs)
+        runs.append(component)
+        finished(component)
+    return runs
 
 
 def _with_beam_args(executor: Any, args: Sequence[str]) -> Any:

@@ -1,82 +1,199 @@
-"""Runs the DAG in this process on TFX's launcher, and says what happens as it happens.
+"""`tandem run`: one run of the DAG in this process, from a recipe and a data folder to a verdict and a pushed model.
 
-The steps are those of TFX's LocalDagRunner; it has no way to watch the single components.
+TFX's LocalDagRunner cannot report progress by component, so `pipeline.runners.launch` runs the components one by one.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import gc
+import logging as python_logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tfx.dsl.compiler import compiler
-from tfx.orchestration import pipeline
-from tfx.proto.orchestration import pipeline_pb2
-from tfx.types.artifact import Artifact
+from rich.console import Console
 
-from pipeline.dag import NEVER_CACHED
-from pipeline.runners.launch import Launches
+from components.example_gen.check import check_sources, interactions_bytes
+from pipeline.beam import DIRECT, BeamOptions
+from pipeline.best_possible import best_possible
+from pipeline.console import CACHED, Progress, output_to_file
+from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
+from pipeline.result import Asked, ComponentTime, RunResult, result_of
+from pipeline.workdir import (
+    ASKED_FILE,
+    ERROR_FILE,
+    LOG_FILE,
+    METADATA_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    RUNS_FOLDER,
+    check_folder,
+    new_folder,
+    only_run_in,
+    run_folder,
+    write_whole,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class ComponentRun:
-    """One component of one run."""
-
-    name: str
-    seconds: float
-    cached: bool
-    outputs: dict[str, list[Artifact]]
-
-
-class ComponentError(Exception):
-    """A component failed; `__cause__` is its own error."""
-
-    def __init__(self, component: str, seconds: float) -> None:
-        super().__init__(component)
-        self.component = component
-        self.seconds = seconds
-
-
-def compile_dag(dag: pipeline.Pipeline) -> pipeline_pb2.Pipeline:
-    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
-
-    Args:
-        dag: From `create_pipeline`, with a connection to ML Metadata.
-    """
-    compiled = compiler.Compiler().compile(dag)
-    for node in compiled.nodes:
-        if node.pipeline_node.node_info.id in NEVER_CACHED:
-            node.pipeline_node.execution_options.caching_options.enable_cache = False
-    return compiled
+if TYPE_CHECKING:
+    from pipeline.runners.launch import ComponentError
 
 
-def run(
-    dag: pipeline.Pipeline,
-    run_id: str,
-    started: Callable[[str], None],
-    finished: Callable[[ComponentRun], None],
-) -> list[ComponentRun]:
-    """Runs every component, in order.
+class ComponentFailure(Exception):
+    """A component failed for a reason that is not the user's input; names the component, the error and the log."""
+
+
+def run_recipe(
+    schema_dir: Path,
+    data: Path,
+    workdir: Path,
+    *,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    serving_dir: Path | None = None,
+    beam: BeamOptions = DIRECT,
+) -> RunResult:
+    """Runs the whole DAG with progress on the terminal's standard error.
 
     Args:
-        dag: From `create_pipeline`, with a connection to ML Metadata.
-        run_id: Name of the run in ML Metadata.
-        started: Called with each component's name before it runs.
-        finished: Called with each component's outcome.
+        schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
+        data: Folder with the CSVs.
+        workdir: Folder for artifacts, ML Metadata and logs; made if needed, shared by all runs on it.
+        overrides: `key=value` changes to the recipe and its preset.
+        preset: Name of a preset of `schema_dir`.
+        serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
+        beam: Where Beam's part is computed. No result depends on it, nor whether one comes from the cache.
 
     Raises:
-        ComponentError: A component failed; the ones behind it did not run.
+        BadInput: The recipe, the schema, the data or Beam's options cannot be used; nothing was pushed.
+        ComponentFailure: A component failed; nothing was pushed.
     """
-    launches = Launches(compile_dag(dag), run_id)
-    runs = []
-    for name in launches.names:
-        start = time.monotonic()
-        started(name)
+    recipe = load_recipe(schema_dir, overrides, preset)
+    schema = load_schema(schema_dir, recipe)
+    check_sources(data, recipe.data, schema, recipe.features)
+    beam.check()
+    workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
+    for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
+        check_folder(flag, place)
+    with only_run_in(workdir):
+        folder = new_folder(workdir / RUNS_FOLDER)
+        asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
+        (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
+        (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
+        with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
+            seconds, components = _run(
+                recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam, terminal
+            )  # fmt: skip
+        best = best_possible(data, recipe.data.split.model_dump())
+        result = result_of(workdir, folder.name, recipe.name, preset, seconds, components, best)
+        write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
+    return result
+
+
+def _run(
+    recipe: Recipe,
+    schema: Any,
+    run_id: str,
+    data: Path,
+    workdir: Path,
+    serving_dir: Path,
+    beam: BeamOptions,
+    terminal: Any,
+) -> tuple[float, tuple[ComponentTime, ...]]:
+    console = Console(file=terminal)
+    start = time.monotonic()
+    with start_tfx(console):
+        from tfx.orchestration import metadata
+
+        from pipeline.dag import compile_dag, create_pipeline
+        from pipeline.runners import launch
+
+        dag = create_pipeline(
+            recipe,
+            schema,
+            data_root=str(data),
+            pipeline_root=str(workdir / "artifacts"),
+            serving_dir=str(serving_dir),
+            metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
+            beam_pipeline_args=beam.pipeline_args(interactions_bytes(data, recipe.data)),
+        )
+        progress = Progress(console, len(dag.components))
         try:
-            outcome = launches.launch(name)
-        except Exception as error:
-            raise ComponentError(name, time.monotonic() - start) from error
-        component = ComponentRun(name, time.monotonic() - start, outcome.cached, outcome.outputs)
-        runs.append(component)
-        finished(component)
-    return runs
+            components = launch.run(
+                compile_dag(dag),
+                run_id,
+                started=progress.start,
+                finished=lambda run: progress.done(run.name, run.seconds, CACHED if run.cached else ""),
+            )
+        except launch.ComponentError as error:
+            progress.failed(error.component, error.seconds)
+            raise explained(error, run_folder(workdir, run_id) / LOG_FILE) from error
+    return time.monotonic() - start, tuple(
+        ComponentTime(name=run.name, seconds=round(run.seconds, 2), cached=run.cached) for run in components
+    )
+
+
+@contextlib.contextmanager
+def start_tfx(console: Console) -> Iterator[None]:
+    """Imports TensorFlow and TFX, and lets them log while the DAG runs."""
+    with Progress(console, 0).step("starting TensorFlow and TFX"), _never_garbage():
+        from absl import logging
+
+        import pipeline.dag
+        import pipeline.runners.launch  # noqa: F401
+
+    # The only handler: others that libraries have installed meanwhile would write every line twice.
+    python_logging.root.handlers = [logging.get_absl_handler()]
+    logging.set_verbosity(logging.INFO)
+    try:
+        yield
+    finally:
+        # What comes after the run is for people, not for the log.
+        logging.set_verbosity(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _never_garbage() -> Iterator[None]:
+    """Spares the garbage collector what is made inside: imports make a million objects, and all of them stay.
+
+    It would go through them again and again, while they are made and in every component.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
+    """What a person is told when a component failed: how to mend the input, or where the whole story stands."""
+    from absl import logging
+
+    cause = error.__cause__
+    logging.error("%s failed", error.component, exc_info=cause)
+    if isinstance(cause, BadInput):
+        return type(cause)(f"{error.component}: {cause}")
+    return ComponentFailure(
+        f"{error.component} failed: {type(cause).__name__}: {_first_line(cause)}\n"
+        f"The whole story is at the end of {log}. Components before it are cached: mend the cause and type the same "
+        "command again, and the run goes on from there."
+    )
+
+
+@contextlib.contextmanager
+def _error_kept(path: Path) -> Iterator[None]:
+    """Leaves the reason why a run failed for its report."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        path.write_text("The run was stopped by hand (Ctrl-C).")
+        raise
+    except Exception as error:
+        path.write_text(str(error) or type(error).__name__)
+        raise
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

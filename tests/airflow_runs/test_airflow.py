@@ -323,5 +323,5 @@ def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> 
     log = scheduled.home.log(run_id, "Pusher")
     (line,) = (line for line in log.splitlines() if "Running /" in line)
     command = shlex.split(line.partition("Running ")[2])
-    assert command[1:4] == ["-P", "-m", "pipeline.runners.node"]
+    assert command[1:4] == ["-P", "-m", "pipeline.runners.airflow.task"]
     assert Path(command[4]).is_file()

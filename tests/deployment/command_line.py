@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from pipeline.cli import app
+from commands.cli import app
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:

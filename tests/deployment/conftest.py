@@ -78,8 +78,8 @@ def with_components(
     """The overlay `volume` with every component, from a folder of a user's own."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "kubeflow").symlink_to(KUBEFLOW)
-    components = [f"kubeflow/components/{each.name}" for each in sorted((KUBEFLOW / "components").iterdir())]
+    components = [f"kubeflow/manifests/addons/{each.name}" for each in sorted((KUBEFLOW / "components").iterdir())]
     (folder / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": ["kubeflow/overlays/volume"], "components": components})
+        yaml.safe_dump({"resources": ["kubeflow/manifests/overlays/volume"], "components": components})
     )
     return kustomize(folder)

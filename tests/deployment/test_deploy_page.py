@@ -80,9 +80,9 @@ def test_the_run_is_started_with_options_that_kfp_has() -> None:
 
 def test_every_path_is_there() -> None:
     named = {each for each in re.findall(r"(?<![\w./])kubeflow/[\w./-]+\w", TEXT)}
-    assert {"kubeflow/Dockerfile", "kubeflow/overlays/bucket", "kubeflow/release"} <= named
+    assert {"kubeflow/image/Dockerfile", "kubeflow/manifests/overlays/bucket", "kubeflow/manifests/release"} <= named
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
-    components = {f"kubeflow/components/{each.name}" for each in (ROOT / "kubeflow" / "components").iterdir()}
+    components = {f"kubeflow/manifests/addons/{each.name}" for each in (ROOT / "kubeflow" / "components").iterdir()}
     assert components <= named, "a component that nobody is told of"
     for link in re.findall(r"\]\(([\w./-]+)\)", TEXT):
         assert (PAGE.parent / link).exists(), link

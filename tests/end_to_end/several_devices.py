@@ -16,8 +16,8 @@ import components  # noqa: F401  (before TensorFlow: it decides which Keras is i
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.trainer.training import train
-from components.trainer.training_data import read_training_data
+from components.trainer.data.training_data import read_training_data
+from components.trainer.fitting.training import train
 from pipeline.recipe import TrainerRecipe
 
 several = int(sys.argv[3])

@@ -21,10 +21,10 @@ def compile_recipe(path: Path, name: str, *overrides: str, **options: Any) -> Pa
         path: The YAML file.
         name: Of the folder in `schemas`.
         overrides: `key=value` changes.
-        options: Those of `pipeline.runners.kubeflow.Options`; `OPTIONS` where not given.
+        options: Those of `pipeline.runners.kubeflow.compile.Options`; `OPTIONS` where not given.
     """
     from pipeline.recipe import load_recipe, load_schema
-    from pipeline.runners.kubeflow import Options, compile_pipeline, write_pipeline
+    from pipeline.runners.kubeflow.compile import Options, compile_pipeline, write_pipeline
 
     recipe = load_recipe(ROOT / "schemas" / name, overrides)
     schema = load_schema(ROOT / "schemas" / name, recipe)

@@ -124,7 +124,7 @@ def test_everything_is_a_container_of_the_image_that_any_backend_can_run(compile
     for component in spec.components.values():
         container = deployment.executors[component.executor_label].container
         assert container.image == "registry/tandem:1"
-        assert list(container.command) == ["python", "-m", "pipeline.runners.kubeflow_container"]
+        assert list(container.command) == ["python", "-m", "pipeline.runners.kubeflow.container"]
         # The container learns types from it, those of the run's parameters included.
         definitions = container.args[list(container.args).index("--json_serialized_inputs_spec_args") + 1]
         assert json.loads(definitions) == json_format.MessageToDict(component.input_definitions)
@@ -196,7 +196,7 @@ def test_what_a_driver_would_find_out_is_never_cached_where_no_driver_runs(
 def test_every_container_gets_the_volumes(compiled: Compile) -> None:
     from kfp import components
 
-    from pipeline.runners.kubeflow import Volume
+    from pipeline.runners.kubeflow.compile import Volume
 
     path = compiled("books", volumes=(Volume.parse("tandem-data:/mnt/tandem"),))
     spec, platform = yaml.safe_load_all(path.read_text())
@@ -210,7 +210,7 @@ def test_every_container_gets_the_volumes(compiled: Compile) -> None:
 
 @pytest.mark.parametrize("text", ["/mnt/tandem", "claim", "claim:mnt", "Claim:/mnt", ":/mnt"])
 def test_a_volume_is_a_claim_and_a_path(text: str) -> None:
-    from pipeline.runners.kubeflow import Volume
+    from pipeline.runners.kubeflow.compile import Volume
 
     with pytest.raises(BadInput, match="CLAIM:/PATH was wanted"):
         Volume.parse(text)
@@ -226,7 +226,7 @@ def test_a_name_with_an_underscore_becomes_one_that_kubeflow_allows(compiled: Co
 
 
 def test_a_schema_that_fits_no_command_line_is_refused_before_a_cluster_does() -> None:
-    from pipeline.runners.kubeflow import Options, compile_pipeline
+    from pipeline.runners.kubeflow.compile import Options, compile_pipeline
 
     recipe = load_recipe(ROOT / "schemas" / "books")
     schema = load_schema(ROOT / "schemas" / "books", recipe)

@@ -22,7 +22,7 @@ Prepared = Callable[..., Any]
 @pytest.fixture
 def prepared(compiled: Compile) -> Prepared:
     """An executor input of the Trainer, with parameters as a run could give them, after the entry point's changes."""
-    from pipeline.runners import kubeflow_container
+    from pipeline.runners.kubeflow import container as kubeflow_container
 
     def run(**parameters: Any) -> Any:
         spec = load_spec(compiled("books"))
@@ -82,7 +82,7 @@ def test_a_setting_that_no_recipe_could_have_is_told(
 
 
 def test_types_that_the_backend_keeps_to_itself_come_from_the_definition(compiled: Compile) -> None:
-    from pipeline.runners import kubeflow_container
+    from pipeline.runners.kubeflow import container as kubeflow_container
 
     definitions = load_spec(compiled("books")).components["StatisticsGen"].input_definitions
     executor_input = pipeline_spec_pb2.ExecutorInput()
@@ -97,7 +97,7 @@ def test_types_that_the_backend_keeps_to_itself_come_from_the_definition(compile
 @pytest.fixture
 def import_schema(compiled: Compile, tmp_path: Path) -> Callable[[str], tuple[int, Path]]:
     """Runs ImportSchemaGen's container for an output at a URI; gives the exit code and the output file."""
-    from pipeline.runners import kubeflow_container
+    from pipeline.runners.kubeflow import container as kubeflow_container
 
     def run(uri: str) -> tuple[int, Path]:
         spec = load_spec(compiled("books"))
@@ -120,7 +120,7 @@ def import_schema(compiled: Compile, tmp_path: Path) -> Callable[[str], tuple[in
 def test_what_tensorflow_cannot_reach_is_written_where_the_launcher_takes_it_from(
     import_schema: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    from pipeline.runners import kubeflow_container
+    from pipeline.runners.kubeflow import container as kubeflow_container
 
     assert kubeflow_container.LOCAL_FOLDERS == {"s3://": "/s3/", "minio://": "/minio/"}, "as launcher_v2.go has it"
     monkeypatch.setitem(kubeflow_container.LOCAL_FOLDERS, scheme, f"{tmp_path}/mounted/")
@@ -146,7 +146,7 @@ def test_a_folder_that_only_the_launcher_could_reach_is_refused(
     component: str, name: str, parameter: str, folder: str
 ) -> None:
     """A model pushed to a local folder of the container would be gone with it, and the run would be green."""
-    from pipeline.runners import kubeflow_container
+    from pipeline.runners.kubeflow import container as kubeflow_container
 
     executor_input = pipeline_spec_pb2.ExecutorInput()
     executor_input.inputs.parameter_values[name].string_value = folder

@@ -35,8 +35,10 @@ from tfx.proto.orchestration import executable_spec_pb2
 
 from pipeline import beam
 from pipeline.beam import DIRECT, BeamOptions, BeamRunner
+from pipeline.dag import compile_dag
 from pipeline.recipe import BadInput, load_recipe, load_schema
-from pipeline.runners import local, node
+from pipeline.runners import launch
+from pipeline.runners.airflow import task as node
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = ROOT / "schemas" / "books"
@@ -204,8 +206,10 @@ def counting(folder: Path, asked: BeamOptions) -> tfx.dsl.Pipeline:
     )
 
 
-def counted(folder: Path, asked: BeamOptions, run_id: str) -> local.ComponentRun:
-    (run,) = local.run(counting(folder, asked), run_id, started=lambda name: None, finished=lambda run: None)
+def counted(folder: Path, asked: BeamOptions, run_id: str) -> launch.ComponentRun:
+    (run,) = launch.run(
+        compile_dag(counting(folder, asked)), run_id, started=lambda name: None, finished=lambda run: None
+    )
     return run
 
 
@@ -236,7 +240,7 @@ def test_a_task_of_airflow_computes_where_its_deployment_says(
     told: dict[str, Any], runner: str, tmp_path: Path
 ) -> None:
     """And as its data is now, whatever the plan was compiled with."""
-    compiled = local.compile_dag(counting(tmp_path, BeamOptions(args=("--direct_num_workers=9",))))
+    compiled = compile_dag(counting(tmp_path, BeamOptions(args=("--direct_num_workers=9",))))
     plan = {
         "deployment": {"schema_dir": "", "data": str(tmp_path), "workdir": str(tmp_path), "overrides": [], **told},
         "recipe": load_recipe(BOOKS).model_dump(mode="json"),

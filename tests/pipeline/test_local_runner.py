@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.run import start_tfx
-from pipeline.runners import local
+from pipeline import dag
+from pipeline.runners import launch
+from pipeline.runners.local import start_tfx
 
 # isort: split
 from tfx import v1 as tfx
@@ -66,7 +67,7 @@ class Bench:
         self._diary = folder / "diary"
         self._runs = 0
 
-    def run(self) -> list[local.ComponentRun]:
+    def run(self) -> list[launch.ComponentRun]:
         self.said = []
         self._diary.write_text("")
         self._runs += 1
@@ -83,8 +84,8 @@ class Bench:
                 str(self.folder / "metadata.sqlite")
             ),
         )
-        return local.run(
-            pipeline,
+        return launch.run(
+            dag.compile_dag(pipeline),
             f"run-{self._runs}",
             started=lambda name: self.said.append(f"{name} starts"),
             finished=lambda run: self.said.append(f"{run.name} {'cached' if run.cached else 'done'}"),
@@ -142,7 +143,7 @@ def test_a_second_run_takes_everything_from_the_cache_and_says_so(bench: Bench) 
 
 
 def test_what_must_not_be_cached_runs_every_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "NEVER_CACHED", ("Publish",))
+    monkeypatch.setattr(dag, "NEVER_CACHED", ("Publish",))
     bench.run()
     runs = bench.run()
     assert bench.executed == ["Publish 1 2 3"]
@@ -152,7 +153,7 @@ def test_what_must_not_be_cached_runs_every_time(bench: Bench, monkeypatch: pyte
 def test_a_failure_names_the_component_keeps_the_cause_and_stops_the_run(
     bench: Bench, unwell: Callable[[], None]
 ) -> None:
-    with pytest.raises(local.ComponentError) as caught:
+    with pytest.raises(launch.ComponentError) as caught:
         bench.run()
     assert caught.value.component == "Learn"
     assert 0 < caught.value.seconds < 60
@@ -163,7 +164,7 @@ def test_a_failure_names_the_component_keeps_the_cause_and_stops_the_run(
 
 
 def test_after_a_failure_the_next_run_goes_on_from_there(bench: Bench, unwell: Callable[[], None]) -> None:
-    with pytest.raises(local.ComponentError):
+    with pytest.raises(launch.ComponentError):
         bench.run()
     mend = unwell
     mend()

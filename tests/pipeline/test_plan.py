@@ -21,14 +21,15 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runners import local, plan
+from pipeline.runners import launch
+from pipeline.runners.airflow import plan
 
 # isort: split
 from tfx.proto.orchestration import pipeline_pb2
 
 from pipeline.recipe import load_recipe
-from pipeline.run import run_recipe
-from pipeline.runners.plan import Deployment, PlanError, last_words, plan_for, say_why
+from pipeline.runners.airflow.plan import Deployment, PlanError, last_words, plan_for, say_why
+from pipeline.runners.local import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = ROOT / "schemas" / "books"
@@ -61,10 +62,10 @@ def compiled_locally(planned: plan.Plan, monkeypatch: pytest.MonkeyPatch) -> pip
         given_dags.append(dag)
         raise Seen
 
-    monkeypatch.setattr(local, "run", see)
+    monkeypatch.setattr(launch, "run", see)
     with pytest.raises(Seen):
         run_recipe(BOOKS, SAMPLE, Path(planned.deployment.workdir), overrides=OVERRIDES)
-    return local.compile_dag(given_dags[0])
+    return given_dags[0]
 
 
 def test_airflow_gets_the_components_edges_and_properties_that_the_local_runner_gets(
@@ -96,7 +97,7 @@ def test_a_plan_carries_the_recipe_as_a_run_keeps_it(planned: plan.Plan) -> None
 
 def test_reading_a_plan_takes_the_standard_library_alone(planned: plan.Plan) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.runners.plan import plan_for, read_plan;"
+        "import sys; from pathlib import Path; from pipeline.runners.airflow.plan import plan_for, read_plan;"
         "print(plan_for(read_plan(Path(sys.argv[1])).deployment, sys.argv[2]).path);"
         "print(sorted({name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
     )

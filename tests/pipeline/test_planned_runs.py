@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runners import local
+from pipeline.dag import compile_dag
 
 # isort: split
 from google.protobuf import json_format
@@ -20,10 +20,11 @@ from tfx import v1 as tfx
 from pipeline.exit_codes import BAD_INPUT, FAILED, NOT_BLESSED
 from pipeline.lineage import Lineage
 from pipeline.recipe import BadInput, load_recipe
-from pipeline.run import only_run_in
-from pipeline.runners import node, verdict
-from pipeline.runners.plan import last_words
+from pipeline.runners.airflow import outcome as verdict
+from pipeline.runners.airflow import task as node
+from pipeline.runners.airflow.plan import last_words
 from pipeline.runs import read_run
+from pipeline.workdir import only_run_in
 
 # TFX reads the annotations of component functions, so they cannot be strings (`from __future__ import annotations`).
 Model = tfx.types.standard_artifacts.Model
@@ -74,7 +75,7 @@ class Tasks:
                 str(self.workdir / "metadata.sqlite")
             ),
         )
-        pipeline = json_format.MessageToDict(local.compile_dag(dag), preserving_proto_field_name=True)
+        pipeline = json_format.MessageToDict(compile_dag(dag), preserving_proto_field_name=True)
         deployment = {"schema_dir": "", "data": "", "workdir": str(self.workdir), "overrides": []}
         self._plan = folder / "plan.json"
         self._plan.write_text(

@@ -314,7 +314,7 @@ def test_asking_about_runs_does_not_start_tensorflow(three: Marks) -> None:
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseException], Path]:
     """Runs a recipe whose DAG raises; returns the workdir."""
-    from pipeline import run as running
+    from pipeline.runners import local as running
 
     def stop(error: BaseException) -> Path:
         def raise_it(*_: Any, **__: Any) -> None:

@@ -31,7 +31,7 @@ import recommender_model
 from grpc_health.v1 import health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from serving.server import ModelServer
+from serving.server.model_server import ModelServer
 from tandem_client import Recommender
 
 

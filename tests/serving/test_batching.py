@@ -18,13 +18,13 @@ from contract_model import predict_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import Batcher
-from serving.batching_parameters import BatchingParameters
-from serving.metrics import ServingMetrics
-from serving.options import ServerOptions
-from serving.server import ModelServer, ServerStartError
-from serving.status import ServingError
-from serving.text_proto import ConfigFileError
+from serving.api.prometheus import ServingMetrics
+from serving.api.status import ServingError
+from serving.config.batching_parameters import BatchingParameters
+from serving.config.server_options import ServerOptions
+from serving.config.text_proto import ConfigFileError
+from serving.server.batching import Batcher
+from serving.server.model_server import ModelServer, ServerStartError
 
 _PARAMETERS = """
 max_batch_size { value: 64 }

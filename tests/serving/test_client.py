@@ -22,7 +22,7 @@ from conftest import Stubs, push
 from contract_model import predict_request
 from relay import relayed
 
-from serving.server import ModelServer
+from serving.server.model_server import ModelServer
 from tandem_client import (
     DeadlineExceeded,
     InvalidRequest,

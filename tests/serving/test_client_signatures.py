@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from recommender_model import ITEMS, K
 from relay import Relay, relayed
 
-from serving.server import ModelServer
+from serving.server.model_server import ModelServer
 from tandem_client import (
     AsyncRecommender,
     Embedding,

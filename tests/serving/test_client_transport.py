@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from relay import Relay, Seen, relayed
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
-from serving.server import ModelServer
+from serving.server.model_server import ModelServer
 from tandem_client import (
     AsyncRecommender,
     DeadlineExceeded,

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.server import ModelServer
+from serving.server.model_server import ModelServer
 
 
 def _predict(stubs: Stubs, request: predict_pb2.PredictRequest) -> dict[str, Any]:

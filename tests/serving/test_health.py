@@ -14,8 +14,8 @@ from conftest import Stubs, push, rounds_for
 from contract_model import predict_request
 from grpc_health.v1 import health_pb2
 
-from serving.options import ServerOptions
-from serving.server import ModelServer
+from serving.config.server_options import ServerOptions
+from serving.server.model_server import ModelServer
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

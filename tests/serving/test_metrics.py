@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.loading import ServableLoader
-from serving.metrics import Counter, Distribution, ServingMetrics
-from serving.status import ServingError
+from serving.api.prometheus import Counter, Distribution, ServingMetrics
+from serving.api.status import ServingError
+from serving.server.loading import ServableLoader
 
 
 def test_page_before_the_first_request_is_empty() -> None:

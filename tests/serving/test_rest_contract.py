@@ -220,7 +220,7 @@ def test_unassigned_label_in_the_path_is_refused(rest_target: str) -> None:
 
 
 def test_prometheus_page_counts_requests_under_tensorflow_servings_names(rest_target: str, stubs: Stubs) -> None:
-    """A real TensorFlow Serving needs `--monitoring_config_file` for it (kubeflow/serving/monitoring.config)."""
+    """TensorFlow Serving needs `--monitoring_config_file` for it: kubeflow/manifests/serving/monitoring.config."""
 
     def samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         connection = http.client.HTTPConnection(rest_target, timeout=30)

@@ -20,9 +20,9 @@ import pytest
 from conftest import Stubs, push
 from contract_model import predict_request
 
-from serving.model_config import Latest, read_model_config_file
-from serving.options import ServerOptions
-from serving.server import ModelServer, ServerStartError
+from serving.config.model_config import Latest, read_model_config_file
+from serving.config.server_options import ServerOptions
+from serving.server.model_server import ModelServer, ServerStartError
 
 _DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "serving"
 

@@ -18,12 +18,12 @@ from conftest import Stubs, push
 from contract_model import predict_request
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving.loading import ServableLoader
-from serving.metrics import ServingMetrics
-from serving.model_config import ModelSettings
-from serving.servable import Servable
-from serving.server import ModelServer, NoLoadableVersionError
-from serving.versions import ServableVersions, State
+from serving.api.prometheus import ServingMetrics
+from serving.config.model_config import ModelSettings
+from serving.server.loading import ServableLoader
+from serving.server.model_server import ModelServer, NoLoadableVersionError
+from serving.server.servable import Servable
+from serving.server.versions import ServableVersions, State
 
 _POLL_S = 0.05
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.data.training_data import TrainingData, id_feature
 from components.trainer.export.signature_inputs import (
     NOT_GIVEN,
     Input,
@@ -16,9 +17,8 @@ from components.trainer.export.signature_inputs import (
     given_or,
     sparse,
 )
-from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.towers import scope_name
-from components.trainer.training_data import TrainingData, id_feature
+from components.trainer.model.recommender import Encoded, TwoTaskRecommender
+from components.trainer.model.towers import scope_name
 from pipeline.recipe import TrainerRecipe, column_types
 
 ITEM_ID = "item_id"

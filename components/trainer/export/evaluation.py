@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.baselines import Baselines
+from components.trainer.data.training_data import TrainingData
+from components.trainer.export.baselines import Baselines
 from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.ranking import Ranker
 from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.export.signature_inputs import DTYPES, Outputs, dense
-from components.trainer.training_data import TrainingData
 from pipeline.recipe import Columns
 
 TOP_K = (1, 5, 10, 50, 100)

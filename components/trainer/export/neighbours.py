@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
-from components.trainer.ragged_rows import kept_of_dense
-from components.trainer.retrieval_index import Nearest
+from components.trainer.data.ragged_rows import kept_of_dense
+from components.trainer.index.choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.index.retrieval_index import Nearest
 from pipeline.recipe import TrainerRecipe
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.trainer.export.index_choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.data.ragged_rows import kept, row_of_each
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export.remembered_users import RememberedUsers
-from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.ragged_rows import kept, row_of_each
-from components.trainer.training_data import TrainingData
+from components.trainer.index.choice import SAMPLE_SIZE, Searches, build_index
+from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 from pipeline.recipe import RankBy, TrainerRecipe
 
 

@@ -10,6 +10,9 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.data.histories import whole_histories
+from components.trainer.data.ragged_rows import kept, kept_of_dense, last, row_of_each
+from components.trainer.data.training_data import Arrays, TrainingData
 from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.signature_inputs import (
     NOT_GIVEN,
@@ -19,11 +22,8 @@ from components.trainer.export.signature_inputs import (
     id_list,
     sparse,
 )
-from components.trainer.history import whole_histories
-from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.ragged_rows import kept, kept_of_dense, last, row_of_each
-from components.trainer.towers import scope_name
-from components.trainer.training_data import Arrays, TrainingData
+from components.trainer.model.recommender import Encoded, TwoTaskRecommender
+from components.trainer.model.towers import scope_name
 from pipeline.recipe import HISTORY_INPUT, TrainerRecipe, column_types
 
 # More than a vocabulary has items.

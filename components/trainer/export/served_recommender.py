@@ -10,6 +10,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from components.trainer.data.ragged_rows import kept, kept_of_dense
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.evaluation import Evaluation
 from components.trainer.export.neighbours import Neighbours
@@ -25,9 +27,7 @@ from components.trainer.export.signature_inputs import (
 )
 from components.trainer.export.warm_up import Request, write_warm_up
 from components.trainer.export.word_search import WordSearch
-from components.trainer.model import TwoTaskRecommender
-from components.trainer.ragged_rows import kept, kept_of_dense
-from components.trainer.training_data import TrainingData
+from components.trainer.model.recommender import TwoTaskRecommender
 from pipeline.recipe import HISTORY_INPUT, TrainerRecipe
 
 SERVING_DEFAULT = "serving_default"

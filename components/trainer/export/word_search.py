@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from components.trainer.training_data import TrainingData
+from components.trainer.data.training_data import TrainingData
 
 LONGEST_TEXT = 200
 """Characters of a text that is looked for: RE2 refuses patterns that are much longer."""

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from components.example_gen import reader
+from components.example_gen import csv_reader as reader
+from components.example_gen.csv_reader import Span, find_records, find_spans, read_batches, read_header
 from components.example_gen.errors import DataError
-from components.example_gen.reader import Span, find_records, find_spans, read_batches, read_header
 from components.example_gen.rows import parse, read_rows
 from components.example_gen.sources import Column, Table
 

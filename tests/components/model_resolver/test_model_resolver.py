@@ -20,7 +20,8 @@ from tfx.utils import path_utils
 
 from components.model_resolver.component import ModelResolver
 from components.model_resolver.executor import Executor, is_model
-from pipeline.runners import local
+from pipeline.dag import compile_dag
+from pipeline.runners import launch
 
 # TFX reads the annotations of component functions, so they cannot be strings (`from __future__ import annotations`).
 Model = tfx.types.standard_artifacts.Model
@@ -142,7 +143,7 @@ class Bench:
             enable_cache=True,
             metadata_connection_config=metadata,
         )
-        runs = local.run(dag, f"run-{self.runs}", started=lambda _: None, finished=lambda _: None)
+        runs = launch.run(compile_dag(dag), f"run-{self.runs}", started=lambda _: None, finished=lambda _: None)
         return {run.name: run.cached for run in runs}
 
     @property

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.config import model_server_config_pb2
 
-import components.pusher.versions as versions
-from components.pusher.versions import ABANDONED_AFTER_S, ORIGIN_FILE, WouldGoBackwards, pushed_versions
+import components.pusher.push_destination as versions
+from components.pusher.push_destination import ABANDONED_AFTER_S, ORIGIN_FILE, WouldGoBackwards, pushed_versions
 
 HEX = "0" * 32
 

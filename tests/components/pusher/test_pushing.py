@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import components.pusher.versions as pusher
-from components.pusher.versions import ORIGIN_FILE, pushed_versions
+import components.pusher.push_destination as pusher
+from components.pusher.push_destination import ORIGIN_FILE, pushed_versions
 
 Files = Callable[[Path], dict[str, bytes]]
 

@@ -26,10 +26,10 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata
 
+from components.trainer.data.training_data import TrainingData, read_training_data
 from components.trainer.export import ServedRecommender, save
-from components.trainer.model import TwoTaskRecommender
-from components.trainer.training import train
-from components.trainer.training_data import TrainingData, read_training_data
+from components.trainer.fitting.training import train
+from components.trainer.model.recommender import TwoTaskRecommender
 from components.transform.preprocessing import preprocessing_fn
 from pipeline.recipe import TrainerRecipe
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.retrieval import BatchSoftmax
+from components.trainer.model.retrieval import BatchSoftmax
 from pipeline.recipe import RetrievalLoss
 
 ITEMS, WIDTH = 6, 4

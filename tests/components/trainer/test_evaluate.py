@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender
-from components.trainer.rating import damped_means
-from components.trainer.training_data import TrainingData
+from components.trainer.model.rating import damped_means
 
 World = Any
 Loaded = Any

@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender, label_bounds, save
 from components.trainer.export.warm_up import write_warm_up
-from components.trainer.training import run_fn, train
-from components.trainer.training_data import TrainingData
+from components.trainer.fitting.training import run_fn, train
 
 World = Any
 Loaded = Any

@@ -12,9 +12,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender
 from components.trainer.export.word_search import LONGEST_TEXT, WordSearch
-from components.trainer.training_data import TrainingData
 
 World = Any
 Loaded = Any

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender, save
-from components.trainer.training_data import TrainingData
 from pipeline.recipe import METRICS, Gate
 
 World = Any

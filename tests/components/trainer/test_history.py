@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 
-from components.trainer.history import Histories, HistoryBatches, HistoryEmbedding, whole_histories
+from components.trainer.data.histories import Histories, HistoryBatches, whole_histories
+from components.trainer.model.history import HistoryEmbedding
 from pipeline.recipe import History
 
 USERS, ITEMS = 4, 7

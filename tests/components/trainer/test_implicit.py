@@ -24,10 +24,10 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import schema_utils
 
-from components.trainer.batches import batches
-from components.trainer.model import TwoTaskRecommender
-from components.trainer.training import run_fn
-from components.trainer.training_data import TrainingData, read_training_data
+from components.trainer.data.batches import batches
+from components.trainer.data.training_data import TrainingData, read_training_data
+from components.trainer.fitting.training import run_fn
+from components.trainer.model.recommender import TwoTaskRecommender
 from components.transform.preprocessing import preprocessing_fn
 from pipeline.recipe import IS_POSITIVE, Columns, Features, Model, Negatives, Serving, TrainerRecipe, Training
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.ivf import Calibration, IvfIndex, calibrate, divide
-from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
+from components.trainer.index.ivf import Calibration, IvfIndex, calibrate, divide
+from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
 
 Rows = Sequence[Sequence[int]]
 WIDTH = 4

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.trainer.batches import batches
-from components.trainer.model import TwoTaskRecommender
-from components.trainer.training import train
-from components.trainer.training_data import TrainingData
+from components.trainer.data.batches import batches
+from components.trainer.data.training_data import TrainingData
+from components.trainer.fitting.training import train
+from components.trainer.model.recommender import TwoTaskRecommender
 
 World = Any
 Losses = dict[str, list[float]]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.trainer import optimizers
-from components.trainer.optimizers import CompositeOptimizer, WarmUpAndDecay, build_optimizer
+from components.trainer.fitting import optimizers
+from components.trainer.fitting.optimizers import CompositeOptimizer, WarmUpAndDecay, build_optimizer
 from pipeline.recipe import Optimizer
 
 STEPS = 14

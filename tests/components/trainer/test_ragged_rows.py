@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.trainer.ragged_rows import kept, kept_of_dense, last, row_of_each
+from components.trainer.data.ragged_rows import kept, kept_of_dense, last, row_of_each
 
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=6)
 

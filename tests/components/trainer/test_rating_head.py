@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.rating import damped_means
-from components.trainer.training_data import TrainingData
+from components.trainer.data.training_data import TrainingData
+from components.trainer.model.rating import damped_means
+from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 
 Build = Callable[..., TwoTaskRecommender]
 BatchOf = Callable[[TrainingData, Sequence[int]], dict[str, tf.Tensor]]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.retrieval_index import ExactIndex, RetrievalIndex
+from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
 
 ITEMS, WIDTH = 9, 3
 

@@ -15,7 +15,7 @@ from serving_page import DTYPES, overview, sections, unpacked
 from tensorflow_serving.apis import predict_pb2
 
 from components.trainer.export import ServedRecommender, save
-from components.trainer.model import TwoTaskRecommender
+from components.trainer.model.recommender import TwoTaskRecommender
 from pipeline.recipe import load_recipe
 
 World = Any

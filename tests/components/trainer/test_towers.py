@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.trainer.model import TwoTaskRecommender
-from components.trainer.training_data import TrainingData
+from components.trainer.data.training_data import TrainingData
+from components.trainer.model.recommender import TwoTaskRecommender
 
 Build = Callable[..., TwoTaskRecommender]
 BatchOf = Callable[[TrainingData, Sequence[int]], dict[str, tf.Tensor]]

@@ -24,11 +24,11 @@ import tensorflow as tf
 from absl import logging
 from hypothesis import given
 
-from components.trainer import optimizers, training
-from components.trainer.curves import best_epoch, with_epoch
-from components.trainer.training import TrainingDiverged, fingerprint, run_fn, train
-from components.trainer.training_data import TrainingData
-from components.trainer.validation import Validation
+from components.trainer.data.training_data import TrainingData
+from components.trainer.fitting import optimizers, training
+from components.trainer.fitting.curves import best_epoch, with_epoch
+from components.trainer.fitting.training import TrainingDiverged, fingerprint, run_fn, train
+from components.trainer.fitting.validation import Validation
 from pipeline.recipe import EarlyStopping, TrainerRecipe
 
 World = Any
@@ -186,7 +186,7 @@ import json, sys
 from types import SimpleNamespace
 import components
 from absl import logging
-from components.trainer import training
+from components.trainer.fitting import training
 
 logging.set_verbosity(logging.INFO)
 training.BACKUP_SECONDS = 0.0
@@ -348,11 +348,11 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 import tensorflow_transform as tft
-from components.trainer.training import train
-from components.trainer.training_data import read_training_data
+from components.trainer.fitting.training import train
+from components.trainer.data.training_data import read_training_data
 from pipeline.recipe import TrainerRecipe
 
-from components.trainer import optimizers
+from components.trainer.fitting import optimizers
 
 optimizers.DENSE_ROWS = int(sys.argv[2])
 recipe_json, train_files, catalogue_files, transform_output = json.loads(sys.argv[1])

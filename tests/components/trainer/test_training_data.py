@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from components.trainer.batches import batches
-from components.trainer.rating import damped_means
-from components.trainer.training_data import TrainingData, index_count, read_training_data
+from components.trainer.data.batches import batches
+from components.trainer.data.training_data import TrainingData, index_count, read_training_data
+from components.trainer.model.rating import damped_means
 
 World = Any
 

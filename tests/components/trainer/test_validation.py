@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from components.trainer import validation
-from components.trainer.batches import batches
-from components.trainer.model import Encoded, TwoTaskRecommender
-from components.trainer.training_data import TrainingData
-from components.trainer.validation import Validation
+from components.trainer.data.batches import batches
+from components.trainer.data.training_data import TrainingData
+from components.trainer.fitting import validation
+from components.trainer.fitting.validation import Validation
+from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 
 World = Any
 Trained = tuple[TwoTaskRecommender, Any]

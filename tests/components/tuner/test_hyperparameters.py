@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.tuner.hyperparameters import found_values, search_space
+from components.trainer.fitting.hyperparameters import found_values, search_space
 from pipeline.recipe import Search, Tuner
 
 

@@ -15,7 +15,7 @@ import components  # noqa: F401  (decides on Keras before KerasTuner imports one
 # isort: split
 import pytest
 
-from components.trainer.training import TrainingDiverged
+from components.trainer.fitting.training import TrainingDiverged
 from components.tuner import tuning
 from pipeline.recipe import RecipeError, TrainerRecipe, TunerRecipe, load_recipe
 

@@ -1,0 +1,78 @@
+"""The `tandem` command. Each command imports what it needs when it is called, so that `tandem --help` is instant."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+
+import typer
+
+from commands import compiling, pipelines
+from commands import models as releases
+from commands import past_runs as runs
+from commands import queries as asking
+from commands import serve as models
+from pipeline.exit_codes import BAD_INPUT, FAILED
+
+app = typer.Typer(
+    name="tandem",
+    help="Interaction CSVs in, a gated and served two-task recommender out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (
+    *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
+    *(runs.runs, runs.gates, runs.report, runs.diff),
+    models.serve,
+    *(releases.promote, releases.rollback, releases.batch),
+    *(asking.recommend, asking.rate, asking.similar),
+    pipelines.demo,
+):
+    app.command()(command)
+
+data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
+data_app.command()(pipelines.movielens)
+data_app.command()(pipelines.synthetic)
+app.add_typer(data_app, name="data")
+
+compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
+compile_app.command()(compiling.kubeflow)
+app.add_typer(compile_app, name="compile")
+
+export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
+export_app.command()(releases.tflite)
+app.add_typer(export_app, name="export")
+
+
+def main() -> None:
+    """Entry point: errors end with one message and an exit code, never with a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": message, "exit_code": code}))
+        print(f"tandem: {message}", file=sys.stderr)
+        raise SystemExit(code) from None
+    finally:
+        # Otherwise Python goes through all of TensorFlow's objects once more at its end, which takes four seconds.
+        gc.freeze()
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and text of an error that a user can do something about; None for a bug of ours."""
+    from components.infra_validator.server_process import ServerFailed
+    from pipeline.recipe import BadInput
+    from pipeline.runners.local import ComponentFailure
+    from tandem_client import InvalidRequest, TandemClientError
+
+    if isinstance(error, BadInput | InvalidRequest):
+        return BAD_INPUT, str(error)
+    if isinstance(error, TandemClientError | ComponentFailure | ServerFailed):
+        return FAILED, str(error)
+    return None, ""

@@ -1,0 +1,1 @@
+"""`tandem compare`: train several presets on the same data and compare them."""

@@ -1,0 +1,410 @@
+"""Looks at a folder of CSVs: which file holds the interactions, which the items and users, and what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from commands.init.columns import Inferred, infer
+from components.example_gen.csv_reader import Header, read_batches, read_header
+from components.example_gen.errors import BadRow, DataError, shown
+from components.example_gen.rows import parse
+from components.example_gen.sources import Column
+from components.example_gen.split import hash_values, mix
+from components.example_gen.times import parse_times
+from pipeline.recipe import IS_POSITIVE, SIGNATURE_OUTPUTS, BadInput, can_name_an_input, did_you_mean
+
+MOST_BAD_ROWS = 0.01
+"""More rows than this that cannot be used stop `init`: then something is wrong with the file, not with a few rows."""
+MOST_PAIRS = 20_000_000
+"""Rows among which repeated pairs of user and item are looked for."""
+LABEL = "interacted"
+"""Name of the constant label of implicit data, where no column has that name."""
+
+TimeFormat = Literal["seconds", "milliseconds", "iso"]
+
+_MILLISECONDS_FROM = 100_000_000_000  # As seconds, this is the year 5138; as milliseconds, 1973.
+_MILLISECONDS_TO = 100_000_000_000_000  # As milliseconds, this is the year 5138; as microseconds, 1973.
+
+
+class InitError(BadInput):
+    """The data cannot be made a recipe of, or the folder is not free."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The columns the user named."""
+
+    user: str
+    item: str
+    rating: str | None
+    timestamp: str | None
+
+    def flags(self) -> dict[str, str]:
+        """Column by the flag that named it."""
+        named = {"--user": self.user, "--item": self.item, "--rating": self.rating, "--timestamp": self.timestamp}
+        return {flag: column for flag, column in named.items() if column is not None}
+
+
+@dataclasses.dataclass
+class Ratings:
+    """Running figures of the rating column."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: np.ndarray) -> None:
+        if len(values):
+            self.count += len(values)
+            self.total += float(values.sum())
+            self.squares += float((values * values).sum())
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+    @property
+    def deviation(self) -> float:
+        mean = self.total / self.count
+        return math.sqrt(max(self.squares / self.count - mean * mean, 0.0))
+
+
+@dataclasses.dataclass
+class Interactions:
+    """What the table of interactions is like.
+
+    Attributes:
+        file: Its name.
+        header: Its columns.
+        rows: Rows that can be used.
+        bad: Rows that cannot.
+        first_bad: The first of them.
+        users: Every user id.
+        items: Every item id.
+        ratings: Figures of the rating column.
+        time_format: How the timestamp is written; None without one.
+        times: First and last timestamp in seconds.
+        repeated: Rows whose user and item stand together in an earlier row.
+    """
+
+    file: str
+    header: Header
+    rows: int = 0
+    bad: int = 0
+    first_bad: BadRow | None = None
+    users: set[str] = dataclasses.field(default_factory=set)
+    items: set[str] = dataclasses.field(default_factory=set)
+    ratings: Ratings = dataclasses.field(default_factory=Ratings)
+    time_format: TimeFormat | None = None
+    times: tuple[int, int] = (0, 0)
+    repeated: int = 0
+
+    @property
+    def time_passes(self) -> bool:
+        """Whether there are timestamps that differ."""
+        return self.time_format is not None and self.times[0] < self.times[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entities:
+    """An items or users table that was found.
+
+    Attributes:
+        table: `items` or `users`.
+        file: Its name.
+        key: The column that identifies a row.
+        rows: How many there are.
+        keys: Their keys.
+        features: What its other columns look like.
+        rename: Columns that another table has too, and the name they get.
+    """
+
+    table: str
+    file: str
+    key: str
+    rows: int
+    keys: frozenset[str]
+    features: tuple[Inferred, ...]
+    rename: dict[str, str]
+
+    def name(self, feature: Inferred) -> str:
+        """The feature's column in the recipe and the schema."""
+        return self.rename.get(feature.column, feature.column)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Everything that is known about the data."""
+
+    folder: Path
+    parts: Parts
+    interactions: Interactions
+    items: Entities | None
+    users: Entities | None
+    notes: tuple[str, ...]
+
+    @property
+    def implicit(self) -> bool:
+        """Whether there are no ratings, or none that differ."""
+        return self.parts.rating is None or self.interactions.ratings.deviation == 0
+
+    @property
+    def label(self) -> str:
+        if not self.implicit:
+            return str(self.parts.rating)
+        taken = {*self.interactions.header.names, *(f.column for e in self.entities() for f in e.features)}
+        return next(name for name in (LABEL, *(f"{LABEL}_{n}" for n in range(2, 1000))) if name not in taken)
+
+    @property
+    def catalogue(self) -> int:
+        """How many items can be recommended."""
+        return len(self.interactions.items | (self.items.keys if self.items else frozenset()))
+
+    def entities(self) -> list[Entities]:
+        return [table for table in (self.items, self.users) if table is not None]
+
+
+def look_at(data: Path, parts: Parts) -> Found:
+    """Reads the CSVs: the interactions whole, in blocks, and the tables beside it that fit."""
+    for flag, column in parts.flags().items():
+        same = [other for other, name in parts.flags().items() if name == column and other != flag]
+        if same:
+            raise InitError(f"{flag} and {same[0]} both name the column {column!r}; name a column of its own for each.")
+    folder, headers, unreadable = _headers(data)
+    header = _choose(data, headers, unreadable, parts)
+    interactions = _read_interactions(folder, header, parts)
+    others = [other for other in headers if other.file != header.file]
+    notes = [f"{_file(folder, file)} was not looked at: {_one_line(reason)}" for file, reason in unreadable.items()]
+    items, more = _find_entities("items", folder, others, parts.item, interactions.items)
+    notes += more
+    others = [other for other in others if items is None or other.file != items.file]
+    users, more = _find_entities("users", folder, others, parts.user, interactions.users)
+    notes += more
+    found = Found(folder, parts, interactions, items, users, tuple(notes))
+    return _with_names_of_their_own(found)
+
+
+def _headers(data: Path) -> tuple[Path, list[Header], dict[Path, str]]:
+    """The folder, the headers of its CSVs (of the one CSV first, where one was named) and which could not be read."""
+    if not data.exists():
+        close = did_you_mean(data.name, [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else [])
+        raise InitError(
+            f"--data {data}: there is no such file or folder{close or '.'} A CSV or a folder of CSVs was wanted."
+        )
+    folder = data if data.is_dir() else data.parent
+    there = sorted(path for path in folder.iterdir() if path.is_file() and _is_csv(path))
+    if data.is_dir() and not there:
+        raise InitError(f"--data {data}: there is no .csv or .csv.gz file; the CSV of the interactions was wanted.")
+    if data.is_file() and not _is_csv(data):
+        raise InitError(f"--data {data}: a file that ends in .csv or .csv.gz was wanted; rename it if it is one.")
+    headers, unreadable = [], {}
+    for path in there:
+        try:
+            with path.open("rb") as stream:
+                headers.append(read_header(stream, str(path)))
+        except (DataError, OSError) as error:
+            if path == data:
+                raise
+            unreadable[path] = str(error)
+    if data.is_file():
+        headers.sort(key=lambda header: header.file != str(data))
+    return folder, headers, unreadable
+
+
+def _is_csv(path: Path) -> bool:
+    return path.name.endswith((".csv", ".csv.gz"))
+
+
+def _choose(data: Path, headers: Sequence[Header], unreadable: dict[Path, str], parts: Parts) -> Header:
+    """The header of the interactions: the one file that has every column named."""
+    candidates = headers[:1] if data.is_file() else headers
+    wanted = set(parts.flags().values())
+    fitting = [header for header in candidates if wanted <= set(header.names)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = [Path(header.file).name for header in fitting]
+        raise InitError(
+            f"--data {data}: {', '.join(names)} all have the columns {', '.join(sorted(wanted))}. Name the file of the "
+            f"interactions, for example --data {fitting[0].file}."
+        )
+    if unreadable:
+        raise InitError(
+            f"--data {data}: no CSV has the columns {', '.join(sorted(wanted))}, but some cannot be read:\n"
+            + "\n".join(f"  {reason}" for reason in unreadable.values())
+        )
+    closest = max(candidates, key=lambda header: sum(_likeness(column, header.names) for column in wanted))
+    for flag, column in parts.flags().items():
+        if column not in closest.names:
+            close = did_you_mean(column, closest.names) or "."
+            raise InitError(
+                f"{closest.file}:1: there is no column {column!r}, which {flag} names{close} "
+                f"Columns there: {', '.join(closest.names)}."
+            )
+    raise AssertionError("a file that has every column was not taken")
+
+
+def _likeness(column: str, names: Sequence[str]) -> float:
+    """How much the most similar of `names` is like `column`, from 0 to 1."""
+    return max(difflib.SequenceMatcher(None, column, name).ratio() for name in names)
+
+
+def _read_interactions(folder: Path, header: Header, parts: Parts) -> Interactions:
+    """Reads the columns named, whole and in blocks, as a run will."""
+    found = Interactions(_file(folder, Path(header.file)), header)
+    columns = [Column(parts.user, "BYTES", required=True), Column(parts.item, "BYTES", required=True)]
+    if parts.timestamp is not None:
+        found.time_format = _time_format(header.file, parts.timestamp)
+        columns.append(Column(parts.timestamp, "INT", required=True, time_format=found.time_format))
+    if parts.rating is not None:
+        columns.append(Column(parts.rating, "FLOAT", required=True))
+    times: list[int] = []
+    pairs: list[np.ndarray] = []
+    with open(header.file, "rb") as stream:
+        for batch in read_batches(stream, header.file, [column.name for column in columns]):
+            rows = parse(batch, columns)
+            found.rows += len(rows.columns)
+            found.bad += len(rows.bad)
+            found.first_bad = found.first_bad or next(iter(rows.bad), None)
+            user, item = rows.columns.column(parts.user), rows.columns.column(parts.item)
+            found.users.update(user.unique().to_pylist())
+            found.items.update(item.unique().to_pylist())
+            if parts.rating is not None:
+                found.ratings.add(rows.columns.column(parts.rating).to_numpy().astype(np.float64))
+            if parts.timestamp is not None and len(rows.columns):
+                ends = pc.min_max(rows.columns.column(parts.timestamp))
+                times += [ends["min"].as_py(), ends["max"].as_py()]
+            if found.rows <= MOST_PAIRS:
+                pairs.append(mix(hash_values(user)) ^ hash_values(item))
+    if not found.rows or found.bad > MOST_BAD_ROWS * (found.rows + found.bad):
+        total = found.rows + found.bad
+        raise InitError(
+            f"{found.first_bad}. {found.bad:,} of {total:,} rows cannot be used; at most {MOST_BAD_ROWS:.0%} was "
+            "wanted. Name another column, or mend the file."
+        )
+    found.times = (min(times), max(times)) if times else (0, 0)
+    found.repeated = sum(map(len, pairs)) - len(np.unique(np.concatenate(pairs)))
+    return found
+
+
+def _time_format(file: str, column: str) -> TimeFormat:
+    """How the first rows write the time; every row is then held against it."""
+    with open(file, "rb") as stream:
+        batch = next(read_batches(stream, file, [column]))
+    cells = pc.ascii_trim_whitespace(batch.columns.column(column).drop_null())
+    cells = cells.filter(pc.not_equal(cells, ""))
+    whole = cells.filter(pc.match_substring_regex(cells, r"^-?[0-9]{1,18}$"))
+    if len(whole) and 2 * len(whole) > len(cells):
+        largest = pc.max(pc.abs(whole.cast(pa.int64()))).as_py()
+        if largest < _MILLISECONDS_TO:
+            return "milliseconds" if largest >= _MILLISECONDS_FROM else "seconds"
+    _, wrong = parse_times(cells, "iso")
+    if len(cells) and 2 * wrong.sum() < len(cells):
+        return "iso"
+    example = shown(cells[0].as_py()) if len(cells) else "nothing"
+    raise InitError(
+        f"{file}: --timestamp {column}: found {example}; seconds or milliseconds since 1970, or dates such as "
+        "2024-05-31 or 2024-05-31T10:00:00Z were wanted. Leave --timestamp out, then give the recipe that is written "
+        "columns.timestamp and a timestamp_format such as %d/%m/%Y."
+    )
+
+
+def _find_entities(
+    table: str, folder: Path, headers: Sequence[Header], key: str, known: set[str]
+) -> tuple[Entities | None, list[str]]:
+    """The table whose column `key` is unique and covers most of the known ids, and what to say about the others."""
+    notes: list[str] = []
+    fitting: list[tuple[float, int, Header, pa.Table]] = []
+    for header in headers:
+        file = _file(folder, Path(header.file))
+        if header.names.count(key) != 1:
+            continue
+        try:
+            if not _one_row_each(header, key):
+                notes.append(f"{file} has a column {key!r}, but not one row for each; it was left out.")
+                continue
+            content = _read_whole(header)
+        except DataError as error:
+            notes.append(f"{file} has a column {key!r}, but cannot be joined: {_one_line(str(error))}")
+            continue
+        covered = len(known & set(content.column(key).to_pylist())) / len(known)
+        fitting.append((covered, len(header.names), header, content))
+    if not fitting:
+        return None, notes
+    fitting.sort(key=lambda candidate: candidate[:2], reverse=True)
+    covered, _, header, content = fitting[0]
+    file = _file(folder, Path(header.file))
+    if not covered:
+        return None, [*notes, f"{file} has a column {key!r}, but none of the ids in it comes up in the interactions."]
+    notes += [
+        f"{_file(folder, Path(o.file))} could be the {table} too; {file} was taken." for _, _, o, _ in fitting[1:]
+    ]
+    features = tuple(infer(name, content.column(name).combine_chunks()) for name in content.column_names if name != key)
+    keys = frozenset(content.column(key).to_pylist())
+    return Entities(table, file, key, len(content), keys, features, {}), notes
+
+
+def _one_row_each(header: Header, key: str) -> bool:
+    """Whether no value of `key` is missing or stands twice; a large table of something else is soon put away."""
+    seen: set[str] = set()
+    with open(header.file, "rb") as stream:
+        for batch in read_batches(stream, header.file, [key]):
+            keys = batch.columns.column(key)
+            before = len(seen)
+            seen.update(keys.drop_null().to_pylist())
+            if len(seen) < before + len(keys):
+                return False
+    return True
+
+
+def _read_whole(header: Header) -> pa.Table:
+    """Every column that stands once in the header, as strings; a run keeps such tables in memory too."""
+    names = [name for name in header.names if name and header.names.count(name) == 1]
+    with open(header.file, "rb") as stream:
+        batches = list(read_batches(stream, header.file, names))
+    bad = next((row for batch in batches for row in batch.malformed), None)
+    if bad is not None:
+        raise DataError(str(bad))
+    return pa.Table.from_batches([batch.columns for batch in batches])
+
+
+def _with_names_of_their_own(found: Found) -> Found:
+    """Renames columns that two tables have, because one may give a feature, and what the served model cannot name."""
+    taken = {*found.interactions.header.names, IS_POSITIVE}
+    items, users = (_with_names_besides(table, taken) for table in (found.items, found.users))
+    return dataclasses.replace(found, items=items, users=users)
+
+
+def _with_names_besides(table: Entities | None, taken: set[str]) -> Entities | None:
+    """Renames the columns of `table` that are in `taken`, and adds all of them to it."""
+    if table is None:
+        return None
+    rename = {}
+    for feature in table.features:
+        name = feature.column
+        if not can_name_an_input(name):
+            word = re.sub(r"\W", "_", name, flags=re.ASCII)
+            name = word if can_name_an_input(word) else f"{table.table}_{word}"
+        while name in taken or name in SIGNATURE_OUTPUTS:
+            name = f"{table.table}_{name}"
+        if name != feature.column:
+            rename[feature.column] = name
+        taken.add(name)
+    return dataclasses.replace(table, rename=rename)
+
+
+def _file(folder: Path, path: Path) -> str:
+    return str(path.relative_to(folder))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

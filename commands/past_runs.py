@@ -1,0 +1,81 @@
+"""Commands that look at runs of the past: `runs`, `gates`, `report`, `diff`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import AsJson, RunName, RunsDir
+
+
+def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
+    """List the runs of a work folder: when, verdict, main metrics, pushed version."""
+    from rich.console import Console
+
+    from commands.runs_table import print_runs, runs_as_json
+    from pipeline.runs import list_runs
+
+    found = list_runs(workdir)
+    if as_json:
+        print(json.dumps(runs_as_json(found), indent=1))
+    else:
+        print_runs(Console(highlight=False), found)
+
+
+def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
+    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
+    from rich.console import Console
+
+    from commands.gates_table import print_gates, print_measured, verdict_as_json
+    from pipeline.runs import find_run, read_verdict
+
+    result, verdict = read_verdict(workdir, find_run(workdir, run))
+    if as_json:
+        found = {"run_id": result.run_id, "recipe": result.recipe_name, "blessed": verdict.blessed}
+        print(json.dumps({**found, "metrics": verdict.metrics, **verdict_as_json(verdict)}, indent=1))
+        return
+    console = Console(highlight=False)
+    decision = "[green bold]blessed[/green bold]" if verdict.blessed else "[red bold]not blessed[/red bold]"
+    console.print(f"Run {result.run_id} of {result.recipe_name}: {decision}\n", soft_wrap=True)
+    print_gates(console, verdict)
+    for bound in verdict.failures():
+        console.print(f"  {bound}", soft_wrap=True)
+    print_measured(console, verdict)
+
+
+def report(
+    run: RunName = "latest",
+    workdir: RunsDir = Path("work/movielens"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
+) -> None:
+    """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
+    from commands.report.report import write_report
+
+    run_id = write_report(workdir, run, out, model_card)
+    print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
+
+
+def diff(
+    run_a: Annotated[str, typer.Argument(help="The earlier run, as for `tandem report`.")],
+    run_b: Annotated[str, typer.Argument(help="The later run.")],
+    workdir: RunsDir = Path("work/movielens"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two runs: recipe, data and metrics."""
+    from rich.console import Console
+
+    from commands.runs_table import print_diff
+    from pipeline.lineage import Lineage
+    from pipeline.runs import diff_runs, find_run, read_run
+
+    lineage = Lineage(workdir)
+    before, after = (read_run(workdir, find_run(workdir, name, lineage), lineage) for name in (run_a, run_b))
+    found = diff_runs(workdir, before, after, lineage)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print_diff(Console(highlight=False), found)

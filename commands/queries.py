@@ -1,0 +1,213 @@
+"""Commands that ask a server, ours or TensorFlow Serving: `recommend`, `rate` and `similar`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands.options import (
+    DEFAULT_MODEL,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    AsJson,
+    Excluded,
+    Label,
+    ModelName,
+    Only,
+    Target,
+    Timeout,
+    TlsCert,
+    TlsKey,
+    TlsRoot,
+    Touched,
+    UseTls,
+)
+
+if TYPE_CHECKING:
+    from tandem_client import FoundItem, Recommendation, Recommendations, Recommender, SimilarItem, Tls
+
+
+def recommend(
+    user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
+    k: Annotated[int, typer.Option(min=1, help="How many items; all there are, if the catalogue is smaller.")] = 10,
+    exclude: Excluded = None,
+    only: Only = None,
+    history: Touched = None,
+    target: Target = DEFAULT_TARGET,
+    model: ModelName = DEFAULT_MODEL,
+    label: Label = None,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    tls: UseTls = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a server what to recommend to a user."""
+    with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
+        answer = client.recommend(user, k=k, exclude=exclude, only=only, history=history)
+    if as_json:
+        items = [
+            {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
+            for item in answer.items
+        ]
+        _print_json({"user_id": answer.user_id, "items": items})
+    else:
+        print_recommendations(answer)
+
+
+def rate(
+    user: Annotated[str, typer.Option(help="User id.")],
+    item: Annotated[str, typer.Option(help="Item id.")],
+    history: Touched = None,
+    target: Target = DEFAULT_TARGET,
+    model: ModelName = DEFAULT_MODEL,
+    label: Label = None,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    tls: UseTls = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a server how much a user will like an item."""
+    with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
+        rating = client.rate(user, item, history=history)
+    if as_json:
+        print(json.dumps({"user_id": user, "item_id": item, "rating": rating}))
+    else:
+        print(f"{rating:.2f}")
+
+
+def similar(
+    item: Annotated[str | None, typer.Option(help="Item id.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="In place of --item: the beginning of a word of its title, such as batman.")
+    ] = None,
+    k: Annotated[
+        int, typer.Option(min=1, help="How many items, at most what the model's recipe has as serving.k.")
+    ] = 10,
+    target: Target = DEFAULT_TARGET,
+    model: ModelName = DEFAULT_MODEL,
+    label: Label = None,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    tls: UseTls = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a server for the items most like one item, which is named by its id or found by its title."""
+    if (item is None) == (title is None):
+        raise _bad_input(
+            "give either --item ID or --title TEXT, which finds the item; `tandem similar --help` says more"
+        )
+    found: Sequence[FoundItem] = ()
+    with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
+        if title is not None:
+            found = client.find(title).items
+            if not found:
+                raise _bad_input(
+                    f"--title {title!r}: no item has a word that starts so; give the beginning of another, or --item ID"
+                )
+        answer = client.similar(found[0].item_id if found else item or "", k=k)
+    named = found[0].display if found else {}
+    if as_json:
+        _print_json(
+            {
+                "item_id": answer.item_id,
+                **named,
+                "items": [{"item_id": each.item_id, "score": each.score, **each.display} for each in answer.items],
+                "other_hits": [{"item_id": each.item_id, **each.display} for each in found[1:]],
+            }
+        )
+        return
+    title_line = ", ".join([f"Like item {answer.item_id}", *named.values()])
+    if answer.items:
+        _print_items(title_line, answer.items, {"similarity": [f"{each.score:.3f}" for each in answer.items]})
+    else:
+        print(f"Nothing is like item {answer.item_id}: the model does not know it, or it is the only one.")
+    if others := found[1:]:
+        print(f"Also found, for --item ID: {_listed(others)}")
+
+
+def print_recommendations(answer: Recommendations) -> None:
+    """A table of recommended items with their predicted ratings."""
+    if not answer.items:
+        print(
+            f"Nothing is left to recommend to user {answer.user_id}: what the options allow was seen before, or the "
+            "model does not know it."
+        )
+        return
+    _print_items(
+        f"For user {answer.user_id}",
+        answer.items,
+        {
+            "predicted rating": [f"{item.rating:.2f}" for item in answer.items],
+            "score": [f"{item.score:.2f}" for item in answer.items],
+        },
+    )
+
+
+def _print_items(
+    title: str, items: Sequence[Recommendation | SimilarItem], numbers: Mapping[str, Sequence[str]]
+) -> None:
+    """A table of items, at least one: place, id, what the model displays of them, and columns of numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(items[0].display)
+    # Ids and titles are the data's: "[REC]" is a film, not markup.
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("item", justify="right")
+    for column in columns:
+        table.add_column(column, overflow="ellipsis", no_wrap=True, max_width=52)
+    for place, column in enumerate(numbers):
+        table.add_column(column, justify="right", style="dim" if place else None)
+    for place, item in enumerate(items):
+        shown = [Text(item.display[column]) for column in columns]
+        table.add_row(str(place + 1), Text(item.item_id), *shown, *(column[place] for column in numbers.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _listed(items: Iterable[FoundItem]) -> str:
+    return ", ".join(" ".join([each.item_id, *each.display.values()]) for each in items)
+
+
+def _print_json(answer: Mapping[str, Any]) -> None:
+    print(json.dumps(answer, ensure_ascii=False, indent=1))
+
+
+def _client(target: str, model: str, label: str | None, timeout: float, tls: bool | Tls) -> Recommender:
+    from tandem_client import Recommender
+
+    try:
+        return Recommender(target, model=model, label=label, timeout=timeout, tls=tls)
+    except ValueError as error:
+        raise _bad_input(str(error)) from error
+
+
+def _tls(wanted: bool, root: Path | None, certificate: Path | None, key: Path | None) -> bool | Tls:
+    from tandem_client import Tls
+
+    if root is None and certificate is None and key is None:
+        return wanted
+    if (certificate is None) != (key is None):
+        given, missing = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
+        raise _bad_input(f"{given} without {missing}; mutual TLS needs both, give {missing} FILE too, or neither")
+    return Tls.from_files(root_certificates=root, private_key=key, certificate_chain=certificate)
+
+
+def _bad_input(message: str) -> Exception:
+    # Imported only for a failure: it brings pydantic and YAML.
+    from pipeline.recipe import BadInput
+
+    return BadInput(message)

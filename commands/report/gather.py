@@ -1,0 +1,376 @@
+"""Everything the report says, gathered from a run's folder, ML Metadata and the artifacts; nothing here writes HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commands.report import figures
+from commands.report import measures as data
+from commands.report.dag_picture import Picture, draw
+from commands.report.words import metric_words, slice_name
+from components.evaluator.verdict import Verdict
+from pipeline.best_possible import Reached, reached
+from pipeline.lineage import Lineage, Step, StoredArtifact
+from pipeline.recipe import METRICS
+from pipeline.runs import Change, Run, diff_recipes, list_runs, previous_run, schema_of, statistics_of
+
+CURVES_FILE = "curves.json"
+# Columns of curves.json that are about the epoch itself.
+NOT_CURVES = ("epoch", "steps", "seconds", "kept")
+ASKED_FILE = "asked.json"
+COMPARISON = "compare/runs/*/comparison.json"
+
+SLICES_DRAWN = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeFrom:
+    """One link of the chain from the files to the pushed version."""
+
+    what: str
+    id: int
+    component: str
+    run_id: str
+    uri: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One metric beside what it is compared with."""
+
+    name: str
+    model: float
+    baseline: float | None
+    last_blessed: float | None
+
+
+@dataclasses.dataclass
+class Facts:
+    """What is known about a run; what it did not get to is empty, and `notes` says why."""
+
+    workdir: Path
+    run: Run
+    previous: Run | None
+    asked: dict[str, Any]
+    """How the run was asked for: schema folder, preset and overrides, where the run kept it."""
+    recipe_changes: tuple[Change, ...]
+    steps: Sequence[Step]
+    picture: Picture
+    outputs: dict[str, dict[str, StoredArtifact]]
+    """Artifacts by component and name."""
+    made_from: Sequence[MadeFrom]
+    sources: Sequence[str]
+    """The files that the examples were read from."""
+    data_folder: str
+    charts: dict[str, list[figures.Chart]] = dataclasses.field(default_factory=dict)
+    """By section: data, training, metrics, slices, calibration."""
+    notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Sentences by section, above all why something is missing."""
+    features: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    anomalies: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    validated: bool = False
+    """Whether ExampleValidator looked at the data."""
+    rejected: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+    drift: list[data.Drift] = dataclasses.field(default_factory=list)
+    drift_against: tuple[str, ...] = ()
+    metrics: list[MetricRow] = dataclasses.field(default_factory=list)
+    reached: list[Reached] = dataclasses.field(default_factory=list)
+    """How close the model came to the best possible; empty where nobody knows what is possible."""
+    users: list[data.SampleUser] = dataclasses.field(default_factory=list)
+    display_columns: tuple[str, ...] = ()
+    period: tuple[float, float] | None = None
+    """The first and the last moment of train, seconds since 1970."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return self.run.verdict
+
+    def note(self, section: str, sentence: str) -> None:
+        self.notes.setdefault(section, []).append(sentence)
+
+
+def gather(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Facts:
+    """Reads everything there is about a run of `workdir`.
+
+    Raises:
+        RunError: The workdir has no runs.
+    """
+    lineage = lineage or Lineage(workdir)
+    runs = list_runs(workdir, lineage)
+    run = next(one for one in runs if one.run_id == run_id)
+    previous = previous_run(runs, run)
+    steps = lineage.steps(run_id)
+    outputs = {step.component: lineage.outputs(step) for step in steps}
+    examples = outputs.get("InteractionExampleGen", {}).get("examples")
+    pushed = outputs.get("Pusher", {}).get("pushed_model") if run.pushed_model else None
+    goal = pushed or outputs.get("Trainer", {}).get("model") or examples
+    origin = lineage.origin(goal.id, without=("baseline_model",)) if goal is not None else []
+    tables = {
+        name: source
+        for name, source in run.recipe.get("data", {}).get("sources", {}).items()
+        if isinstance(source, Mapping)
+    }
+    complete = max(runs, key=lambda one: (one.recipe_name == run.recipe_name, len(one.components)))
+    facts = Facts(
+        workdir=workdir,
+        run=run,
+        previous=previous,
+        asked=_read_json(workdir / "runs" / run_id / ASKED_FILE),
+        recipe_changes=diff_recipes(previous.recipe, run.recipe) if previous is not None else (),
+        steps=steps,
+        picture=draw(run, steps, lineage.types, [component.name for component in complete.components]),
+        outputs=outputs,
+        made_from=[
+            MadeFrom(artifact.type, artifact.id, step.component, step.run_id, artifact.uri) for step, artifact in origin
+        ],
+        sources=[f"{name}: {source['files']}" for name, source in tables.items()],
+        data_folder=next(
+            (str(step.properties.get("input_base", "")) for step, artifact in origin if artifact.type == "Examples"), ""
+        ),
+    )
+    _add_curves(facts)
+    _add_metrics(facts)
+    _add_slices(facts)
+    _add_statistics(facts, runs, lineage)
+    if examples is None or not Path(examples.uri).is_dir():
+        where = f"{examples.uri} is not there any more" if examples is not None else "the run has no examples"
+        for section in ("data", "users", "calibration"):
+            facts.note(section, f"Nothing to show: {where}.")
+    else:
+        _add_examples(facts, examples.uri, lineage)
+    return facts
+
+
+# --- training and metrics ---------------------------------------------------------------------------------------------
+
+
+def _add_curves(facts: Facts) -> None:
+    model_run = facts.outputs.get("Trainer", {}).get("model_run")
+    curves = _read_json(Path(model_run.uri) / CURVES_FILE) if model_run is not None else {}
+    if not curves:
+        facts.note("training", "The run did not get to the end of training." if model_run is None else
+                   f"The curves in {model_run.uri} are not there any more.")  # fmt: skip
+        return
+    runs = {"this run": _drawable(curves)}
+    compared = _latest_comparison(facts.workdir, facts.run.recipe_name)
+    runs |= {name: _drawable(found) for name, found in compared.items()}
+    facts.charts["training"] = figures.curve_charts(runs)
+    if compared:
+        facts.note("training", f"Beside this run: {', '.join(compared)}, as `tandem compare` trained them last.")
+    kept = curves.get("kept", [])
+    if 1 in kept and kept.index(1) + 1 < len(kept):
+        facts.note(
+            "training", f"The model has the weights of epoch {kept.index(1) + 1}, the best on the validation slice."
+        )
+    if not any(name.startswith("validation_") for name in curves):
+        facts.note("training", "The curves are of the rows that were trained on. With `training.validation` in the "
+                   "recipe, a slice of train is kept aside and measured after every epoch.")  # fmt: skip
+
+
+def _drawable(curves: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in curves.items() if name not in NOT_CURVES}
+
+
+def _latest_comparison(workdir: Path, recipe_name: str) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Curves of the presets that `tandem compare` trained last in this workdir; empty where it never did."""
+    found = sorted(workdir.glob(COMPARISON))
+    comparison = _read_json(found[-1]) if found else {}
+    if comparison.get("recipe") != recipe_name:
+        return {}
+    curves: dict[str, Mapping[str, Sequence[float]]] = {}
+    for trained in comparison.get("trained", ()):
+        if trained.get("curves"):
+            curves.setdefault(trained["preset"], trained["curves"])
+    return curves
+
+
+def _add_metrics(facts: Facts) -> None:
+    verdict = facts.verdict
+    if verdict is None:
+        for section in ("metrics", "slices"):
+            facts.note(section, "Nothing was measured: the run did not get to its verdict.")
+        return
+    facts.metrics = [
+        MetricRow(name, verdict.metrics[name], verdict.baselines.get(name), verdict.last_blessed.get(name))
+        for name in dict.fromkeys((*METRICS, *verdict.metrics))
+        if name in verdict.metrics
+    ]
+    facts.reached = reached(facts.run.best_possible, verdict)
+    if verdict.last_blessed_problem:
+        facts.note("metrics", f"{verdict.last_blessed_problem[:1].upper()}{verdict.last_blessed_problem[1:]}.")
+    compared = {
+        "this model": verdict.metrics,
+        "most popular items": verdict.baselines,
+        "last blessed model": verdict.last_blessed,
+    }
+    for suffix in ("", "_unseen"):
+        series = {
+            name: {
+                k: values[f"top_{k}_accuracy{suffix}"]
+                for k in (1, 5, 10, 50, 100)
+                if f"top_{k}_accuracy{suffix}" in values
+            }
+            for name, values in compared.items()
+        }
+        chart = figures.accuracy_chart(series, unseen=bool(suffix))
+        if chart is not None:
+            facts.charts.setdefault("metrics", []).append(chart)
+
+
+def _add_slices(facts: Facts) -> None:
+    verdict = facts.verdict
+    if verdict is None:
+        return
+    if not verdict.slices:
+        facts.note("slices", "No slices were measured. The recipe's `slices` and its gates name them.")
+        return
+    gated = [bound.metric for bound in verdict.bounds if bound.slice]
+    hits = "top_100_accuracy_unseen" if "top_100_accuracy_unseen" in verdict.metrics else "top_100_accuracy"
+    for metric in dict.fromkeys((hits, "rmse", *gated)):
+        scores = [
+            figures.SliceScore(
+                slice_name(found.name, found.value),
+                found.examples,
+                found.metrics[metric],
+                *_interval(metric, found.metrics[metric], found.examples),
+                found.baselines.get(metric),
+            )
+            for found in verdict.slices
+            if metric in found.metrics
+        ]
+        if scores:
+            # The verdict has those that every dataset has first, then the most frequent values of columns.
+            shown = scores[:SLICES_DRAWN]
+            facts.charts.setdefault("slices", []).append(
+                figures.slice_chart(metric, shown, verdict.metrics.get(metric))
+            )
+            if len(scores) > len(shown) and metric == hits:
+                facts.note(
+                    "slices", f"The first {len(shown)} of {len(scores)} slices are drawn; `tandem gates` prints all."
+                )
+
+
+def _interval(metric: str, measured: float, count: int) -> tuple[float | None, float | None]:
+    if metric.startswith("top_"):
+        return figures.wilson_interval(measured, count)
+    return figures.error_interval(measured, count) if metric == "rmse" else (None, None)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def _add_statistics(facts: Facts, runs: Sequence[Run], lineage: Lineage) -> None:
+    run = facts.run
+    statistics = statistics_of(lineage, run.run_id)
+    schema = schema_of(lineage, run.run_id)
+    facts.features = data.feature_figures(statistics)
+    found = facts.outputs.get("ExampleValidator", {}).get("anomalies")
+    if found is not None:
+        facts.validated = True
+        facts.anomalies = data.anomalies(found.uri, schema)
+    if "train" not in statistics or not schema.feature:
+        facts.note("drift", "There are no statistics of this run's data to compare.")
+        return
+    others = {}
+    if "eval" in statistics:
+        others["eval split"] = statistics["eval"]
+    mine = facts.outputs["StatisticsGen"]["statistics"].id
+    for other in reversed([one for one in runs if one.run_id < run.run_id and one.recipe_name == run.recipe_name]):
+        before = lineage.output(other.run_id, "StatisticsGen", "statistics")
+        if before is None:
+            continue
+        if before.id == mine:
+            facts.note("drift", f"The data is the same as that of run {other.run_id}, so it has not drifted since.")
+            break
+        earlier = statistics_of(lineage, other.run_id)
+        if "train" in earlier:
+            others[f"run {other.run_id}"] = earlier["train"]
+            break
+    else:
+        facts.note("drift", "There is no earlier run with data to compare with.")
+    if others:
+        facts.drift = data.drift(schema, statistics["train"], others)
+        facts.drift_against = tuple(others)
+
+
+def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
+    # TensorFlow takes seconds to import, which the report of a run without examples can do without.
+    from commands.report import exported
+
+    facts.rejected = data.rejected_rows(uri)
+    run = facts.run
+    columns = run.recipe.get("data", {}).get("columns")
+    schema = schema_of(lineage, run.run_id)
+    if not columns or not schema.feature:
+        facts.note("data", "The distributions are missing, because the run stopped before its schema was read.")
+        return
+    splits = {name: exported.read_interactions(uri, name, columns, schema) for name in ("train", "eval")}
+    train = splits["train"]
+    if not all(split.is_whole for split in splits.values()):
+        facts.note("data", f"The distributions are of the first {exported.MAX_EXAMPLES:,} examples of each split.")
+    if len(train.users):
+        charts = [figures.ratings_chart(data.label_histogram(splits), columns["label"])]
+        times = data.time_histogram(splits)
+        if times is not None and train.times is not None:
+            charts.append(figures.times_chart(times))
+            facts.period = float(train.times.min()), float(train.times.max())
+        users, items = data.counts_of(train.users), data.counts_of(train.items)
+        charts.append(figures.activity_chart(data.activity_histogram(users), float(np.median(users)), len(users)))
+        charts.append(figures.popularity_chart(*data.concentration(items, run.rows.get("catalogue", 0))))
+        facts.charts["data"] = charts
+    model = facts.outputs.get("Trainer", {}).get("model")
+    path = exported.servable(model.uri) if model is not None else None
+    if path is None:
+        why = "no model was trained" if model is None else f"the model in {model.uri} is not there any more"
+        for section in ("calibration", "users"):
+            facts.note(section, f"Nothing to show: {why}.")
+        return
+    display = [one["column"] for one in run.recipe.get("features", {}).get("candidate", ()) if one.get("display")]
+    facts.display_columns = tuple(display)
+    try:
+        with exported.ExportedModel(path) as served:
+            found = exported.calibration(served, uri, columns, schema)
+            if found is not None:
+                facts.charts["calibration"] = [
+                    figures.calibration_chart(found, columns["label"]),
+                    figures.residuals_chart(found),
+                ]
+                if sum(found.counts) == exported.MAX_RATED:
+                    facts.note("calibration", f"Of the first {exported.MAX_RATED:,} eval examples.")
+            titles = exported.read_display(uri, columns, display, schema)
+            facts.users = exported.sample_users(served, train, splits["eval"], titles, display)
+    except exported.CannotAsk as error:
+        for section in ("calibration", "users"):
+            facts.note(section, f"The exported model could not be asked: {error}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def best_and_worst(facts: Facts) -> tuple[str, str] | None:
+    """Names of the slices that the main retrieval metric is highest and lowest on; None without slices."""
+    verdict = facts.verdict
+    if verdict is None:
+        return None
+    metric = "top_100_accuracy_unseen" if "top_100_accuracy_unseen" in verdict.metrics else "top_100_accuracy"
+    measured = [
+        (found.metrics[metric], slice_name(found.name, found.value))
+        for found in verdict.slices
+        if metric in found.metrics
+    ]
+    if len(measured) < 2:
+        return None
+    high, low = max(measured), min(measured)
+    label = metric_words(metric).label
+    return f"{high[1]} ({label} {high[0]:.1%})", f"{low[1]} ({label} {low[0]:.1%})"

@@ -1,0 +1,138 @@
+"""Writes a synthetic data set with what is known about it; `tandem data synthetic` calls this."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from commands.synthetic.broken import insert_broken
+from commands.synthetic.choices import Interactions, stream_interactions
+from commands.synthetic.oracle import Best, Sample, find_best
+from commands.synthetic.planted import Arguments, Planted, SyntheticError, stream
+from commands.synthetic.side_tables import item_tables, user_tables
+from pipeline.best_possible import TRUTH
+
+COLUMNS = ("user_id", "item_id", "rating", "timestamp")
+TABLES = ("interactions.csv", "items.csv", "users.csv")
+
+FORMAT = 1
+"""Of the files. Goes up when the same arguments give other bytes."""
+
+_BREAKING = 5
+_BARE = pa_csv.WriteOptions(include_header=False, quoting_style="none")
+
+
+def write_synthetic(arguments: Arguments, out: Path) -> dict[str, Any]:
+    """Writes `TABLES` and `TRUTH` to `out`; files of the same arguments that are there already are kept.
+
+    interactions.csv is sorted by user, and each user's rows by time, so that users can be drawn block by block and
+    still have no item twice. Memory grows with the users and the items, and not with the interactions.
+
+    Returns:
+        What is in `TRUTH`.
+
+    Raises:
+        SyntheticError: The arguments do not fit each other, or `out` has other files in the way.
+    """
+    arguments.check()
+    there = _truth_there(arguments, out)
+    if there is not None:
+        return there
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `out`, so that moving into it cannot fail halfway for want of space.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        finished = Path(temporary) / "finished"
+        finished.mkdir()
+        truth = _write(arguments, finished)
+        if out.exists():
+            # The truth last: what lacks it is not whole.
+            for name in (*TABLES, TRUTH):
+                (finished / name).rename(out / name)
+        else:
+            finished.rename(out)
+    return truth
+
+
+def _truth_there(arguments: Arguments, out: Path) -> dict[str, Any] | None:
+    """What `TRUTH` says, if `out` has the files of these arguments; None if it has none of the files."""
+    if out.exists() and not out.is_dir():
+        raise SyntheticError(f"{out}: is a file; a folder was wanted.")
+    there = [name for name in (*TABLES, TRUTH) if (out / name).exists()]
+    if not there:
+        return None
+    remedy = "Remove what is there, or name another folder with --out."
+    absent = [name for name in (*TABLES, TRUTH) if name not in there]
+    if absent:
+        raise SyntheticError(f"{out}: {', '.join(there)} is there and {', '.join(absent)} is not. {remedy}")
+    try:
+        truth = json.loads((out / TRUTH).read_text(encoding="utf-8"))
+        found = (truth["format"], truth["arguments"], truth["bytes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SyntheticError(f"{out / TRUTH}: is not what this command writes: {error!r}. {remedy}") from error
+    if found[:2] != (FORMAT, dataclasses.asdict(arguments)):
+        raise SyntheticError(f"{out}: holds data of the arguments {found[1]}, format {found[0]}. {remedy}")
+    for name, size in found[2].items():
+        if (out / name).stat().st_size != size:
+            raise SyntheticError(
+                f"{out / name}: found {(out / name).stat().st_size:,} bytes, wanted {size:,}. {remedy}"
+            )
+    return dict(truth)
+
+
+def _write(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    planted = Planted.draw(arguments)
+    _write_table(folder / "items.csv", item_tables(planted))
+    _write_table(folder / "users.csv", user_tables(planted))
+    kinds: Counter[str] = Counter()
+    best = _write_interactions(folder / "interactions.csv", planted, kinds)
+    truth = {
+        "format": FORMAT,
+        "arguments": dataclasses.asdict(arguments),
+        "bytes": {name: (folder / name).stat().st_size for name in TABLES},
+        "rows": {"good": arguments.interactions, "broken": kinds.total()},
+        "broken": dict(sorted(kinds.items())),
+        **best.as_json(),
+    }
+    (folder / TRUTH).write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    return truth
+
+
+def _write_table(path: Path, tables: Iterator[pa.Table]) -> None:
+    with path.open("wb") as file:
+        for place, table in enumerate(tables):
+            if not place:
+                file.write(f"{','.join(table.column_names)}\n".encode())
+            pa_csv.write_csv(table, file, _BARE)
+
+
+def _write_interactions(path: Path, planted: Planted, kinds: Counter[str]) -> Best:
+    """Writes the interactions block by block, and computes the best figures on a sample of them."""
+    arguments = planted.arguments
+    random = stream(arguments.seed, _BREAKING)
+    sample = Sample(planted)
+    rows = lines = 0
+    with path.open("wb") as file:
+        file.write(f"{','.join(COLUMNS)}\n".encode())
+        for block in stream_interactions(planted):
+            sample.add(block)
+            text = _csv(planted, block)
+            rows += len(block.users)
+            due = arguments.broken_lines * rows // arguments.interactions
+            file.write(insert_broken(text, due - lines, random, kinds) if due > lines else text)
+            lines = due
+    return find_best(planted, sample)
+
+
+def _csv(planted: Planted, block: Interactions) -> bytes:
+    columns = (block.users + 1, planted.items.number[block.slots], block.ratings, block.times)
+    text = pa.BufferOutputStream()
+    pa_csv.write_csv(pa.table(dict(zip(COLUMNS, columns, strict=True))), text, _BARE)
+    return text.getvalue().to_pybytes()

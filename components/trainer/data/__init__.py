@@ -1,0 +1,1 @@
+"""Transformed examples as arrays and training batches."""

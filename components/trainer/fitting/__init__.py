@@ -1,0 +1,1 @@
+"""The training loop: `run_fn`, optimizers, validation and learning curves."""

@@ -1,0 +1,1 @@
+"""Retrieval indexes of the served model: exact and inverted file (IVF), in plain TensorFlow ops."""

@@ -1,0 +1,1 @@
+"""The TFRS model: towers, retrieval task and rating task as Keras layers."""

@@ -1,0 +1,1 @@
+"""Configuration of the server: command-line options and TensorFlow Serving's configuration files."""

@@ -1,0 +1,155 @@
+"""Which models a server serves, from which folders, which versions of each, and the labels on them.
+
+Read from TensorFlow Serving's model config file (text proto `ModelServerConfig`), from a HandleReloadConfigRequest, or
+made from `--model-dir`. Refuses what TensorFlow Serving refuses, in its words. Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.api.status import ServingError, invalid_argument
+from serving.config.text_proto import ConfigFileError, read_text_proto
+
+_PLATFORM = "tensorflow"
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The `number` highest versions that load."""
+
+    number: int = 1
+
+    def wanted(self, on_disk: Iterable[int]) -> list[int]:
+        """Versions to try, best first; `limit` of them are served."""
+        return sorted(on_disk, reverse=True)
+
+    @property
+    def limit(self) -> int | None:
+        return self.number
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every version on disk (`all {}`)."""
+
+    def wanted(self, on_disk: Iterable[int]) -> list[int]:
+        """Versions to try, highest first."""
+        return sorted(on_disk, reverse=True)
+
+    @property
+    def limit(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Specific:
+    """These versions and no other."""
+
+    versions: frozenset[int]
+
+    def wanted(self, on_disk: Iterable[int]) -> list[int]:
+        """Versions to try, highest first."""
+        return sorted(self.versions.intersection(on_disk), reverse=True)
+
+    @property
+    def limit(self) -> int | None:
+        return None
+
+
+VersionPolicy = Latest | Every | Specific
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One model as configured.
+
+    Attributes:
+        name: in requests.
+        base_path: holds a folder a version, named by its number.
+        policy: which of them are served.
+        labels: label to version number.
+    """
+
+    name: str
+    base_path: Path
+    policy: VersionPolicy = field(default_factory=Latest)
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelSettings]:
+    """The models of a model config file.
+
+    Raises:
+        ConfigFileError: not readable, not a ModelServerConfig, or one that TensorFlow Serving would not start with.
+    """
+    config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
+    if config.WhichOneof("config") != "model_config_list":
+        raise ConfigFileError(
+            f"{path}: found no model_config_list; wanted model_config_list {{ config {{ name: … base_path: … "
+            f'model_platform: "{_PLATFORM}" }} }}'
+        )
+    try:
+        return model_settings(config)
+    except ServingError as error:
+        raise ConfigFileError(f"{path}: {error.message}") from error
+
+
+def model_settings(config: model_server_config_pb2.ModelServerConfig) -> list[ModelSettings]:
+    """The models of a ModelServerConfig with a model_config_list.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, with TensorFlow Serving's words.
+    """
+    found: dict[str, ModelSettings] = {}
+    for model in config.model_config_list.config:
+        if model.name in found:
+            raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
+        if not os.path.isabs(model.base_path):
+            raise invalid_argument(
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+                + (" (this server reads local folders only)" if "://" in model.base_path else "")
+            )
+        _check_platform(model)
+        found[model.name] = ModelSettings(model.name, Path(model.base_path), _policy(model), dict(model.version_labels))
+    return list(found.values())
+
+
+def _check_platform(model: model_server_config_pb2.ModelConfig) -> None:
+    if model.model_type:
+        if model.model_platform:
+            raise invalid_argument(
+                "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+                f"ModelServerConfig::model_platform, model name is {model.name}"
+            )
+        if model.model_type == model_server_config_pb2.TENSORFLOW:
+            return
+        raise invalid_argument(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+    if not model.model_platform:
+        raise invalid_argument(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+            f"ModelServerConfig::model_platform, model name is {model.name}; write "
+            f'model_platform: "{_PLATFORM}"'
+        )
+    if model.model_platform != _PLATFORM:
+        raise invalid_argument(f"Model {model.name} requests unsupported platform {model.model_platform}")
+
+
+def _policy(model: model_server_config_pb2.ModelConfig) -> VersionPolicy:
+    policy = model.model_version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return Every()
+    if choice == "specific":
+        if not policy.specific.versions:
+            raise invalid_argument(
+                f"Model {model.name} has a specific version policy without versions; list at least one"
+            )
+        return Specific(frozenset(policy.specific.versions))
+    number = policy.latest.num_versions
+    return Latest(number or 1)

@@ -1,0 +1,384 @@
+"""One loaded version of a SavedModel: a TensorFlow 1 session, as TensorFlow Serving runs it, behind Predict requests.
+
+`versions.py` loads and unloads these; `core.py` sends them requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow.core.framework import tensor_shape_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow_serving.apis import predict_pb2
+
+from serving.api import tensor_proto
+from serving.api.prometheus import ServingMetrics
+from serving.api.status import ServingError, code_from_number, invalid_argument
+from serving.server.batching import Batcher, BatchQueue, Executor
+
+DEFAULT_SIGNATURE = "serving_default"
+_SERVE_TAG = "serve"
+_INIT_OP = "__saved_model_init_op"  # names an operation, not tensors
+# A client picks outputs by name, in any subset; each subset compiles an executor of its own. Beyond this many the
+# executor with all outputs answers, so that a client cannot fill the server's memory with executors.
+_MAX_EXECUTORS_PER_SIGNATURE = 16
+_RUNTIME = "TF1"  # what TensorFlow Serving calls sessions in its runtime_latency
+
+_logger = logging.getLogger(__name__)
+
+
+# Seconds until the caller gives up; None for never.
+TimeRemaining = Callable[[], float | None]
+
+
+@dataclass(frozen=True)
+class _Input:
+    alias: str
+    tensor_name: str
+    dtype: int
+    shape: tuple[int, ...] | None  # -1: any size; None: any rank
+    default: tensor_proto.Array | None
+
+    def describe(self) -> str:
+        shape = "[any rank]" if self.shape is None else tensor_proto.shape_text(self.shape)
+        return f"{tensor_proto.dtype_name(self.dtype)} {shape}"
+
+
+class _Signature:
+    """One SignatureDef, checked and compiled."""
+
+    def __init__(
+        self,
+        name: str,
+        definition: meta_graph_pb2.SignatureDef,
+        compiler: Callable[[Sequence[str], Sequence[str]], Executor],
+        batcher: Batcher | None,
+    ) -> None:
+        self.name = name
+        self._definition = definition
+        self._compiler = compiler
+        self._batcher = batcher
+        self._inputs = [
+            _Input(
+                alias=alias,
+                tensor_name=info.name,
+                dtype=info.dtype,
+                shape=_static_shape(info.tensor_shape),
+                default=(
+                    tensor_proto.to_ndarray(alias, definition.defaults[alias]) if alias in definition.defaults else None
+                ),
+            )
+            for alias, info in sorted(definition.inputs.items())
+        ]
+        self._outputs = tuple(sorted(definition.outputs))
+        self._lock = threading.Lock()
+        self._executors: dict[tuple[str, ...], Executor] = {}
+        self._queues: dict[tuple[str, ...], BatchQueue] = {}
+        self._executors[self._outputs] = self._compile(self._outputs)
+
+    def run(
+        self,
+        request: predict_pb2.PredictRequest,
+        response: predict_pb2.PredictResponse,
+        time_remaining: TimeRemaining | None,
+    ) -> float:
+        """Fills in the outputs; the seconds that the graph (and the batch queue) took."""
+        feeds = self._feeds(request)
+        wanted = self._wanted_outputs(request)
+        fetched_aliases, executor = self._executor(wanted)
+        started = time.perf_counter()
+        try:
+            queue = self._queues.get(fetched_aliases)  # none without batching
+            values = executor(*feeds) if queue is None else queue.run(feeds, _deadline(time_remaining))
+        except tf.errors.OpError as error:
+            raise self._failure(error, request) from error
+        elapsed = time.perf_counter() - started
+        for alias, value in zip(fetched_aliases, values, strict=True):
+            if alias in wanted:
+                tensor_proto.fill(response.outputs[alias], value, self._definition.outputs[alias].dtype)
+        return elapsed
+
+    def _feeds(self, request: predict_pb2.PredictRequest) -> list[tensor_proto.Array]:
+        """Inputs in the executor's order, defaults filled in, dtype and shape checked against the signature."""
+        sent = request.inputs
+        definition = self._definition
+        if len(sent) > len(self._inputs) or (len(sent) < len(self._inputs) and not definition.defaults):
+            extra = sorted(set(sent) - set(definition.inputs))
+            missing = sorted(set(definition.inputs) - set(sent))
+            raise invalid_argument(
+                f"input size does not match signature: {len(sent)}!={len(self._inputs)} len({_braced(sent)}) != "
+                f"len({_braced(definition.inputs)}). Sent extra: {_braced(extra)}. "
+                f"Missing but required: {_braced(missing)}. Signature: {self.name}."
+            )
+        feeds = []
+        used = 0
+        for position, wanted in enumerate(self._inputs):
+            if wanted.alias in sent:
+                used += 1
+                feeds.append(self._checked(position, wanted, sent[wanted.alias]))
+            elif wanted.default is not None:
+                feeds.append(wanted.default)
+            else:
+                raise invalid_argument(
+                    f"Signature input alias: {wanted.alias}(feed name: {wanted.tensor_name}) not found in request and "
+                    f"no default value provided. Inputs expected to be in the request {_braced(sent)}, or default "
+                    f"input alias set: {_braced(definition.defaults)}. Signature {self.name} wants {wanted.alias} as "
+                    f"{wanted.describe()}."
+                )
+        if used != len(sent):
+            raise invalid_argument(
+                f"Inputs contains invalid name. Used request inputs: {_joined(set(sent) & set(definition.inputs))}, "
+                f"request input: {_joined(sent)}. Signature {self.name} takes {_joined(definition.inputs)}."
+            )
+        return feeds
+
+    def _checked(self, position: int, wanted: _Input, tensor: Any) -> tensor_proto.Array:
+        if tensor.dtype != wanted.dtype:
+            found = f"{tensor_proto.dtype_name(tensor.dtype)} {_sent_shape(tensor.tensor_shape)}"
+            raise invalid_argument(
+                f"Expects arg[{position}] to be {_short(wanted.dtype)} but {_short(tensor.dtype)} is provided: input "
+                f"{wanted.alias} of signature {self.name} is {wanted.describe()}, the request carries {found}"
+            )
+        value = tensor_proto.to_ndarray(wanted.alias, tensor)
+        if wanted.shape is not None and (
+            len(value.shape) != len(wanted.shape)
+            or any(want not in (-1, size) for want, size in zip(wanted.shape, value.shape, strict=True))
+        ):
+            raise invalid_argument(
+                f"Incompatible shape for input {wanted.alias} of signature {self.name}: the request carries "
+                f"{tensor_proto.shape_text(value.shape)}, the signature wants "
+                f"{tensor_proto.shape_text(wanted.shape)} (-1 is any size)"
+            )
+        return value
+
+    def _failure(self, error: tf.errors.OpError, request: predict_pb2.PredictRequest) -> ServingError:
+        """The op's own error; where the request's inputs differ in rows, which only the graph can judge, these too."""
+        code = code_from_number(error.error_code)
+        shapes = {alias: request.inputs[alias].tensor_shape for alias in sorted(request.inputs)}
+        rows = {shape.dim[0].size for shape in shapes.values() if shape.dim}
+        if code is not grpc.StatusCode.INVALID_ARGUMENT or len(rows) < 2:
+            return ServingError(code, error.message)
+        sent = ", ".join(f"{alias} {_sent_shape(shape)}" for alias, shape in shapes.items())
+        return invalid_argument(
+            f"{error.message}\nSignature {self.name} was sent inputs with different numbers of rows: {sent}"
+        )
+
+    def _wanted_outputs(self, request: predict_pb2.PredictRequest) -> tuple[str, ...]:
+        if not request.output_filter:
+            return self._outputs
+        seen: set[str] = set()
+        for alias in request.output_filter:
+            if alias not in self._definition.outputs:
+                raise invalid_argument(
+                    f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
+                    f"{_braced(self._outputs)}. Signature: {self.name}."
+                )
+            if alias in seen:
+                raise invalid_argument(f"duplicate output tensor alias: {alias}")
+            seen.add(alias)
+        return tuple(sorted(seen))
+
+    def _executor(self, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Executor]:
+        executor = self._executors.get(wanted)
+        if executor is not None:
+            return wanted, executor
+        with self._lock:
+            executor = self._executors.get(wanted)
+            if executor is None:
+                if len(self._executors) >= _MAX_EXECUTORS_PER_SIGNATURE:
+                    return self._outputs, self._executors[self._outputs]
+                executor = self._executors[wanted] = self._compile(wanted)
+        return wanted, executor
+
+    def _compile(self, outputs: tuple[str, ...]) -> Executor:
+        executor = self._compiler(
+            [each.tensor_name for each in self._inputs], [self._definition.outputs[alias].name for alias in outputs]
+        )
+        if self._batcher is not None:
+            self._queues[outputs] = self._batcher.queue(executor)
+        return executor
+
+    def release(self) -> None:
+        """Gives the executors back; the session can close only afterwards."""
+        self._queues.clear()
+        self._executors.clear()
+
+
+class Servable:
+    """A loaded SavedModel version. Thread-safe; `close` only when no call is running."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        session: tf.compat.v1.Session,
+        meta_graph: meta_graph_pb2.MetaGraphDef,
+        metrics: ServingMetrics,
+        batcher: Batcher | None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.signature_defs: dict[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
+        self.metrics = metrics
+        self._session = session
+        self._signatures = {
+            key: _Signature(key, definition, self._compile, batcher)
+            for key, definition in self.signature_defs.items()
+            if key != _INIT_OP and _is_dense(definition)
+        }
+        self._example_executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Executor] = {}
+
+    @classmethod
+    def load(
+        cls, name: str, version: int, path: Path, *, metrics: ServingMetrics, batcher: Batcher | None = None
+    ) -> Servable:
+        """Loads the MetaGraph tagged `serve` from a SavedModel folder.
+
+        Args:
+            name: the model's name.
+            version: the version's number.
+            path: the SavedModel folder.
+            metrics: times the graph.
+            batcher: merges concurrent Predict requests; None for none.
+
+        Raises:
+            ServingError: with the code TensorFlow gave (NOT_FOUND for missing variables, DATA_LOSS for damaged ones).
+        """
+        graph = tf.Graph()
+        session = tf.compat.v1.Session(graph=graph)
+        try:
+            with graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(session, [_SERVE_TAG], str(path))
+            return cls(name, version, session, meta_graph, metrics, batcher)
+        except Exception as error:
+            session.close()
+            raise _load_error(path, error) from error
+
+    def predict(
+        self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
+    ) -> predict_pb2.PredictResponse:
+        """Runs one signature.
+
+        Args:
+            request: `model_spec.signature_name` empty means `serving_default`; inputs that the signature gives
+                defaults for may be left out; `output_filter` picks outputs, empty means all.
+            time_remaining: tells for how many seconds more somebody waits for the answer; a request that waits in a
+                batch queue for longer is not run.
+
+        Raises:
+            ServingError: FAILED_PRECONDITION for an unknown signature (TensorFlow Serving's code for it),
+                INVALID_ARGUMENT for inputs or outputs that do not match it, else the model's own error.
+        """
+        key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        signature = self._signatures.get(key)
+        if signature is None:
+            raise self._no_signature(key)
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = self.name
+        response.model_spec.signature_name = key
+        response.model_spec.version.value = self.version
+        elapsed = signature.run(request, response, time_remaining)
+        self.metrics.runtime_latency.record(elapsed * 1e6, self.name, "Predict", _RUNTIME)
+        return response
+
+    def run_examples(self, inputs: Sequence[str], outputs: Sequence[str], examples: tensor_proto.Array) -> list[Any]:
+        """Feeds serialized tf.Examples to graph tensors, for Classify, Regress and MultiInference.
+
+        Args:
+            inputs: names of the tensors that all get the same examples.
+            outputs: names of the tensors to fetch.
+            examples: bytes [B], as an object array.
+
+        Returns:
+            Each output's array.
+
+        Raises:
+            ServingError: with the graph's own error.
+        """
+        key = (tuple(inputs), tuple(outputs))
+        executor = self._example_executors.get(key)
+        if executor is None:
+            if len(self._example_executors) >= _MAX_EXECUTORS_PER_SIGNATURE * max(1, len(self._signatures)):
+                self._example_executors.clear()
+            executor = self._example_executors[key] = self._compile(*key)
+        try:
+            return list(executor(*[examples] * len(inputs)))
+        except tf.errors.OpError as error:
+            raise ServingError(code_from_number(error.error_code), error.message) from error
+
+    def _compile(self, inputs: Sequence[str], outputs: Sequence[str]) -> Executor:
+        options = config_pb2.CallableOptions()
+        options.feed.extend(inputs)
+        options.fetch.extend(outputs)
+        # The public Session.run costs twice as much a call: it looks up and checks feeds and fetches every time.
+        executor: Executor = self._session._make_callable_from_options(options)
+        return executor
+
+    def _no_signature(self, key: str) -> ServingError:
+        definition = self.signature_defs.get(key)
+        if definition is None:
+            return ServingError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f'Serving signature key "{key}" not found. Version {self.version} of model {self.name} has: '
+                f"{_joined(self._signatures)}.",
+            )
+        return ServingError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"Signature {key} has sparse or composite inputs or outputs; Predict takes dense tensors only",
+        )
+
+    def close(self) -> None:
+        """Frees the session and its variables."""
+        for signature in self._signatures.values():
+            signature.release()
+        self._signatures.clear()
+        self._example_executors.clear()
+        self._session.close()
+
+
+def _deadline(time_remaining: TimeRemaining | None) -> float | None:
+    left = None if time_remaining is None else time_remaining()
+    return None if left is None else time.monotonic() + left
+
+
+def _static_shape(shape: tensor_shape_pb2.TensorShapeProto) -> tuple[int, ...] | None:
+    return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+
+
+def _sent_shape(shape: tensor_shape_pb2.TensorShapeProto) -> str:
+    return tensor_proto.shape_text(dim.size for dim in shape.dim)
+
+
+def _is_dense(definition: meta_graph_pb2.SignatureDef) -> bool:
+    return all(info.name for info in (*definition.inputs.values(), *definition.outputs.values()))
+
+
+def _load_error(path: Path, error: Exception) -> ServingError:
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, tf.errors.OpError):
+        return ServingError(code_from_number(error.error_code), f"Loading SavedModel {path} failed: {error.message}")
+    if isinstance(error, OSError):  # what the loader raises for a saved_model.pb that does not parse
+        return ServingError(grpc.StatusCode.DATA_LOSS, f"Loading SavedModel {path} failed: {error}")
+    _logger.debug("loading %s", path, exc_info=error)
+    return ServingError(grpc.StatusCode.INTERNAL, f"Loading SavedModel {path} failed: {type(error).__name__}: {error}")
+
+
+def _short(dtype: int) -> str:
+    return tensor_proto.dtype_name(dtype).removeprefix("DT_").lower()
+
+
+def _joined(names: Any) -> str:
+    return ",".join(sorted(names))
+
+
+def _braced(names: Any) -> str:
+    return "{" + _joined(names) + "}"
