@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from commands.compare.comparison import SPARKS, Comparison, Trained, headline, print_comparison, spark, summed_up
-from commands.compare.comparison import _take_over_metadata as take_over_metadata
+from commands.compare.training import _take_over_metadata as take_over_metadata
 from pipeline.recipe import Validation
 
 
