@@ -1,0 +1,9 @@
+"""Names of the files in a schema folder."""
+
+from __future__ import annotations
+
+RECIPE_FILE = "recipe.yaml"
+
+SCHEMA_FILE = "schema.pbtxt"
+
+PRESETS_FOLDER = "presets"

@@ -1,0 +1,51 @@
+"""The section `data.split`: which examples are `train` and which are `eval`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from recipe.section import Section
+
+
+class RandomSplit(Section):
+    """Rows go to `eval` by a seeded hash of their content: stable when rows are added or reordered."""
+
+    kind: Literal["random"] = "random"
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the rows that is `eval`."""
+    seed: int = 0
+    """Another seed gives an independent split."""
+
+
+class ByUserSplit(Section):
+    """Users go to `eval` with all their rows, by a seeded hash of their id: measures how strangers are served."""
+
+    kind: Literal["by_user"]
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the users that is `eval`."""
+    seed: int = 0
+    """Another seed gives an independent split."""
+
+
+class TimeSplit(Section):
+    """The latest fraction of the interactions is `eval`; no train row is later than an eval row."""
+
+    kind: Literal["time"]
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of the rows that is `eval`, as nearly as rows of the same second allow."""
+
+
+class LeaveLastNSplit(Section):
+    """The latest rows of each user are `eval`; users with no more than that stay in train.
+
+    Equal rows count as one and stay together; of rows of the same second the later one in the files is the later one.
+    """
+
+    kind: Literal["leave_last_n"]
+    n: PositiveInt = 1
+    """Rows of each user that are `eval`."""
+
+
+Split = Annotated[RandomSplit | ByUserSplit | TimeSplit | LeaveLastNSplit, Field(discriminator="kind")]
