@@ -36,6 +36,7 @@ flink-setup: setup  ## Make .flink, Apache Flink with Beam's job server; needs J
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: setup
 	$(BIN)/mypy
@@ -47,7 +48,7 @@ soak: setup  ## Push versions under load for five minutes: no client may see a f
 	$(BIN)/python -m pytest tests/serving/test_soak.py -s --soak-seconds 300 --soak-push-every 20
 
 docs: setup  ## Write docs/recipe.md anew from the recipe's own models
-	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
+	$(BIN)/python -m recipe.reference > docs/recipe.md
 
 bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 million interactions (minutes)
 	$(BIN)/python benchmarks/ingest.py

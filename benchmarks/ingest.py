@@ -120,7 +120,7 @@ def measure(what: str, data: str, out: str) -> dict[str, float]:
 
     from components.example_gen.component import InteractionExampleGen
     from components.example_gen.executor import Executor
-    from pipeline.recipe import Data
+    from recipe.data import Data
 
     assert components
     executor_class: type[BaseBeamExecutor]

@@ -333,7 +333,7 @@ def export(what: str, arguments: argparse.Namespace) -> None:
     from components.trainer.data.training_data import TrainingData
     from components.trainer.export import ServedRecommender, save
     from components.trainer.model.recommender import TwoTaskRecommender
-    from pipeline.recipe import TrainerRecipe
+    from recipe.trainer import TrainerRecipe
 
     catalogue, version = json.loads(what)
     count, _, index = catalogue.partition(":")

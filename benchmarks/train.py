@@ -125,7 +125,7 @@ def start() -> None:
 
 
 def recipe_of(epochs: int, xla: bool = False) -> Any:
-    from pipeline.recipe import load_recipe
+    from recipe import load_recipe
 
     overrides = [f"training.epochs={epochs}", f"training.xla={str(xla).lower()}"]
     return load_recipe(SCHEMA_DIR, overrides, preset=PRESET)
@@ -139,8 +139,8 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
     from commands.movielens import write_movielens
     from pipeline.beam import DIRECT
     from pipeline.dag import compile_dag, create_pipeline
-    from pipeline.recipe import load_schema
     from pipeline.runners import launch
+    from recipe import load_schema
 
     if data is None:
         data = folder / "data"

@@ -34,7 +34,9 @@ from components.example_gen.sources import Column, Table
 from components.infra_validator.offline import OfflineModel
 from components.pusher.push_destination import pushed_versions
 from pipeline.beam import DIRECT, BeamOptions
-from pipeline.recipe import BadInput, ColumnType, did_you_mean
+from recipe import BadInput
+from recipe.columns import ColumnType
+from recipe.errors import did_you_mean
 
 Format = Literal["parquet", "csv"]
 

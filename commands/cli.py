@@ -67,8 +67,8 @@ def main() -> None:
 def _explain(error: Exception) -> tuple[int | None, str]:
     """Exit code and text of an error that a user can do something about; None for a bug of ours."""
     from components.infra_validator.server_process import ServerFailed
-    from pipeline.recipe import BadInput
     from pipeline.runners.local import ComponentFailure
+    from recipe import BadInput
     from tandem_client import InvalidRequest, TandemClientError
 
     if isinstance(error, BadInput | InvalidRequest):

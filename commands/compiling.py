@@ -56,7 +56,7 @@ def kubeflow(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from absl import logging
 
-    from pipeline.recipe import BadInput, load_recipe, load_schema
+    from recipe import BadInput, load_recipe, load_schema
 
     if cache not in CACHES:
         raise BadInput(f"--cache {cache}: {', '.join(CACHES[:-1])} or {CACHES[-1]} was wanted")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.evaluator.verdict import Bound, Condition, Verdict
-from pipeline.recipe import METRICS, RATING_METRICS
+from recipe.evaluation import METRICS, RATING_METRICS
 
 _WANTED: dict[Condition, str] = {
     "at_least": "≥ {}",

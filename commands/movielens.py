@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 MOVIELENS_LOCK = Path(__file__).resolve().parent.parent / "schemas" / "movielens" / "data.lock"
 MOVIELENS_COLUMNS = {

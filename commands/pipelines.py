@@ -25,8 +25,8 @@ from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.exit_codes import FAILED, NOT_BLESSED
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
     from pipeline.result import RunResult
+    from recipe import Recipe
 
 
 def run(
@@ -118,7 +118,7 @@ def compare(
 def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
     """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
     from components.example_gen.check import check_sources
-    from pipeline.recipe import BadInput, load_recipe, load_schema, preset_names
+    from recipe import BadInput, load_recipe, load_schema, preset_names
 
     folder = data or Path("data") / schema_dir.resolve().name
 

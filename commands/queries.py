@@ -208,6 +208,6 @@ def _tls(wanted: bool, root: Path | None, certificate: Path | None, key: Path | 
 
 def _bad_input(message: str) -> Exception:
     # Imported only for a failure: it brings pydantic and YAML.
-    from pipeline.recipe import BadInput
+    from recipe import BadInput
 
     return BadInput(message)

@@ -22,7 +22,7 @@ from components.pusher.version_labels import (
     read_config,
     write_config,
 )
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 MODEL_PLATFORM = "tensorflow"
 

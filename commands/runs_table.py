@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.recipe import METRICS
 from pipeline.runs import Change, Run, RunDiff, Status
+from recipe.evaluation import METRICS
 
 # What a line about a run shows, where it was measured, and its words for it.
 MAIN_METRICS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE"}

@@ -24,7 +24,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 TOP_K_FILE = "top_k.tflite"
 RATING_FILE = "rating.tflite"

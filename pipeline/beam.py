@@ -311,13 +311,13 @@ def _typed(args: Sequence[str]) -> str:
 
 
 def _closest(option: str, known: Iterable[str]) -> str:
-    from pipeline.recipe import did_you_mean
+    from recipe.errors import did_you_mean
 
     return did_you_mean(option, known) or ". docs/beam.md says where all of them are listed"
 
 
 def _bad_input(message: str) -> Exception:
     # Imported only for a failure: it brings pydantic and YAML.
-    from pipeline.recipe import BadInput
+    from recipe import BadInput
 
     return BadInput(message)

@@ -27,6 +27,7 @@ import components.infra_validator
 import components.trainer
 import components.transform
 import components.tuner
+import recipe as recipe_package
 import serving
 from components.evaluator.component import Evaluator
 from components.evaluator.settings import Settings as EvaluatorSettings
@@ -39,8 +40,7 @@ from components.pusher.component import Pusher
 from components.pusher.executor import SETTINGS_KEY as PUSHER_SETTINGS_KEY
 from components.pusher.executor import Settings as PusherSettings
 from components.schema_gen.component import ImportSchemaGen
-from pipeline import recipe as recipe_module
-from pipeline.recipe import Recipe
+from recipe import Recipe
 
 CATALOGUE = "catalogue"
 
@@ -209,8 +209,8 @@ def compile_dag(dag: Pipeline) -> pipeline_pb2.Pipeline:
 
 def code_version(*packages: ModuleType) -> str:
     """A hash of the packages' sources and the recipe's: no cached result outlives the code that made it."""
-    digest = hashlib.sha256(Path(recipe_module.__file__).read_bytes())
-    for package in packages:
+    digest = hashlib.sha256()
+    for package in (recipe_package, *packages):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

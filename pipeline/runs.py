@@ -15,9 +15,11 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from pipeline.lineage import Lineage
-from pipeline.recipe import SCHEMA_FILE, BadInput, did_you_mean
 from pipeline.result import RunResult
 from pipeline.workdir import ERROR_FILE, LOCK_FILE, LOG_FILE, PLAN_FILE, RECIPE_FILE, RESULT_FILE, RUNS_FOLDER
+from recipe import BadInput
+from recipe.errors import did_you_mean
+from recipe.files import SCHEMA_FILE
 
 LATEST, PREVIOUS = "latest", "previous"
 

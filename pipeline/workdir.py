@@ -52,7 +52,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def check_folder(flag: str, place: Path) -> None:
     """Refuses a folder that is not one, or cannot be made or written."""
-    from pipeline.recipe import BadInput
+    from recipe import BadInput
 
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -66,7 +66,7 @@ def only_run_in(workdir: Path, *, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
 
     The tasks of one run of an orchestrator, which may be at work side by side, hold a lock of the kind `LOCK_SH`.
     """
-    from pipeline.recipe import BadInput
+    from recipe import BadInput
 
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "w") as lock:

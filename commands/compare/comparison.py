@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.evaluator.verdict import Bound
-from pipeline.recipe import METRICS, Validation
+from recipe.evaluation import METRICS
+from recipe.training import Validation
 
 # Metrics that the table shows where the Evaluator has them, and its words for them.
 COLUMNS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE", "mae": "MAE"}

@@ -23,9 +23,10 @@ from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources, interactions_bytes
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import Progress, output_to_file
-from pipeline.recipe import Recipe, Validation, load_recipe, load_schema
 from pipeline.runners.local import explained, start_tfx
 from pipeline.workdir import METADATA_FILE, check_folder, new_folder, only_run_in
+from recipe import Recipe, load_recipe, load_schema
+from recipe.training import Validation
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.recipe import ColumnType
+from recipe.columns import ColumnType
 
 Kind = Literal["categorical", "text", "multi_value", "buckets", "normalized"]
 

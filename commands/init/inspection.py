@@ -21,7 +21,10 @@ from components.example_gen.rows import parse
 from components.example_gen.sources import Column
 from components.example_gen.split import hash_values, mix
 from components.example_gen.times import parse_times
-from pipeline.recipe import IS_POSITIVE, SIGNATURE_OUTPUTS, BadInput, can_name_an_input, did_you_mean
+from recipe import BadInput
+from recipe.columns import IS_POSITIVE
+from recipe.errors import did_you_mean
+from recipe.serving import SIGNATURE_OUTPUTS, can_name_an_input
 
 MOST_BAD_ROWS = 0.01
 """More rows than this that cannot be used stop `init`: then something is wrong with the file, not with a few rows."""

@@ -20,7 +20,10 @@ from google.protobuf import text_encoding
 from commands.init.columns import BUCKETS
 from commands.init.inspection import MOST_BAD_ROWS, Entities, Found, InitError, Interactions, Parts, look_at
 from components.example_gen.check import check_sources
-from pipeline.recipe import IS_POSITIVE, METRICS, RECIPE_FILE, SCHEMA_FILE, ColumnType, load_recipe, load_schema
+from recipe import load_recipe, load_schema
+from recipe.columns import IS_POSITIVE, ColumnType
+from recipe.evaluation import METRICS
+from recipe.files import RECIPE_FILE, SCHEMA_FILE
 
 NEGATIVES = 4
 """Sampled negatives for each interaction of implicit data."""

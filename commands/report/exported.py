@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from commands.report.measures import Calibration, Interactions, SampleUser, ShownItem
-from pipeline.recipe import IS_POSITIVE, column_types
+from recipe.columns import IS_POSITIVE, column_types
 
 # More examples than these are not read: a page of figures does not get truer by them.
 MAX_EXAMPLES = 1_000_000

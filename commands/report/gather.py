@@ -17,8 +17,8 @@ from commands.report.words import metric_words, slice_name
 from components.evaluator.verdict import Verdict
 from pipeline.best_possible import Reached, reached
 from pipeline.lineage import Lineage, Step, StoredArtifact
-from pipeline.recipe import METRICS
 from pipeline.runs import Change, Run, diff_recipes, list_runs, previous_run, schema_of, statistics_of
+from recipe.evaluation import METRICS
 
 CURVES_FILE = "curves.json"
 # Columns of curves.json that are about the epoch itself.

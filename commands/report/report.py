@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.console import output_to_file
 from pipeline.lineage import Lineage
-from pipeline.recipe import BadInput
 from pipeline.runs import find_run
+from recipe import BadInput
 
 
 def write_report(workdir: Path, name: str, out: Path, card: Path | None = None) -> str:

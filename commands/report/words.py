@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 
 from components.evaluator.verdict import Bound
-from pipeline.recipe import ITEM_POPULARITY, METRICS, RATING_METRICS, USER_ACTIVITY
 from pipeline.runs import Run, Status
+from recipe.evaluation import ITEM_POPULARITY, METRICS, RATING_METRICS, USER_ACTIVITY
 
 ABSENT = "–"
 # No line breaks between a number and its unit.

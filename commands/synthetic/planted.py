@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 PERIODS = 24
 START = 1_672_531_200

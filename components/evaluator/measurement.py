@@ -24,7 +24,8 @@ from components.evaluator.metrics import BASELINE, EXAMPLE_COUNT, RecommenderMet
 from components.evaluator.settings import Settings
 from components.evaluator.slices import slice_extractor
 from components.evaluator.verdict import Measured, SliceKey
-from pipeline.recipe import IS_POSITIVE, METRICS
+from recipe.columns import IS_POSITIVE
+from recipe.evaluation import METRICS
 
 SIGNATURE = "evaluate"
 SPLIT = "eval"

@@ -38,7 +38,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tfx import components as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
-from pipeline.recipe import METRICS, RATING_METRICS
+from recipe.evaluation import METRICS, RATING_METRICS
 
 EXAMPLE_COUNT = "example_count"
 BASELINE = "baseline_"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from pipeline.recipe import READY_SLICES, Gate, Slices
+from recipe.evaluation import READY_SLICES, Gate, Slices
 
 
 class Settings(pydantic.BaseModel):

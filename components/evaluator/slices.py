@@ -17,7 +17,7 @@ from tensorflow_model_analysis.extractors import extractor, slice_key_extractor
 from tensorflow_model_analysis.slicer import slicer_lib
 from tfx import components as _  # noqa: F401  (TFMA 0.52 loses names when it is imported before TFX)
 
-from pipeline.recipe import ITEM_POPULARITY, READY_SLICES, USER_ACTIVITY, Slices
+from recipe.evaluation import ITEM_POPULARITY, READY_SLICES, USER_ACTIVITY, Slices
 
 Extracts = dict[str, Any]
 Parts = np.ndarray

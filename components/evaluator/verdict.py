@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import pydantic
 
-from pipeline.recipe import METRICS, RATING_METRICS, READY_SLICES, Gate
+from recipe.evaluation import METRICS, RATING_METRICS, READY_SLICES, Gate
 
 VERDICT_FILE = "verdict.json"
 

@@ -11,7 +11,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.example_gen.errors import DataError
 from components.example_gen.sources import inspect_sources, no_file
-from pipeline.recipe import Data, Features
+from recipe.data import Data
+from recipe.features import Features
 
 # TFX's placeholders for spans, versions and dates, with an optional width: {SPAN}, {SPAN:2}, {VERSION}, {YYYY}, …
 _PLACEHOLDER = re.compile(r"\{(?:SPAN|VERSION)(?::\d+)?\}|\{(?:YYYY|MM|DD)\}")

@@ -10,7 +10,7 @@ from tfx.proto import example_gen_pb2
 
 from components.example_gen.config import encode_config
 from components.example_gen.executor import Executor
-from pipeline.recipe import Data
+from recipe.data import Data
 
 
 class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ignore]

@@ -12,7 +12,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.proto import example_gen_pb2
 from tfx.utils import proto_utils
 
-from pipeline.recipe import Data
+from recipe.data import Data
 
 SPLITS = ("train", "eval", "catalogue")
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from components.example_gen.errors import DataError
 from components.example_gen.join import one_chunk
-from pipeline.recipe import Data
+from recipe.data import Data
 
 Codes = npt.NDArray[np.int64]
 

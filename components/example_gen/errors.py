@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.recipe import BadInput
+from recipe.errors import BadInput
 
 
 class DataError(BadInput):

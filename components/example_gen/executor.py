@@ -47,7 +47,9 @@ from components.example_gen.rows import ARROW_TYPES, read_rows, reason
 from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
 from components.example_gen.split import Mask, Timestamps, hash_values, leave_last_n, random_split, time_split
-from pipeline.recipe import IS_POSITIVE, ByUserSplit, Data, LeaveLastNSplit, RandomSplit, TimeSplit
+from recipe.columns import IS_POSITIVE
+from recipe.data import Data
+from recipe.splits import ByUserSplit, LeaveLastNSplit, RandomSplit, TimeSplit
 
 REJECTED = "rejected"
 """Folder beside the splits with the rejected rows as JSON lines: table, file, line, reason and row."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from components.example_gen.csv_reader import BLOCK_BYTES, MAX_RECORD_BYTES, Batch, Header, Indices, read_chunks
 from components.example_gen.errors import BadRow, DataError, shown
-from pipeline.recipe import did_you_mean
+from recipe.errors import did_you_mean
 
 _SPACE = " \t\r\n"
 _IN_NUMBERS = ("", *"0123456789+-.eE")

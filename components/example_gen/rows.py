@@ -18,7 +18,7 @@ from components.example_gen.errors import BadRow, shown
 from components.example_gen.json_reader import read_json_batches
 from components.example_gen.sources import Column, Table
 from components.example_gen.times import parse_times
-from pipeline.recipe import ColumnType
+from recipe.columns import ColumnType
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {"BYTES": pa.string(), "INT": pa.int64(), "FLOAT": pa.float32()}
 

@@ -11,7 +11,10 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from components.example_gen.csv_reader import Header, read_header
 from components.example_gen.errors import DataError
 from components.example_gen.json_reader import read_json_header
-from pipeline.recipe import IS_POSITIVE, ColumnType, Data, Lookup, Source, column_types, did_you_mean
+from recipe.columns import IS_POSITIVE, ColumnType, column_types
+from recipe.data import Data
+from recipe.errors import did_you_mean
+from recipe.sources import Lookup, Source
 
 INTERACTIONS = "interactions"
 ITEMS = "items"

@@ -10,7 +10,8 @@ from tfx.components.example_validator import executor, labels
 from tfx.types import standard_component_specs
 
 from components.example_validator.anomalies import in_words
-from pipeline.recipe import SCHEMA_FILE, BadInput
+from recipe.errors import BadInput
+from recipe.files import SCHEMA_FILE
 
 
 class AnomalyError(BadInput):

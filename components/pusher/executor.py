@@ -14,7 +14,7 @@ from tfx.utils import io_utils, json_utils, proto_utils
 from components.pusher import push_destination as versions
 from components.pusher.version_labels import ModelConfigError, config_path, versions_in_use
 from components.pusher.waiting import wait_until_served
-from pipeline.recipe import WaitFor
+from recipe.serving import WaitFor
 
 SETTINGS_KEY = "settings"
 

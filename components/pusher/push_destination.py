@@ -20,7 +20,7 @@ from absl import logging
 from tfx.dsl.io import fileio
 from tfx.utils import io_utils
 
-from pipeline.recipe import BadInput
+from recipe.errors import BadInput
 
 # Where a version comes from, for `tandem` and for whoever finds the folder.
 ORIGIN_FILE = os.path.join("assets.extra", "tandem.json")

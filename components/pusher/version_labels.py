@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 from tfx.dsl.io import fileio
 
-from pipeline.recipe import BadInput
+from recipe.errors import BadInput
 
 FILE = "models.config"
 STABLE = "stable"

@@ -12,12 +12,11 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from pipeline.recipe import (
-    IS_POSITIVE,
+from recipe.columns import IS_POSITIVE, Columns
+from recipe.features import (
     AnyFeature,
     Buckets,
     Categorical,
-    Columns,
     Features,
     History,
     Identifier,

@@ -21,7 +21,9 @@ from components.trainer.export import label_bounds
 from components.trainer.fitting.curves import VALIDATION, Curves
 from components.trainer.fitting.hyperparameters import EPOCHS, found_values, search_space
 from components.trainer.fitting.training import TrainingDiverged, train
-from pipeline.recipe import Objective, RecipeError, TrainerRecipe, Tuner, TunerRecipe
+from recipe.errors import RecipeError
+from recipe.trainer import TrainerRecipe
+from recipe.tuner import Objective, Tuner, TunerRecipe
 
 SCORE = "score"
 DEFAULT_TRIALS = 10

@@ -19,7 +19,6 @@ from components.example_gen.check import check_sources, interactions_bytes
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.best_possible import best_possible
 from pipeline.console import CACHED, Progress, output_to_file
-from pipeline.recipe import BadInput, Recipe, load_recipe, load_schema
 from pipeline.result import Asked, ComponentTime, RunResult, result_of
 from pipeline.workdir import (
     ASKED_FILE,
@@ -35,6 +34,7 @@ from pipeline.workdir import (
     run_folder,
     write_whole,
 )
+from recipe import BadInput, Recipe, load_recipe, load_schema
 
 if TYPE_CHECKING:
     from pipeline.runners.launch import ComponentError

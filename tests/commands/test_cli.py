@@ -305,9 +305,9 @@ def test_check_finds_what_run_would_find(inputs: Inputs, case: str) -> None:
 def finished(workdir: Path, run_id: str, top_100: float) -> Path:
     """A work folder with a run that came to a verdict."""
     from components.evaluator.verdict import Measured, decide
-    from pipeline.recipe import Gate
     from pipeline.result import RunResult
     from pipeline.workdir import RESULT_FILE
+    from recipe.evaluation import Gate
 
     gates = [
         Gate(metric="top_100_accuracy", at_least=0.27, may_drop=0.1, beats_baseline_by=0),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from commands.compare.comparison import SPARKS, Comparison, Trained, headline, print_comparison, spark, summed_up
 from commands.compare.training import _take_over_metadata as take_over_metadata
-from pipeline.recipe import Validation
+from recipe.training import Validation
 
 
 def trained(preset: str, seed: int = 0, accuracy: float = 0.3, rmse: float = 1.0, epochs: int = 3) -> Trained:

@@ -19,7 +19,8 @@ from commands.init.columns import infer
 from commands.init.inspection import Parts
 from commands.init.recipe_files import gate_k, init_recipe
 from components.example_gen.check import check_sources
-from pipeline.recipe import BadInput, Recipe, column_types, load_recipe, load_schema
+from recipe import BadInput, Recipe, load_recipe, load_schema
+from recipe.columns import column_types
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 

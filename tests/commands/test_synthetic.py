@@ -24,7 +24,7 @@ from commands.synthetic.choices import Interactions, stream_interactions
 from commands.synthetic.files import write_synthetic
 from commands.synthetic.oracle import rating_moments
 from commands.synthetic.planted import PERIOD_SECONDS, PERIODS, SPAN_SECONDS, START, Arguments, Planted
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 NAMES = ["interactions.csv", "items.csv", "truth.json", "users.csv"]
 SMALL = Arguments(users=600, items=400, interactions=24_000, clusters=8, seed=5)

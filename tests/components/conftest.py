@@ -37,7 +37,7 @@ def run_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Eva
         from components.evaluator.executor import Executor
         from components.evaluator.settings import Settings
         from components.evaluator.verdict import VERDICT_FILE, Verdict
-        from pipeline.recipe import Slices
+        from recipe.evaluation import Slices
 
         folder = tmp_path_factory.mktemp("evaluator")
 

@@ -18,7 +18,7 @@ import tensorflow_transform as tft
 
 from components.trainer.data.training_data import read_training_data
 from components.trainer.fitting.training import train
-from pipeline.recipe import TrainerRecipe
+from recipe.trainer import TrainerRecipe
 
 several = int(sys.argv[3])
 # Devices can only be made before TensorFlow uses the first one.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import load_recipe
+from recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SEVERAL = 2

@@ -10,7 +10,8 @@ import pydantic
 import pytest
 import yaml
 
-from pipeline.recipe import METRICS, load_recipe, preset_names
+from recipe import load_recipe, preset_names
+from recipe.evaluation import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_DIR = ROOT / "schemas" / "movielens"

@@ -207,8 +207,8 @@ def ingest(crowd: Path, schema_dir: Path, tmp_path_factory: pytest.TempPathFacto
     """Runs ExampleGen of the DAG on many rows."""
     from pipeline.beam import BeamOptions
     from pipeline.dag import compile_dag, create_pipeline
-    from pipeline.recipe import load_recipe, load_schema
     from pipeline.runners.launch import Launches
+    from recipe import load_recipe, load_schema
 
     files = [f"data.sources.{name}.files={name}-*.csv" for name in ("interactions", "users")]
     recipe = load_recipe(schema_dir, files)

@@ -23,8 +23,8 @@ def compile_recipe(path: Path, name: str, *overrides: str, **options: Any) -> Pa
         overrides: `key=value` changes.
         options: Those of `pipeline.runners.kubeflow.compile.Options`; `OPTIONS` where not given.
     """
-    from pipeline.recipe import load_recipe, load_schema
     from pipeline.runners.kubeflow.compile import Options, compile_pipeline, write_pipeline
+    from recipe import load_recipe, load_schema
 
     recipe = load_recipe(ROOT / "schemas" / name, overrides)
     schema = load_schema(ROOT / "schemas" / name, recipe)

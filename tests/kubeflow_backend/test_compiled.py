@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from kfp_backend import BackendError, load_deployment, load_spec
 
 from pipeline.beam import BeamOptions, BeamRunner
-from pipeline.recipe import BadInput, load_recipe, load_schema
+from recipe import BadInput, load_recipe, load_schema
 
 Compile = Callable[..., Path]
 

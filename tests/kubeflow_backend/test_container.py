@@ -13,7 +13,8 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from kfp_backend import load_spec
 
-from pipeline.recipe import BadInput, TrainerRecipe, load_recipe
+from recipe import BadInput, load_recipe
+from recipe.trainer import TrainerRecipe
 
 Compile = Callable[..., Path]
 Prepared = Callable[..., Any]

@@ -36,9 +36,9 @@ from tfx.proto.orchestration import executable_spec_pb2
 from pipeline import beam
 from pipeline.beam import DIRECT, BeamOptions, BeamRunner
 from pipeline.dag import compile_dag
-from pipeline.recipe import BadInput, load_recipe, load_schema
 from pipeline.runners import launch
 from pipeline.runners.airflow import task as node
+from recipe import BadInput, load_recipe, load_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = ROOT / "schemas" / "books"

@@ -22,7 +22,7 @@ from tfx import v1 as tfx
 from tfx.dsl.compiler import compiler
 from tfx.utils import json_utils
 
-from pipeline.recipe import Recipe, load_recipe, load_schema
+from recipe import Recipe, load_recipe, load_schema
 
 RECIPE = """\
 name: shop

@@ -27,9 +27,9 @@ from pipeline.runners.airflow import plan
 # isort: split
 from tfx.proto.orchestration import pipeline_pb2
 
-from pipeline.recipe import load_recipe
 from pipeline.runners.airflow.plan import Deployment, PlanError, last_words, plan_for, say_why
 from pipeline.runners.local import run_recipe
+from recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = ROOT / "schemas" / "books"

@@ -19,12 +19,12 @@ from tfx import v1 as tfx
 
 from pipeline.exit_codes import BAD_INPUT, FAILED, NOT_BLESSED
 from pipeline.lineage import Lineage
-from pipeline.recipe import BadInput, load_recipe
 from pipeline.runners.airflow import outcome as verdict
 from pipeline.runners.airflow import task as node
 from pipeline.runners.airflow.plan import last_words
 from pipeline.runs import read_run
 from pipeline.workdir import only_run_in
+from recipe import BadInput, load_recipe
 
 # TFX reads the annotations of component functions, so they cannot be strings (`from __future__ import annotations`).
 Model = tfx.types.standard_artifacts.Model

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.recipe import PRESET_SECTIONS, Recipe, RecipeError, load_recipe, preset_names
+from recipe import Recipe, RecipeError, load_recipe, preset_names
+from recipe.loading import PRESET_SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVIELENS = ROOT / "schemas" / "movielens"

@@ -12,7 +12,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.recipe import BadInput, RecipeError, TrainerRecipe, load_recipe, load_schema
+from recipe import BadInput, RecipeError, load_recipe, load_schema
+from recipe.trainer import TrainerRecipe
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.recipe import IS_POSITIVE, Data, Recipe, RecipeError, TrainerRecipe, load_recipe, load_schema
+from recipe import Recipe, RecipeError, load_recipe, load_schema
+from recipe.columns import IS_POSITIVE
+from recipe.data import Data
+from recipe.trainer import TrainerRecipe
 
 # Every key that a data section can have.
 DATA: dict[str, Any] = yaml.safe_load("""

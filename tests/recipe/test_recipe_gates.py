@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import METRICS, Gate, RecipeError, load_recipe, load_schema
+from recipe import RecipeError, load_recipe, load_schema
+from recipe.evaluation import METRICS, Gate
 
 MOVIELENS = Path(__file__).resolve().parents[2] / "schemas" / "movielens"
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.recipe import METRICS, Recipe
-from pipeline.recipe_reference import PAGE, page, sections, sentence
+from recipe import Recipe
+from recipe.evaluation import METRICS
+from recipe.reference import PAGE, page, sections, sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 

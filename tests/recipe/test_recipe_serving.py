@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import RankBy, RecipeError, TrainerRecipe, load_recipe
+from recipe import RecipeError, load_recipe
+from recipe.serving import RankBy
+from recipe.trainer import TrainerRecipe
 
 MOVIELENS = Path(__file__).parents[2] / "schemas" / "movielens"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Recipe, RecipeError, TunerRecipe, load_recipe
+from recipe import Recipe, RecipeError, load_recipe
+from recipe.tuner import TunerRecipe
 
 MOVIELENS = Path(__file__).resolve().parents[2] / "schemas" / "movielens"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Recipe, load_recipe
+from recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"

@@ -26,7 +26,7 @@ from serving_page import DTYPES, Section, overview, sections
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
-from pipeline.recipe import load_recipe, load_schema
+from recipe import load_recipe, load_schema
 from tandem_client import Recommender
 
 # Without --target the model is that of the first run.

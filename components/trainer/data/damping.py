@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.recipe import DAMPING
+from recipe.model import DAMPING
 
 
 def damped_biases(indices: np.ndarray, deviations: np.ndarray, count: int, damping: float = DAMPING) -> np.ndarray:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from components.trainer.data.damping import damped_biases
 from components.trainer.data.ragged_rows import row_of_each
-from pipeline.recipe import History
+from recipe.features import History
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import tensorflow_transform as tft
 
 from components.trainer.data.histories import Histories
 from components.transform.preprocessing import LABEL, TIME, display_name
-from pipeline.recipe import IS_POSITIVE, AnyFeature, Columns, Features, History, Identifier
+from recipe.columns import IS_POSITIVE, Columns
+from recipe.features import AnyFeature, Features, History, Identifier
 
 Arrays = dict[str, np.ndarray]
 

@@ -19,7 +19,8 @@ from components.trainer.export.signature_inputs import (
 )
 from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 from components.trainer.model.towers import scope_name
-from pipeline.recipe import TrainerRecipe, column_types
+from recipe.columns import column_types
+from recipe.trainer import TrainerRecipe
 
 ITEM_ID = "item_id"
 

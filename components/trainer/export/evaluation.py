@@ -11,7 +11,7 @@ from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.ranking import Ranker
 from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.export.signature_inputs import DTYPES, Outputs, dense
-from pipeline.recipe import Columns
+from recipe.columns import Columns
 
 TOP_K = (1, 5, 10, 50, 100)
 LIST_LENGTH = 10

@@ -8,7 +8,7 @@ import tensorflow as tf
 from components.trainer.data.ragged_rows import kept_of_dense
 from components.trainer.index.choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.index.retrieval_index import Nearest
-from pipeline.recipe import TrainerRecipe
+from recipe.trainer import TrainerRecipe
 
 
 class Neighbours(tf.Module):

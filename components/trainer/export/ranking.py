@@ -15,7 +15,8 @@ from components.trainer.data.training_data import TrainingData
 from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.index.choice import SAMPLE_SIZE, Searches, build_index
 from components.trainer.model.recommender import Encoded, TwoTaskRecommender
-from pipeline.recipe import RankBy, TrainerRecipe
+from recipe.serving import RankBy
+from recipe.trainer import TrainerRecipe
 
 
 class Ranked(NamedTuple):

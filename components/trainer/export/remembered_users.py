@@ -24,7 +24,9 @@ from components.trainer.export.signature_inputs import (
 )
 from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 from components.trainer.model.towers import scope_name
-from pipeline.recipe import HISTORY_INPUT, TrainerRecipe, column_types
+from recipe.columns import column_types
+from recipe.serving import HISTORY_INPUT
+from recipe.trainer import TrainerRecipe
 
 # More than a vocabulary has items.
 _KEYS_A_ROW = 1 << 40

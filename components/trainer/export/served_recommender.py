@@ -28,7 +28,8 @@ from components.trainer.export.signature_inputs import (
 from components.trainer.export.warm_up import Request, write_warm_up
 from components.trainer.export.word_search import WordSearch
 from components.trainer.model.recommender import TwoTaskRecommender
-from pipeline.recipe import HISTORY_INPUT, TrainerRecipe
+from recipe.serving import HISTORY_INPUT
+from recipe.trainer import TrainerRecipe
 
 SERVING_DEFAULT = "serving_default"
 EVALUATE = "evaluate"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.recipe import ColumnType
+from recipe.columns import ColumnType
 
 DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
 NOT_GIVEN: dict[str, Any] = {"BYTES": "", "INT": np.iinfo(np.int64).min, "FLOAT": float("nan")}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.recipe import METRICS, EarlyStopping
+from recipe.training import EarlyStopping
 
 CURVES_FILE = "curves.json"
 VALIDATION = "validation_"
@@ -50,7 +50,7 @@ def best_epoch(values: Sequence[float], stopping: EarlyStopping) -> int:
         values: `stopping.metric` of every epoch; at least one.
         stopping: The recipe's section.
     """
-    sign = 1.0 if METRICS[stopping.metric] == "higher" else -1.0
+    sign = 1.0 if stopping.higher_is_better else -1.0
     best = 0
     for index, value in enumerate(values):
         if sign * (value - values[best]) > stopping.min_delta:

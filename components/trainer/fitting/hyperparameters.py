@@ -8,7 +8,8 @@ from typing import Any
 
 import keras_tuner
 
-from pipeline.recipe import Tuner, takes_fractions
+from recipe.keys import takes_fractions
+from recipe.tuner import Tuner, TunerRecipe
 
 # Hyperband keeps its own books among the hyperparameters.
 _BOOKKEEPING = "tuner/"
@@ -25,8 +26,8 @@ def search_space(tuner: Tuner) -> keras_tuner.HyperParameters:
         if search.choices is not None:
             space.Choice(key, _choices(search.choices))
             continue
-        low, high = search.ends(takes_fractions(key))
-        if takes_fractions(key):
+        low, high = search.ends(takes_fractions(TunerRecipe, key))
+        if takes_fractions(TunerRecipe, key):
             space.Float(key, low, high, step=search.step, sampling=search.scale)
         else:
             step = None if search.step is None else int(search.step)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from pipeline.recipe import Lookahead, Optimizer
+from recipe.training import Lookahead, Optimizer
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 

@@ -29,7 +29,9 @@ from components.trainer.fitting.hyperparameters import found_values
 from components.trainer.fitting.optimizers import CompositeOptimizer, build_optimizer
 from components.trainer.fitting.validation import Validation
 from components.trainer.model.recommender import TwoTaskRecommender
-from pipeline.recipe import BadInput, TrainerRecipe, Training
+from recipe.errors import BadInput
+from recipe.trainer import TrainerRecipe
+from recipe.training import Training
 
 WARMUP_USERS = 8
 

@@ -11,7 +11,7 @@ from absl import logging
 
 from components.trainer.index.ivf import WORTH_GATHERING, IvfIndex
 from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
-from pipeline.recipe import Index
+from recipe.serving import Index
 
 SAMPLE_SIZE = 1000
 """Searches that an index is measured with, at most."""

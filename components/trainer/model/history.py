@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from pipeline.recipe import History
+from recipe.features import History
 
 
 class HistoryEmbedding(tf.keras.layers.Layer):

@@ -11,7 +11,8 @@ import tensorflow as tf
 from components.trainer.data.damping import damped_biases
 from components.trainer.data.training_data import TrainingData
 from components.trainer.model.towers import FeatureTower, LayerStack, TowerOutput, weight_penalty
-from pipeline.recipe import DAMPING, AnyFeature, Identifier, RatingHead, Tower
+from recipe.features import AnyFeature, Identifier
+from recipe.model import DAMPING, RatingHead, Tower
 
 PROJECTION_SCALE = 0.09
 """Of the variance of the towers' projections where there are biases: training starts near the damped means then, and

@@ -16,7 +16,8 @@ from components.trainer.data.training_data import TrainingData, index_count
 from components.trainer.model.rating import RatingPredictor
 from components.trainer.model.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
 from components.trainer.model.towers import FeatureEmbedding, FeatureTower
-from pipeline.recipe import AnyFeature, History, Model, Normalized, Tower
+from recipe.features import AnyFeature, History, Normalized
+from recipe.model import Model, Tower
 
 
 class Encoded(NamedTuple):

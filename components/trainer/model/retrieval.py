@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from components.trainer.data.training_data import TrainingData
-from pipeline.recipe import RetrievalLoss
+from recipe.model import RetrievalLoss
 
 # Log of the copies of an item that the batch does not have; finite, because a gradient passes through it.
 _NO_COPY = -1e9

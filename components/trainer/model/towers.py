@@ -11,7 +11,8 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from components.trainer.model.history import HistoryEmbedding
-from pipeline.recipe import AnyFeature, History, Identifier, Layers, MultiValue, Normalized, Text, Tower
+from recipe.features import AnyFeature, History, Identifier, MultiValue, Normalized, Text
+from recipe.model import Layers, Tower
 
 
 class LayerStack(tf.keras.layers.Layer):

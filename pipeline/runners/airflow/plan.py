@@ -180,7 +180,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
     from tfx.orchestration import metadata
 
     from pipeline.dag import compile_dag, create_pipeline
-    from pipeline.recipe import load_recipe, load_schema
+    from recipe import load_recipe, load_schema
 
     schema_dir, workdir = Path(deployment.schema_dir), Path(deployment.workdir)
     deployment.beam.check()
@@ -207,7 +207,7 @@ def compile_plan(deployment: Deployment) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Writes the plan of a deployment, given as JSON, to a file."""
-    from pipeline.recipe import BadInput
+    from recipe import BadInput
 
     path, deployment = Path(arguments[0]), Deployment.of(json.loads(arguments[1]))
     path.parent.mkdir(parents=True, exist_ok=True)

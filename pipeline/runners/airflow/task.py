@@ -21,10 +21,11 @@ from tfx.proto.orchestration import pipeline_pb2
 from components.example_gen.check import interactions_bytes
 from pipeline.exit_codes import BAD_INPUT, FAILED
 from pipeline.lineage import Lineage
-from pipeline.recipe import BadInput, Data
 from pipeline.runners.airflow.plan import Plan, read_plan, say_why
 from pipeline.runners.launch import Launches
 from pipeline.workdir import only_run_in
+from recipe import BadInput
+from recipe.data import Data
 
 
 def main(arguments: list[str]) -> int:

@@ -23,9 +23,10 @@ from tfx.dsl.components.base import base_driver
 
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.dag import NEVER_CACHED, create_pipeline
-from pipeline.recipe import BadInput, Recipe, Resources
 from pipeline.runners.kubeflow import container as kubeflow_container
 from pipeline.runners.kubeflow.container import DATA_ROOT, OVERRIDES, PUSH_DESTINATION, TRAINING_PARAMETERS
+from recipe import BadInput, Recipe
+from recipe.orchestration import Resources
 
 COMMAND = ("python", "-m", kubeflow_container.__name__)
 

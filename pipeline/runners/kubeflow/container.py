@@ -34,7 +34,9 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import json_utils, proto_utils
 
 from components.evaluator.executor import REASON_PROPERTY
-from pipeline.recipe import BadInput, TrainerRecipe, TunerRecipe
+from recipe import BadInput
+from recipe.trainer import TrainerRecipe
+from recipe.tuner import TunerRecipe
 
 # Parameters of a run.
 DATA_ROOT = "data_root"

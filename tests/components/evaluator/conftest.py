@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.recipe import IS_POSITIVE, Gate
+from recipe.columns import IS_POSITIVE
+from recipe.evaluation import Gate
 
 EXAMPLES = 400
 USERS = 30

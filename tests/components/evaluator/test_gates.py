@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components.evaluator.verdict import Bound
-from pipeline.recipe import METRICS, Gate
+from recipe.evaluation import METRICS, Gate
 
 # How much worse the worse model is.
 SHIFT = 0.75

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.recipe import METRICS, RATING_METRICS, Gate
+from recipe.evaluation import METRICS, RATING_METRICS, Gate
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Gate
+from recipe.evaluation import Gate
 
 GATES = [
     Gate(metric="rmse", at_most=5.0, may_rise=0.0),

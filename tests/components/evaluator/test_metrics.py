@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tensorflow_model_analysis.metrics.metric_types import StandardMetricInputs
 
 from components.evaluator.metrics import RecommenderMetrics
-from pipeline.recipe import METRICS, READY_SLICES, Gate, ItemPopularity, Slices, UserActivity
+from recipe.evaluation import METRICS, READY_SLICES, Gate, ItemPopularity, Slices, UserActivity
 
 SHIFT = 0.5
 RANKS_LOST = 4

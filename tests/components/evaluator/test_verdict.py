@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.evaluator.verdict import Measured, SliceKey, Verdict, decide
-from pipeline.recipe import METRICS, Gate
+from recipe.evaluation import METRICS, Gate
 
 NEW = ("user_activity", "new")
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ingestion import Ingested, make_data, make_schema, make_tables, run_executor, write_tables
 
-from pipeline.recipe import Data
+from recipe.data import Data
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from pipeline.recipe import Data, Features
+from recipe.data import Data
+from recipe.features import Features
 
 INTERACTIONS = "user_id,item_id,rating,timestamp\n"
 SCHEMA = """

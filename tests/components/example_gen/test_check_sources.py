@@ -14,7 +14,7 @@ from ingestion import SCHEMA, make_data, make_features, make_schema, make_tables
 
 from components.example_gen.check import check_sources
 from components.example_gen.errors import DataError
-from pipeline.recipe import Data
+from recipe.data import Data
 
 
 def test_good_tables_pass(folder: Path) -> None:

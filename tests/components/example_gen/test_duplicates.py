@@ -14,7 +14,7 @@ from ingestion import make_data
 
 from components.example_gen.duplicates import codes, merge
 from components.example_gen.errors import DataError
-from pipeline.recipe import Data
+from recipe.data import Data
 
 TYPES = {"purchases": pa.int64(), "spent": pa.float32(), "pieces": pa.int64()}
 ROWS = st.lists(

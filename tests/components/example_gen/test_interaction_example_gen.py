@@ -8,7 +8,7 @@ import pytest
 from ingestion import make_data, make_schema, make_tables, read_examples, write_tables
 
 from components.example_gen.errors import DataError
-from pipeline.recipe import Data
+from recipe.data import Data
 
 
 def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:

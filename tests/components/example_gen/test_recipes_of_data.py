@@ -14,7 +14,7 @@ from ingestion import INTERACTIONS, Ingested, make_data, make_interactions, make
 
 from components.example_gen import executor, spill
 from components.example_gen.errors import DataError
-from pipeline.recipe import Data
+from recipe.data import Data
 
 Ingest = Callable[..., Ingested]
 PLAIN = "".join(f'feature {{ name: "{name}" type: {kind} }}\n' for name, kind in {

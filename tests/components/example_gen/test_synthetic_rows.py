@@ -9,7 +9,7 @@ from ingestion import run_executor
 
 from commands.synthetic.files import write_synthetic
 from commands.synthetic.planted import Arguments
-from pipeline.recipe import load_recipe, load_schema
+from recipe import load_recipe, load_schema
 
 RECIPE = Path(__file__).resolve().parents[3] / "schemas" / "synthetic"
 

@@ -20,7 +20,7 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
 
 from components.example_validator.executor import Executor
-from pipeline.recipe import SCHEMA_FILE
+from recipe.files import SCHEMA_FILE
 
 SCHEMA = """
 feature {

@@ -10,7 +10,7 @@ import pytest
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 
 from components.example_validator.executor import AnomalyError
-from pipeline.recipe import BadInput
+from recipe import BadInput
 
 Validate = Callable[[Mapping[str, pd.DataFrame]], Any]
 

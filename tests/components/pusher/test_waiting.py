@@ -14,7 +14,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
 from components.pusher import waiting
 from components.pusher.waiting import NotServed
-from pipeline.recipe import WaitFor
+from recipe.serving import WaitFor
 
 States = Callable[[], dict[int, tuple[str, str]]]
 

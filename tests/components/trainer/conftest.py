@@ -31,7 +31,7 @@ from components.trainer.export import ServedRecommender, save
 from components.trainer.fitting.training import train
 from components.trainer.model.recommender import TwoTaskRecommender
 from components.transform.preprocessing import preprocessing_fn
-from pipeline.recipe import TrainerRecipe
+from recipe.trainer import TrainerRecipe
 
 Row = dict[str, Any]
 Serve = Callable[..., ServedRecommender]

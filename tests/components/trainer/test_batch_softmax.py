@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.trainer.model.retrieval import BatchSoftmax
-from pipeline.recipe import RetrievalLoss
+from recipe.model import RetrievalLoss
 
 ITEMS, WIDTH = 6, 4
 

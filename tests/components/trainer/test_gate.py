@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender, save
-from pipeline.recipe import METRICS, Gate
+from recipe.evaluation import METRICS, Gate
 
 World = Any
 Loaded = Any

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 from components.trainer.data.histories import Histories, HistoryBatches, whole_histories
 from components.trainer.model.history import HistoryEmbedding
-from pipeline.recipe import History
+from recipe.features import History
 
 USERS, ITEMS = 4, 7
 Interaction = tuple[int, int, int, float]

@@ -29,7 +29,12 @@ from components.trainer.data.training_data import TrainingData, read_training_da
 from components.trainer.fitting.training import run_fn
 from components.trainer.model.recommender import TwoTaskRecommender
 from components.transform.preprocessing import preprocessing_fn
-from pipeline.recipe import IS_POSITIVE, Columns, Features, Model, Negatives, Serving, TrainerRecipe, Training
+from recipe.columns import IS_POSITIVE, Columns, Negatives
+from recipe.features import Features
+from recipe.model import Model
+from recipe.serving import Serving
+from recipe.trainer import TrainerRecipe
+from recipe.training import Training
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from components.trainer.fitting import optimizers
 from components.trainer.fitting.optimizers import CompositeOptimizer, WarmUpAndDecay, build_optimizer
-from pipeline.recipe import Optimizer
+from recipe.training import Optimizer
 
 STEPS = 14
 ROWS, WIDTH = 5, 3

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from components.trainer.export import save
 from components.trainer.index.ivf import IvfIndex
 from components.trainer.index.retrieval_index import ExactIndex
-from pipeline.recipe import Index, Serving
+from recipe.serving import Index, Serving
 
 World = Any
 Loaded = Any

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import predict_pb2
 
 from components.trainer.export import ServedRecommender, save
 from components.trainer.model.recommender import TwoTaskRecommender
-from pipeline.recipe import load_recipe
+from recipe import load_recipe
 
 World = Any
 Loaded = Any

@@ -29,7 +29,8 @@ from components.trainer.fitting import optimizers, training
 from components.trainer.fitting.curves import best_epoch, with_epoch
 from components.trainer.fitting.training import TrainingDiverged, fingerprint, run_fn, train
 from components.trainer.fitting.validation import Validation
-from pipeline.recipe import EarlyStopping, TrainerRecipe
+from recipe.trainer import TrainerRecipe
+from recipe.training import EarlyStopping
 
 World = Any
 ROOT = Path(__file__).resolve().parents[3]
@@ -350,7 +351,7 @@ tf.config.set_logical_device_configuration(
 import tensorflow_transform as tft
 from components.trainer.fitting.training import train
 from components.trainer.data.training_data import read_training_data
-from pipeline.recipe import TrainerRecipe
+from recipe.trainer import TrainerRecipe
 
 from components.trainer.fitting import optimizers
 

@@ -23,7 +23,8 @@ from tensorflow_transform.tf_metadata import dataset_metadata
 
 import components  # noqa: F401  (before TensorFlow: it decides which Keras is imported)
 from components.transform.preprocessing import display_name, preprocessing_fn
-from pipeline.recipe import Columns, Features
+from recipe.columns import Columns
+from recipe.features import Features
 
 Row = dict[str, Any]
 Rows = Sequence[Row]

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.trainer.fitting.hyperparameters import found_values, search_space
-from pipeline.recipe import Search, Tuner
+from recipe.tuner import Search, Tuner
 
 
 def sampled(tuner: Tuner, seed: int) -> dict[str, Any]:

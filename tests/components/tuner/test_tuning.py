@@ -17,7 +17,9 @@ import pytest
 
 from components.trainer.fitting.training import TrainingDiverged
 from components.tuner import tuning
-from pipeline.recipe import RecipeError, TrainerRecipe, TunerRecipe, load_recipe
+from recipe import RecipeError, load_recipe
+from recipe.trainer import TrainerRecipe
+from recipe.tuner import TunerRecipe
 
 MOVIELENS = Path(__file__).resolve().parents[3] / "schemas" / "movielens"
 CURVES = {
