@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-airflow airflow-setup test-flink flink-setup lint types tests soak docs \
+.PHONY: help setup demo test test-slow test-airflow airflow-setup test-flink flink-setup lint types tests soak docs docs-site \
 	bench-ingest bench-train bench-serving bench-pipeline bench-scaling bench \
 	lock clean
 
@@ -50,6 +50,9 @@ soak: setup  ## Push versions under load for five minutes: no client may see a f
 docs: setup  ## Write docs/recipe.md anew from the recipe's own models
 	$(BIN)/python -m recipe.reference > docs/recipe.md
 
+docs-site: setup  ## Build the documentation as a site in site/; a dead link or a page without a place in the menu fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench-ingest: setup  ## Time our ExampleGen against TFX's CsvExampleGen on 1 million interactions (minutes)
 	$(BIN)/python benchmarks/ingest.py
 
@@ -72,4 +75,4 @@ lock: setup  ## Resolve the newest versions that pyproject.toml allows, with has
 	$(BIN)/python environment/lock.py
 
 clean:  ## Remove what make and tandem wrote here
-	rm -rf .venv .venv-airflow .flink .flink.partial .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis data work
+	rm -rf .venv .venv-airflow .flink .flink.partial .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis site data work
