@@ -16,7 +16,7 @@ import yaml
 sys.path.append(str(Path(__file__).parent))
 
 ROOT = Path(__file__).resolve().parents[2]
-KUBEFLOW = ROOT / "kubeflow"
+MANIFESTS = ROOT / "kubeflow" / "manifests"
 
 Manifest = dict[str, Any]
 
@@ -57,29 +57,29 @@ def kustomize() -> Callable[[Path], list[Manifest]]:
 
 @pytest.fixture(scope="session")
 def volume(kustomize: Callable[[Path], list[Manifest]]) -> list[Manifest]:
-    return kustomize(KUBEFLOW / "overlays" / "volume")
+    return kustomize(MANIFESTS / "overlays" / "volume")
 
 
 @pytest.fixture(scope="session")
 def bucket(kustomize: Callable[[Path], list[Manifest]]) -> list[Manifest]:
-    return kustomize(KUBEFLOW / "overlays" / "bucket")
+    return kustomize(MANIFESTS / "overlays" / "bucket")
 
 
 @pytest.fixture(scope="session")
 def release(kustomize: Callable[[Path], list[Manifest]], volume: list[Manifest]) -> list[Manifest]:
     """The release job among what it needs."""
-    return [*volume, *kustomize(KUBEFLOW / "release")]
+    return [*volume, *kustomize(MANIFESTS / "release")]
 
 
 @pytest.fixture(scope="session")
-def with_components(
+def with_addons(
     kustomize: Callable[[Path], list[Manifest]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Manifest]:
-    """The overlay `volume` with every component, from a folder of a user's own."""
+    """The overlay `volume` with every add-on, from a folder of a user's own."""
     folder = tmp_path_factory.mktemp("mine")
-    (folder / "kubeflow").symlink_to(KUBEFLOW)
-    components = [f"kubeflow/manifests/addons/{each.name}" for each in sorted((KUBEFLOW / "components").iterdir())]
+    (folder / "manifests").symlink_to(MANIFESTS)
+    components = [f"manifests/addons/{each.name}" for each in sorted((MANIFESTS / "addons").iterdir())]
     (folder / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": ["kubeflow/manifests/overlays/volume"], "components": components})
+        yaml.safe_dump({"resources": ["manifests/overlays/volume"], "components": components})
     )
     return kustomize(folder)

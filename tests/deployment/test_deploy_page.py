@@ -82,8 +82,10 @@ def test_every_path_is_there() -> None:
     named = {each for each in re.findall(r"(?<![\w./])kubeflow/[\w./-]+\w", TEXT)}
     assert {"kubeflow/image/Dockerfile", "kubeflow/manifests/overlays/bucket", "kubeflow/manifests/release"} <= named
     assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
-    components = {f"kubeflow/manifests/addons/{each.name}" for each in (ROOT / "kubeflow" / "components").iterdir()}
-    assert components <= named, "a component that nobody is told of"
+    addons = {
+        f"kubeflow/manifests/addons/{each.name}" for each in (ROOT / "kubeflow" / "manifests" / "addons").iterdir()
+    }
+    assert addons <= named, "an add-on that the page does not name"
     for link in re.findall(r"\]\(([\w./-]+)\)", TEXT):
         assert (PAGE.parent / link).exists(), link
 
@@ -123,7 +125,7 @@ def test_the_users_names_get_everywhere(kustomize: Callable[[Path], list[rules.M
     shutil.copytree(ROOT / "kubeflow", tmp_path / "kubeflow")
     names = {"BUCKET": "our-bucket", "PROJECT": "our-project", "IMAGE": "images.our.net/team/tandem:0.1.0"}
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", **names}, check=True)
-    found = kustomize(tmp_path / "kubeflow" / "overlays" / "bucket")
+    found = kustomize(tmp_path / "kubeflow" / "manifests" / "overlays" / "bucket")
     assert rules.violations(found) == []
     text = yaml.safe_dump_all(found)
     assert "example" not in text

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "kubeflow" / "development_packages.py"
+SCRIPT = ROOT / "kubeflow" / "image" / "development_packages.py"
 PROJECTS = [ROOT / "pyproject.toml", ROOT / "serving" / "client" / "pyproject.toml"]
 
 # Imports what an image runs, with what it leaves out made impossible to import.
@@ -32,10 +32,11 @@ class Hide:
 
 sys.meta_path.insert(0, Hide())
 assert {"pytest", "selenium", "hypothesis"} <= hidden
-for package in ("pipeline", "components", "serving", "tandem_client"):
+for package in ("commands", "pipeline", "components", "recipe", "serving", "tandem_client"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         # Airflow's processes have an environment of their own.
-        if not module.name.startswith(("serving.client", "pipeline.runners.airflow.dag_factory")):
+        in_airflow = ("pipeline.runners.airflow.dag_factory", "pipeline.runners.airflow.example_dag")
+        if not module.name.startswith(("serving.client", *in_airflow)):
             importlib.import_module(module.name)
 import kfp
 from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor

@@ -24,8 +24,8 @@ from commands.options import DEFAULT_MODEL
 ROOT = Path(__file__).resolve().parents[2]
 KUBEFLOW = ROOT / "kubeflow"
 IGNORE = ROOT / ".dockerignore"
-TANDEM = KUBEFLOW / "Dockerfile"
-TENSORFLOW_SERVING = KUBEFLOW / "tensorflow-serving.Dockerfile"
+TANDEM = KUBEFLOW / "image" / "Dockerfile"
+TENSORFLOW_SERVING = KUBEFLOW / "image" / "tensorflow-serving.Dockerfile"
 DOCKERFILES = [TANDEM, TENSORFLOW_SERVING]
 
 Hadolint = Callable[[Path], "subprocess.CompletedProcess[str]"]

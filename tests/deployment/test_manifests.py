@@ -17,7 +17,7 @@ from commands.options import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBEFLOW = ROOT / "kubeflow"
-RENDERED = ("volume", "bucket", "release", "with_components")
+RENDERED = ("volume", "bucket", "release", "with_addons")
 # The oldest release that knows every field that is used (a CronJob's time zone, evicting unhealthy pods), and the
 # newest whose schemas are at hand.
 KUBERNETES = ("1.27", kubernetes_validate.latest_version())
@@ -51,7 +51,7 @@ def test_the_rules_are_kept(rendered: list[Manifest]) -> None:
     assert rules.violations(rendered) == []
 
 
-def test_what_is_there(volume: list[Manifest], bucket: list[Manifest], with_components: list[Manifest]) -> None:
+def test_what_is_there(volume: list[Manifest], bucket: list[Manifest], with_addons: list[Manifest]) -> None:
     serving = {
         "Deployment/recommender",
         "Service/recommender",
@@ -65,7 +65,7 @@ def test_what_is_there(volume: list[Manifest], bucket: list[Manifest], with_comp
     volumes = {"PersistentVolumeClaim/recommender-models", "PersistentVolumeClaim/recommender-batch"}
     found = [
         {rules.title(each) for each in manifests if each["kind"] != "ConfigMap"}
-        for manifests in (volume, bucket, with_components)
+        for manifests in (volume, bucket, with_addons)
     ]
     assert found == [
         serving | batch | volumes,
@@ -139,30 +139,28 @@ def test_serving_cannot_write_where_the_models_are(volume: list[Manifest], relea
     assert mount == {"name": "models", "mountPath": "/models"}
 
 
-def test_the_labels_component_follows_the_file_that_promote_writes(with_components: list[Manifest]) -> None:
-    _, container = rules.serving(with_components)
+def test_the_labels_component_follows_the_file_that_promote_writes(with_addons: list[Manifest]) -> None:
+    _, container = rules.serving(with_addons)
     followed = rules.flags(container)["model_config_file"]
-    models = rules.model_config(rules.config_files(with_components)["models.config"]).model_config_list.config
+    models = rules.model_config(rules.config_files(with_addons)["models.config"]).model_config_list.config
     assert followed == str(Path(models[0].base_path).parent / "models.config")
 
 
-def test_requests_are_merged_only_where_that_is_asked_for(
-    volume: list[Manifest], with_components: list[Manifest]
-) -> None:
-    (_, plain), (_, batching) = rules.serving(volume), rules.serving(with_components)
+def test_requests_are_merged_only_where_that_is_asked_for(volume: list[Manifest], with_addons: list[Manifest]) -> None:
+    (_, plain), (_, batching) = rules.serving(volume), rules.serving(with_addons)
     assert "enable_batching" not in rules.flags(plain), "TensorFlow Serving would refuse recommend_filtered"
     added = dict(rules.flags(batching).items() - rules.flags(plain).items())
     assert added["enable_batching"] == "true"
     assert added["batching_parameters_file"] == f"{rules.CONFIG_DIR}/batching.config"
 
 
-def test_a_pod_monitor_replaces_the_annotations(volume: list[Manifest], with_components: list[Manifest]) -> None:
+def test_a_pod_monitor_replaces_the_annotations(volume: list[Manifest], with_addons: list[Manifest]) -> None:
     def annotations(manifests: list[Manifest]) -> list[str]:
         template, _ = rules.serving(manifests)
         return [key for key in template["metadata"].get("annotations") or {} if key.startswith("prometheus.io/")]
 
     assert annotations(volume) == ["prometheus.io/path", "prometheus.io/port", "prometheus.io/scrape"]
-    assert annotations(with_components) == []
+    assert annotations(with_addons) == []
 
 
 @pytest.mark.parametrize("overlay", ["volume", "bucket", "release"])

@@ -24,7 +24,7 @@ from serving.config.model_config import Latest, read_model_config_file
 from serving.config.server_options import ServerOptions
 from serving.server.model_server import ModelServer, ServerStartError
 
-_DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "serving"
+_DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "manifests" / "serving"
 
 
 def _start(*arguments: str | Path) -> subprocess.Popen[str]:
