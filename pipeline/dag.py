@@ -5,10 +5,7 @@ TFX's names come from where they are made: `tfx.v1` brings Google's AI platform 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from tensorflow_metadata.proto.v0 import schema_pb2
@@ -21,14 +18,6 @@ from tfx.proto.pusher_pb2 import PushDestination
 from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.proto.transform_pb2 import SplitsConfig
 
-import components.evaluator
-import components.example_gen
-import components.infra_validator
-import components.trainer
-import components.transform
-import components.tuner
-import recipe as recipe_package
-import serving
 from components.evaluator.component import Evaluator
 from components.evaluator.settings import Settings as EvaluatorSettings
 from components.example_gen.component import InteractionExampleGen
@@ -40,9 +29,31 @@ from components.pusher.component import Pusher
 from components.pusher.executor import SETTINGS_KEY as PUSHER_SETTINGS_KEY
 from components.pusher.executor import Settings as PusherSettings
 from components.schema_gen.component import ImportSchemaGen
+from pipeline.code_version import code_version
 from recipe import Recipe
 
 CATALOGUE = "catalogue"
+
+PREPROCESSING = "components.transform.preprocessing"
+TRAINING = "components.trainer.fitting.training"
+TUNING = "components.tuner.tuning"
+
+CODE = {
+    "InteractionExampleGen": ("components.example_gen.executor",),
+    "ImportSchemaGen": ("components.schema_gen.executor",),
+    "ExampleValidator": ("components.example_validator.executor",),
+    "Transform": (PREPROCESSING,),
+    "Tuner": (TUNING,),
+    "Trainer": (TRAINING,),
+    "ModelResolver": ("components.model_resolver.executor", "components.model_resolver.driver"),
+    "Evaluator": ("components.evaluator.executor",),
+    # It starts the server as a process.
+    "InfraValidator": ("components.infra_validator.executor", "serving.server.__main__"),
+}
+"""The modules that a component runs; a change in them, or in what they import, is a change of its cache key.
+
+StatisticsGen is TFX's own, and the Pusher is never cached.
+"""
 
 # Pushing is about the serving folder, which may have changed since; the executor itself sees what is there already.
 NEVER_CACHED = ("Pusher",)
@@ -72,32 +83,35 @@ def create_pipeline(
         last: The component it ends with. One that ends with the Evaluator looks up no earlier model either.
     """
     columns = recipe.data.columns
+    code = {name: code_version(*modules) for name, modules in CODE.items()}
 
     example_gen = InteractionExampleGen(
-        input_base=data_root, data=recipe.data, schema=schema, code_version=code_version(components.example_gen)
+        input_base=data_root, data=recipe.data, schema=schema, code_version=code["InteractionExampleGen"]
     )
 
     # The catalogue has item columns only, so statistics and validation look at the interactions.
     statistics_gen = StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE])
 
-    schema_gen = ImportSchemaGen(schema)
+    schema_gen = ImportSchemaGen(schema, code_version=code["ImportSchemaGen"])
     schema_gen.add_upstream_node(statistics_gen)
 
     example_validator = ExampleValidator(
-        statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
+        statistics=statistics_gen.outputs["statistics"],
+        schema=schema_gen.outputs["schema"],
+        code_version=code["ExampleValidator"],
     )
 
     transform = Transform(
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
-        preprocessing_fn="components.transform.preprocessing.preprocessing_fn",
+        preprocessing_fn=f"{PREPROCESSING}.preprocessing_fn",
         # The item vocabulary holds every known item; nothing is learnt from the eval split.
         splits_config=SplitsConfig(analyze=["train", CATALOGUE], transform=["train", CATALOGUE]),
         custom_config={
             "features": recipe.features.for_transform().model_dump_json(),
             "columns": columns.model_dump_json(),
             "negatives": recipe.data.negatives is not None,
-            "code": code_version(components.transform),
+            "code": code["Transform"],
         },
         disable_statistics=True,
         # Each analyzer would run once for every split, be written and merged, and nobody reads what was written.
@@ -113,31 +127,30 @@ def create_pipeline(
         "train_args": TrainArgs(splits=["train"]),
         "eval_args": EvalArgs(splits=[CATALOGUE]),
     }
-    training_code = code_version(components.trainer, components.transform, components.tuner)
 
     parts = [example_gen, statistics_gen, schema_gen, example_validator, transform]
 
     best_hyperparameters = None
     if recipe.tuner is not None:
         tuner = Tuner(
-            tuner_fn="components.tuner.tuning.tuner_fn",
-            custom_config={"recipe": recipe.for_tuner().model_dump_json(), "code": training_code},
+            tuner_fn=f"{TUNING}.tuner_fn",
+            custom_config={"recipe": recipe.for_tuner().model_dump_json(), "code": code["Tuner"]},
             **transformed,
         )
         best_hyperparameters = tuner.outputs["best_hyperparameters"]
         parts.append(tuner)
 
     trainer = Trainer(
-        run_fn="components.trainer.fitting.training.run_fn",
+        run_fn=f"{TRAINING}.run_fn",
         hyperparameters=best_hyperparameters,
-        custom_config={"recipe": recipe.for_trainer().model_dump_json(), "code": training_code},
+        custom_config={"recipe": recipe.for_trainer().model_dump_json(), "code": code["Trainer"]},
         **transformed,
     )
     parts.append(trainer)
 
     baseline_model = None
     if last == "Pusher":
-        model_resolver = ModelResolver(push_destination=serving_dir)
+        model_resolver = ModelResolver(push_destination=serving_dir, code_version=code["ModelResolver"])
         model_resolver.add_upstream_node(trainer)
         baseline_model = model_resolver.outputs["model"]
         parts.append(model_resolver)
@@ -152,7 +165,7 @@ def create_pipeline(
             label=columns.label,
             exclude_seen=recipe.serving.exclude_seen,
             negatives=recipe.data.negatives is not None,
-            code_version=code_version(components.evaluator),
+            code_version=code["Evaluator"],
         ),
     )
     parts.append(evaluator)
@@ -166,7 +179,7 @@ def create_pipeline(
                 item_id=columns.item_id,
                 exclude_seen=recipe.serving.exclude_seen,
                 max_p99_ms=recipe.serving.max_p99_ms,
-                code_version=code_version(components.infra_validator, serving),
+                code_version=code["InfraValidator"],
             ),
         )
         infra_validator.add_upstream_node(evaluator)
@@ -205,12 +218,3 @@ def compile_dag(dag: Pipeline) -> pipeline_pb2.Pipeline:
         if node.pipeline_node.node_info.id in NEVER_CACHED:
             node.pipeline_node.execution_options.caching_options.enable_cache = False
     return compiled
-
-
-def code_version(*packages: ModuleType) -> str:
-    """A hash of the packages' sources and the recipe's: no cached result outlives the code that made it."""
-    digest = hashlib.sha256()
-    for package in (recipe_package, *packages):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

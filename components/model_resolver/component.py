@@ -14,13 +14,16 @@ from tfx.orchestration import data_types
 from tfx.types import component_spec, standard_artifacts
 
 from components.model_resolver.driver import Driver
-from components.model_resolver.executor import MODEL_KEY, PUSH_DESTINATION_KEY, Executor
+from components.model_resolver.executor import CODE_VERSION_KEY, MODEL_KEY, PUSH_DESTINATION_KEY, Executor
 
 
 class ModelResolverSpec(component_spec.ComponentSpec):
     """A folder of versions in, Model out."""
 
-    PARAMETERS: ClassVar = {PUSH_DESTINATION_KEY: component_spec.ExecutionParameter(type=str)}
+    PARAMETERS: ClassVar = {
+        PUSH_DESTINATION_KEY: component_spec.ExecutionParameter(type=str),
+        CODE_VERSION_KEY: component_spec.ExecutionParameter(type=str),
+    }
     INPUTS: ClassVar[dict[str, component_spec.ChannelParameter]] = {}
     OUTPUTS: ClassVar = {MODEL_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model)}
 
@@ -36,13 +39,18 @@ class ModelResolver(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
     DRIVER_CLASS = Driver
 
-    def __init__(self, push_destination: str | data_types.RuntimeParameter) -> None:
+    def __init__(self, push_destination: str | data_types.RuntimeParameter, code_version: str) -> None:
         """Builds the component.
 
         Args:
             push_destination: The folder that the Pusher writes versions to.
+            code_version: Changes with the code of the component; part of the cache key.
         """
         spec = ModelResolverSpec(
-            **{PUSH_DESTINATION_KEY: push_destination, MODEL_KEY: types.Channel(type=standard_artifacts.Model)}
+            **{
+                PUSH_DESTINATION_KEY: push_destination,
+                CODE_VERSION_KEY: code_version,
+                MODEL_KEY: types.Channel(type=standard_artifacts.Model),
+            }
         )
         super().__init__(spec=spec)

@@ -14,6 +14,7 @@ from tfx.utils import io_utils, path_utils
 from components.pusher.push_destination import origin_of, pushed_versions, version_path
 
 PUSH_DESTINATION_KEY = "push_destination"
+CODE_VERSION_KEY = "code_version"
 NEWEST_VERSION_KEY = "newest_version"
 """What the driver found; absent where the orchestrator runs no driver."""
 MODEL_KEY = "model"

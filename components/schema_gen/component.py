@@ -15,13 +15,16 @@ from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 from tfx.types.standard_component_specs import SCHEMA_KEY
 
-from components.schema_gen.executor import CONTENT_KEY, Executor
+from components.schema_gen.executor import CODE_VERSION_KEY, CONTENT_KEY, Executor
 
 
 class ImportSchemaGenSpec(component_spec.ComponentSpec):
     """A text proto in, Schema out."""
 
-    PARAMETERS: ClassVar = {CONTENT_KEY: component_spec.ExecutionParameter(type=str)}
+    PARAMETERS: ClassVar = {
+        CONTENT_KEY: component_spec.ExecutionParameter(type=str),
+        CODE_VERSION_KEY: component_spec.ExecutionParameter(type=str),
+    }
     INPUTS: ClassVar[dict[str, component_spec.ChannelParameter]] = {}
     OUTPUTS: ClassVar = {SCHEMA_KEY: component_spec.ChannelParameter(type=standard_artifacts.Schema)}
 
@@ -32,15 +35,17 @@ class ImportSchemaGen(base_component.BaseComponent):
     SPEC_CLASS = ImportSchemaGenSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, schema: schema_pb2.Schema) -> None:
+    def __init__(self, schema: schema_pb2.Schema, code_version: str) -> None:
         """Builds the component.
 
         Args:
             schema: The curated schema.
+            code_version: Changes with the code of the component; part of the cache key.
         """
         spec = ImportSchemaGenSpec(
             **{
                 CONTENT_KEY: text_format.MessageToString(schema),
+                CODE_VERSION_KEY: code_version,
                 SCHEMA_KEY: types.Channel(type=standard_artifacts.Schema),
             }
         )

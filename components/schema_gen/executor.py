@@ -12,6 +12,7 @@ from tfx.types.standard_component_specs import SCHEMA_KEY
 from tfx.utils import io_utils
 
 CONTENT_KEY = "schema_content"
+CODE_VERSION_KEY = "code_version"
 
 
 class Executor(base_executor.BaseExecutor):

@@ -19,8 +19,9 @@ from tfx.utils import io_utils
 from components.trainer.data.training_data import TrainingData, read_training_data
 from components.trainer.export import label_bounds
 from components.trainer.fitting.curves import VALIDATION, Curves
-from components.trainer.fitting.hyperparameters import EPOCHS, found_values, search_space
+from components.trainer.fitting.hyperparameters import found_values
 from components.trainer.fitting.training import TrainingDiverged, train
+from components.tuner.search_space import EPOCHS, search_space
 from recipe.errors import RecipeError
 from recipe.trainer import TrainerRecipe
 from recipe.tuner import Objective, Tuner, TunerRecipe

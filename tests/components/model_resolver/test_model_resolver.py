@@ -133,7 +133,7 @@ class Bench:
     def run(self) -> dict[str, bool]:
         """Which of the two came from the cache."""
         self.runs += 1
-        resolver = ModelResolver(push_destination=str(self.destination))
+        resolver = ModelResolver(push_destination=str(self.destination), code_version="1")
         compare = Compare(last=resolver.outputs["model"], diary=str(self.folder / "diary"))
         metadata = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(self.folder / "metadata.sqlite"))
         dag = tfx.dsl.Pipeline(

@@ -28,7 +28,7 @@ def test_the_curated_schema_arrives_as_it_is(path: Path, tmp_path: Path) -> None
     curated = text_format.Parse(path.read_text(), schema_pb2.Schema())
     artifact = standard_artifacts.Schema()
     artifact.uri = str(tmp_path)
-    Executor().Do({}, {"schema": [artifact]}, ImportSchemaGen(curated).exec_properties)
+    Executor().Do({}, {"schema": [artifact]}, ImportSchemaGen(curated, "1").exec_properties)
     assert io_utils.SchemaReader().read(str(tmp_path / "schema.pbtxt")) == curated
 
 
@@ -36,5 +36,7 @@ def test_another_schema_is_another_cache_key() -> None:
     one = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.BYTES)])
     same = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.BYTES)])
     other = schema_pb2.Schema(feature=[schema_pb2.Feature(name="user", type=schema_pb2.INT)])
-    assert ImportSchemaGen(one).exec_properties == ImportSchemaGen(same).exec_properties
-    assert ImportSchemaGen(one).exec_properties != ImportSchemaGen(other).exec_properties
+    properties = ImportSchemaGen(one, "1").exec_properties
+    assert properties == ImportSchemaGen(same, "1").exec_properties
+    assert properties != ImportSchemaGen(other, "1").exec_properties
+    assert properties != ImportSchemaGen(one, "2").exec_properties

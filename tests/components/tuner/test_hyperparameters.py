@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.fitting.hyperparameters import found_values, search_space
+from components.trainer.fitting.hyperparameters import found_values
+from components.tuner.search_space import search_space
 from recipe.tuner import Search, Tuner
 
 
