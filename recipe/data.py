@@ -12,7 +12,7 @@ from recipe.columns import IS_POSITIVE, Columns, Negatives
 from recipe.errors import did_you_mean
 from recipe.section import Section
 from recipe.sources import Sources
-from recipe.splits import LeaveLastNSplit, RandomSplit, Split, TimeSplit
+from recipe.splits import RandomSplit, Split
 
 
 class ConstantLabel(Section):
@@ -90,10 +90,10 @@ class Data(Section):
     @pydantic.model_validator(mode="after")
     def _has_the_time_it_needs(self) -> Data:
         if self.columns.timestamp is None:
-            if isinstance(self.split, TimeSplit | LeaveLastNSplit):
-                way = {"time": "by time", "leave_last_n": "by each user's last rows"}[self.split.kind]
+            if self.split.is_chronological:
                 raise ValueError(
-                    f"the split is {way}, but columns.timestamp is not given; name the column or split randomly"
+                    f"split.kind: {self.split.kind} needs timestamps, but columns.timestamp is not set; "
+                    "name the column, or set split.kind: random"
                 )
             if self.timestamp_format != "seconds":
                 raise ValueError(

@@ -20,7 +20,6 @@ from recipe.model import Model
 from recipe.orchestration import ComponentName, Resources, check_schedule
 from recipe.section import Section
 from recipe.serving import HISTORY_INPUT, SIGNATURE_INPUTS, SIGNATURE_OUTPUTS, Serving, can_name_an_input
-from recipe.splits import LeaveLastNSplit, TimeSplit
 from recipe.trainer import TrainerRecipe, check_towers
 from recipe.training import Training, Validation
 from recipe.tuner import Tuner, TunerRecipe
@@ -222,7 +221,7 @@ class Recipe(Section):
 
     def for_trainer(self) -> TrainerRecipe:
         """The part that decides what is trained and exported; changing anything else does not train again."""
-        in_time = isinstance(self.data.split, TimeSplit | LeaveLastNSplit)
+        in_time = self.data.split.is_chronological
         features, training = self.features, self.training
         query = tuple(
             feature.model_copy(update={"order": feature.order or ("earlier" if in_time else "any")})

@@ -38,7 +38,7 @@ from tfx.utils import proto_utils
 
 from components.example_gen.config import SPLITS, decode_config
 from components.example_gen.csv_reader import WHOLE, Span, find_spans
-from components.example_gen.duplicates import codes, merge
+from components.example_gen.duplicates import merge
 from components.example_gen.errors import BadRow, DataError
 from components.example_gen.examples import Shard, encode
 from components.example_gen.join import Lookup, LookupPart, assemble, join_all, one_chunk
@@ -46,10 +46,9 @@ from components.example_gen.negatives import sample_negatives
 from components.example_gen.rows import ARROW_TYPES, read_rows, reason
 from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
-from components.example_gen.split import Mask, Timestamps, hash_values, leave_last_n, random_split, time_split
+from components.example_gen.split import Mask, Splitter, hash_values, splitter_of
 from recipe.columns import IS_POSITIVE
 from recipe.data import Data
-from recipe.splits import ByUserSplit, LeaveLastNSplit, RandomSplit, TimeSplit
 
 REJECTED = "rejected"
 """Folder beside the splits with the rejected rows as JSON lines: table, file, line, reason and row."""
@@ -218,8 +217,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
 
 def _row_by_row(data: Data) -> bool:
     """Whether each row's examples depend on that row alone."""
-    by_hash = isinstance(data.split, RandomSplit | ByUserSplit)
-    return by_hash and data.duplicates == "keep" and data.negatives is None
+    return not splitter_of(data).needs_all_rows and data.duplicates == "keep" and data.negatives is None
 
 
 # --- lookups ----------------------------------------------------------------------------------------------------------
@@ -369,8 +367,9 @@ def _write_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scr
             shards = {
                 name: stack.enter_context(Shard(_scratch_file(scratch, name, unit))) for name in ("train", "eval")
             }
+            splitter = splitter_of(data)
             for number, rows in enumerate(_interactions(unit, sources, lookups.first, data, rejects)):
-                is_eval = _is_eval(rows, data)
+                is_eval = splitter.assign(rows)
                 order = np.random.default_rng([unit.index, unit.part, number]).permutation(rows.num_rows)
                 for name, members in (("train", order[~is_eval[order]]), ("eval", order[is_eval[order]])):
                     shards[name].write(encode(_features(rows.take(pa.array(members)), lookups, sources)))
@@ -401,27 +400,6 @@ def _spill(unit: Unit, scratch: str, partitions: int) -> Spill:
     return Spill(partitions, lambda partition: _scratch_file(scratch, f"spill-{partition:05d}", unit), _create)
 
 
-def _is_eval(rows: pa.RecordBatch | pa.Table, data: Data, cut: int | None = None) -> Mask:
-    """Each row's split; by time, `cut` is the first moment that is eval."""
-    columns, split = data.columns, data.split
-
-    def column(name: str) -> pa.Array:
-        found = rows.column(name)
-        return one_chunk(found) if isinstance(found, pa.ChunkedArray) else found
-
-    if isinstance(split, RandomSplit):
-        names = (columns.user_id, columns.item_id, columns.timestamp, columns.label)
-        return random_split([column(name) for name in names if name is not None], split.eval_fraction, split.seed)
-    if isinstance(split, ByUserSplit):
-        return random_split([column(columns.user_id)], split.eval_fraction, split.seed)
-    times = column(str(columns.timestamp))
-    if isinstance(split, TimeSplit):
-        assert cut is not None  # known once all rows are
-        return time_split(times, cut)
-    parts = [column(name) for name in (columns.user_id, columns.item_id, str(columns.timestamp), columns.label)]
-    return leave_last_n(codes(parts[:1]), times.to_numpy(), codes(parts), split.n)
-
-
 def _features(rows: pa.RecordBatch, lookups: _Lookups, sources: Sources) -> pa.RecordBatch:
     """The rows with the columns of items and users: every feature of the schema, in its order."""
     joined = join_all(rows, lookups.roots)
@@ -440,7 +418,7 @@ class _Partition:
         file: Its rows, in file order; None if there are none.
         rows: How many rows it has.
         merged: How many rows went into others.
-        timestamps: When they happened, for a split by time.
+        summary: What the splitter has to know of them to be fitted.
         problem: Why they could not be merged.
     """
 
@@ -448,7 +426,7 @@ class _Partition:
     file: str | None = None
     rows: int = 0
     merged: int = 0
-    timestamps: Timestamps | None = None
+    summary: Any = None
     problem: str | None = None
 
 
@@ -457,11 +435,11 @@ class _Whole:
     """What the writing of a partition needs to know of all others.
 
     Attributes:
-        cut: The first moment that is eval, for a split by time.
+        splitter: Fitted to all partitions.
         item_ids: Every item of the catalogue, sorted, to sample negatives from.
     """
 
-    cut: int | None = None
+    splitter: Splitter[Any]
     item_ids: pa.Array | None = None
 
 
@@ -480,26 +458,23 @@ def _merge_partition(number: int, read: Sequence[_Read], sources: Sources, data:
             rows = merge(rows, data, types)
         except DataError as error:
             return _Partition(number, problem=str(error))
-    timestamps = None
-    if isinstance(data.split, TimeSplit):
-        timestamps = Timestamps.of(rows.column(data.columns.timestamp).to_numpy())
+    summary = splitter_of(data).summarize(rows)
     file = _scratch_file(scratch, "merged", Unit(PARTITIONS, number, ""))
     write_rows(rows, file, _create)
-    return _Partition(number, file, rows.num_rows, before - rows.num_rows, timestamps)
+    return _Partition(number, file, rows.num_rows, before - rows.num_rows, summary)
 
 
 def _sum_up(
     _: None, read: Sequence[_Read], partitions: Sequence[_Partition], lookups: _Lookups, sources: Sources, data: Data
 ) -> _Whole:
-    cut = item_ids = None
-    if isinstance(data.split, TimeSplit):
-        summaries = [one.timestamps for one in sorted(partitions, key=lambda one: one.number) if one.timestamps]
-        cut = Timestamps.merge(summaries).cut(data.split.eval_fraction)
+    item_ids = None
+    ordered = sorted(partitions, key=lambda one: one.number)
+    splitter = splitter_of(data).fit(one.summary for one in ordered if one.file is not None)
     if data.negatives is not None:
         known = _catalogue([one.item_ids for one in read], lookups.items, sources, data.columns.item_id)
         ids = one_chunk(known.column(data.columns.item_id))
         item_ids = ids.take(pc.sort_indices(ids))
-    return _Whole(cut, item_ids)
+    return _Whole(splitter, item_ids)
 
 
 def _write_partition(
@@ -512,7 +487,7 @@ def _write_partition(
     rows = read_spilled([partition.file], _open)
     assert rows is not None
     rows = rows.combine_chunks()
-    is_eval = _is_eval(rows, data, whole.cut)
+    is_eval = whole.splitter.assign(rows)
     count = 0
     if data.negatives is not None and whole.item_ids is not None:
         negatives, parents = _negatives(rows, is_eval, whole.item_ids, data, sources)
@@ -690,14 +665,7 @@ def _check(reports: Sequence[Report], data: Data) -> None:
     for split in ("train", "eval"):
         if not counts[f"rows_{split}"]:
             good = f"{counts['rows_read'] - counts['rows_rejected']:,} good rows of interactions"
-            if isinstance(data.split, TimeSplit):
-                raise DataError(f"data.split: all {good} have the same timestamp, so a split by time leaves "
-                                f"{split} empty. Split at random instead, or give more rows.")  # fmt: skip
-            if isinstance(data.split, LeaveLastNSplit):
-                raise DataError(f"data.split: none of the {good} is in {split}: no user has more than n = "
-                                f"{data.split.n} different ones. Choose a smaller n or another split.")  # fmt: skip
-            raise DataError(f"data.split: none of the {good} is in {split}; at least one was wanted. "
-                            "Give more rows, another eval_fraction or another seed.")  # fmt: skip
+            raise DataError(f"data.split: {splitter_of(data).empty(split, good)}")
 
 
 def _counts(reports: Sequence[Report]) -> dict[str, int]:

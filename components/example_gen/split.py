@@ -1,15 +1,27 @@
-"""Decides which interactions are `eval`: by a seeded hash of the row or the user, by time, or each user's last."""
+"""Assigns interactions to `train` and `eval`: one splitter for each kind of `data.split`. The executor calls it.
+
+To add a kind, write its section in `recipe.splits` and its splitter here, and register the splitter in `SPLITTERS`.
+"""
 
 from __future__ import annotations
 
+import abc
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from components.example_gen.duplicates import codes
+from components.example_gen.join import one_chunk
+from recipe.columns import Columns
+from recipe.data import Data
+from recipe.splits import ByUserSplit, LeaveLastNSplit, RandomSplit, TimeSplit
 
 Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
@@ -110,11 +122,6 @@ class Timestamps:
         return int(self.starts[best])
 
 
-def time_split(timestamps: pa.Int64Array, cut: int) -> Mask:
-    """Which rows are `eval`: those at `cut` or later."""
-    return np.asarray(pc.greater_equal(timestamps, cut).to_numpy(zero_copy_only=False), dtype=bool)
-
-
 def leave_last_n(
     users: npt.NDArray[np.int64], timestamps: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], n: int
 ) -> Mask:
@@ -136,3 +143,150 @@ def leave_last_n(
     from_end = np.repeat(starts + sizes, sizes) - 1 - np.arange(len(owners))
     late = (from_end < n) & np.repeat(sizes > n, sizes)
     return np.asarray(np.isin(rows, rows[order[late]]), dtype=bool)
+
+
+# --- splitters --------------------------------------------------------------------------------------------------------
+
+Section = TypeVar("Section")
+
+
+class Splitter(abc.ABC, Generic[Section]):
+    """One kind of split.
+
+    A splitter that does not need all rows assigns each block of rows as it is read. One that needs all rows gets the
+    rows by partition, all rows of a user in the same one: first every partition is summarized, then `fit` combines the
+    summaries, then `assign` is called for every partition.
+
+        splitter = splitter_of(data)
+        is_eval = splitter.assign(rows)
+    """
+
+    needs_all_rows: ClassVar[bool]
+    """Whether the split of a row depends on other rows."""
+
+    def __init__(self, section: Section, columns: Columns) -> None:
+        """Create the splitter.
+
+        Args:
+            section: The recipe's `data.split`.
+            columns: The recipe's `data.columns`.
+        """
+        self.section = section
+        self.columns = columns
+
+    def summarize(self, rows: pa.RecordBatch | pa.Table) -> Any:
+        """Return what `fit` needs of one partition, small enough to be held for all partitions at once."""
+        return None
+
+    def fit(self, summaries: Iterable[Any]) -> Self:
+        """Return the splitter that `assign` is called on, given the summaries of all partitions."""
+        return self
+
+    @abc.abstractmethod
+    def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
+        """Return True for each row of the eval split.
+
+        Args:
+            rows: Interactions with all columns of `data.columns`; if `needs_all_rows`, all rows of their users.
+        """
+
+    @abc.abstractmethod
+    def empty(self, split: str, rows: str) -> str:
+        """Return the message for a split without rows.
+
+        Args:
+            split: `train` or `eval`.
+            rows: The number of rows to split, with their name.
+        """
+
+    def _column(self, rows: pa.RecordBatch | pa.Table, name: str | None) -> pa.Array:
+        column = rows.column(str(name))
+        return one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
+
+
+class RandomSplitter(Splitter[RandomSplit]):
+    """Assigns a row by a hash of its content."""
+
+    needs_all_rows = False
+
+    def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
+        parts = self.columns
+        names = [name for name in (parts.user_id, parts.item_id, parts.timestamp, parts.label) if name is not None]
+        columns = [self._column(rows, name) for name in names]
+        return random_split(columns, self.section.eval_fraction, self.section.seed)
+
+    def empty(self, split: str, rows: str) -> str:
+        return _none_at_random(split, rows)
+
+
+class ByUserSplitter(Splitter[ByUserSplit]):
+    """Assigns a user with all rows by a hash of the user's id."""
+
+    needs_all_rows = False
+
+    def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
+        users = self._column(rows, self.columns.user_id)
+        return random_split([users], self.section.eval_fraction, self.section.seed)
+
+    def empty(self, split: str, rows: str) -> str:
+        return _none_at_random(split, rows)
+
+
+class TimeSplitter(Splitter[TimeSplit]):
+    """Assigns the latest rows to `eval`: those at the cut or later, which `fit` finds."""
+
+    needs_all_rows = True
+    cut: int | None = None
+    """The first timestamp of the eval split."""
+
+    def summarize(self, rows: pa.RecordBatch | pa.Table) -> Timestamps:
+        return Timestamps.of(self._column(rows, self.columns.timestamp).to_numpy())
+
+    def fit(self, summaries: Iterable[Timestamps]) -> Self:
+        fitted = copy.copy(self)
+        fitted.cut = Timestamps.merge(summaries).cut(self.section.eval_fraction)
+        return fitted
+
+    def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
+        assert self.cut is not None, "assign was called before fit"
+        late = pc.greater_equal(self._column(rows, self.columns.timestamp), self.cut)
+        return np.asarray(late.to_numpy(zero_copy_only=False), dtype=bool)
+
+    def empty(self, split: str, rows: str) -> str:
+        return (f"all {rows} have the same timestamp, so a split by time leaves {split} empty. "
+                "Set data.split.kind: random, or add rows.")  # fmt: skip
+
+
+class LeaveLastNSplitter(Splitter[LeaveLastNSplit]):
+    """Assigns the latest `n` rows of each user to `eval`."""
+
+    needs_all_rows = True
+
+    def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
+        parts = self.columns
+        names = (parts.user_id, parts.item_id, parts.timestamp, parts.label)
+        users, items, times, labels = (self._column(rows, name) for name in names)
+        return leave_last_n(codes([users]), times.to_numpy(), codes([users, items, times, labels]), self.section.n)
+
+    def empty(self, split: str, rows: str) -> str:
+        return (f"none of the {rows} is in {split}: no user has more than n = {self.section.n} distinct rows. "
+                "Choose a smaller n or another split.")  # fmt: skip
+
+
+SPLITTERS: Mapping[str, type[Splitter[Any]]] = {
+    "random": RandomSplitter,
+    "by_user": ByUserSplitter,
+    "time": TimeSplitter,
+    "leave_last_n": LeaveLastNSplitter,
+}
+"""The splitter of each `data.split.kind`."""
+
+
+def splitter_of(data: Data) -> Splitter[Any]:
+    """Return the splitter of `data.split`."""
+    return SPLITTERS[data.split.kind](data.split, data.columns)
+
+
+def _none_at_random(split: str, rows: str) -> str:
+    return (f"none of the {rows} is in {split}; expected at least one. "
+            "Add rows, or choose another eval_fraction or seed.")  # fmt: skip

@@ -244,7 +244,7 @@ def test_a_time_split_of_one_moment(ingest: Ingest) -> None:
 
 
 def test_leave_last_n_of_users_with_few_rows(ingest: Ingest) -> None:
-    with pytest.raises(DataError, match=r"in eval: no user has more than n = 5 different ones\. Choose a smaller n"):
+    with pytest.raises(DataError, match=r"in eval: no user has more than n = 5 distinct rows\. Choose a smaller n"):
         ingest(None, make_data(split={"kind": "leave_last_n", "n": 5}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import random
 from collections import Counter, defaultdict
@@ -208,6 +209,14 @@ SPLITS = [
     {"kind": "leave_last_n", "n": 2},
 ]
 
+PINNED = {
+    "random": "bd54b5fa1f3384b5",
+    "by_user": "312165bb58f4a60b",
+    "time": "3c77aba196ba1adb",
+    "leave_last_n": "be21355369f63b78",
+}
+"""A digest of the eval rows of each split: the same rows must stay in the same splits across versions."""
+
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: split["kind"])
 def test_every_split_with_partitions_and_spans(
@@ -231,6 +240,7 @@ def test_every_split_with_partitions_and_spans(
                         for split in ("train", "eval"))  # fmt: skip
     assert Counter(train + evaluated) == Counter((u.encode(), i.encode(), float(r), t) for u, i, r, t in rows)
     assert not set(train) & set(evaluated)
+    assert hashlib.sha256(repr(sorted(evaluated)).encode()).hexdigest()[:16] == PINNED[split["kind"]]
     if split["kind"] == "time":
         assert max(row[3] for row in train) < min(row[3] for row in evaluated)
     if split["kind"] == "by_user":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ingestion import make_data
 
 from components.example_gen import split
-from components.example_gen.split import Timestamps, leave_last_n, random_split, time_split
+from components.example_gen.split import SPLITTERS, Timestamps, leave_last_n, random_split, splitter_of
+from recipe.splits import Split
 
 Row = tuple[str, str, int, float]
 
@@ -59,8 +62,9 @@ def test_random_split_meets_the_fraction_and_seeds_are_independent() -> None:
 @settings(deadline=None)
 @given(TIMES, st.floats(0.01, 0.99))
 def test_time_split_keeps_the_future_out_of_train(times: list[int], eval_fraction: float) -> None:
-    cut = Timestamps.of(np.array(times)).cut(eval_fraction)
-    is_eval = time_split(pa.array(times, pa.int64()), cut)
+    splitter = splitter_of(make_data(split={"kind": "time", "eval_fraction": eval_fraction}))
+    rows = pa.table({"timestamp": pa.array(times, pa.int64())})
+    is_eval = splitter.fit([splitter.summarize(rows)]).assign(rows)
     train, evaluated = (
         {time for time, late in zip(times, is_eval, strict=True) if late == side} for side in (False, True)
     )
@@ -118,3 +122,34 @@ def test_leave_last_n_takes_each_users_latest_distinct_rows(rows: list[tuple[int
 def test_by_user_keeps_users_whole(users: list[str], eval_fraction: float, seed: int) -> None:
     is_eval = random_split([pa.array(users, pa.string())], eval_fraction, seed).tolist()
     assert len(dict(zip(users, is_eval, strict=True))) == len(set(zip(users, is_eval, strict=True)))
+
+
+# --- splitters --------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_has_a_splitter() -> None:
+    sections = get_args(get_args(Split)[0])
+    assert list(SPLITTERS) == [get_args(section.model_fields["kind"].annotation)[0] for section in sections]
+
+
+@pytest.mark.parametrize(
+    ("section", "assigned"),
+    [
+        ({"kind": "random", "eval_fraction": 0.4, "seed": 7}, "tttttttttttteteeetttttte"),
+        ({"kind": "by_user", "eval_fraction": 0.4, "seed": 7}, "tteeeettteeeettteeeettte"),
+        ({"kind": "time", "eval_fraction": 0.4}, "tttetetetetettttetetetet"),
+        ({"kind": "leave_last_n", "n": 2}, "tttttetetetettetttetetet"),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_assignments_are_pinned(section: dict[str, Any], assigned: str) -> None:
+    """Models are compared across versions of Tandem, so the same rows must stay in the same splits."""
+    rows = pa.table({
+        "user_id": [f"u{i * i % 7}" for i in range(24)],
+        "item_id": [f"i{i * 5 % 11}" for i in range(24)],
+        "timestamp": [1000 + i * 7 % 13 for i in range(24)],
+        "rating": pa.array([1 + i % 5 for i in range(24)], pa.float32()),
+    })  # fmt: skip
+    splitter = splitter_of(make_data(split=section))
+    is_eval = splitter.fit([splitter.summarize(rows)]).assign(rows)
+    assert "".join("e" if late else "t" for late in is_eval) == assigned
