@@ -22,7 +22,7 @@ SCHEMA_DIR = ROOT / "schemas" / "synthetic"
 ITEMS = {100_000: 1_000, 1_000_000: 5_000, 10_000_000: 20_000}
 """By interactions."""
 A_USER = 50
-"""Interactions of a user, on average."""
+"""InteractionBlock of a user, on average."""
 SHOWN_FROM_S = 0.5
 
 
@@ -67,9 +67,9 @@ def main() -> int:
 def generate(data: Path, rows: int) -> None:
     sys.path.insert(0, str(ROOT))
     from commands.synthetic.files import write_synthetic
-    from commands.synthetic.planted import Arguments
+    from commands.synthetic.ground_truth import SyntheticSpec
 
-    write_synthetic(Arguments(users=rows // A_USER, items=ITEMS[rows], interactions=rows), data)
+    write_synthetic(SyntheticSpec(users=rows // A_USER, items=ITEMS[rows], interactions=rows), data)
 
 
 def run(data: Path, folder: Path, epochs: int, beam_args: Sequence[str]) -> int:

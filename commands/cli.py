@@ -8,11 +8,7 @@ import sys
 
 import typer
 
-from commands import compiling, pipelines
-from commands import models as releases
-from commands import past_runs as runs
-from commands import queries as asking
-from commands import serve as models
+from commands.subcommands import compiling, datasets, demo, past_runs, pipelines, pushed_models, queries, serve
 from pipeline.exit_codes import BAD_INPUT, FAILED
 
 app = typer.Typer(
@@ -24,18 +20,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (
-    *(pipelines.init, pipelines.check, pipelines.run, pipelines.compare),
-    *(runs.runs, runs.gates, runs.report, runs.diff),
-    models.serve,
-    *(releases.promote, releases.rollback, releases.batch),
-    *(asking.recommend, asking.rate, asking.similar),
-    pipelines.demo,
+    *(datasets.init, pipelines.check, pipelines.run, pipelines.compare),
+    *(past_runs.runs, past_runs.gates, past_runs.report, past_runs.diff),
+    serve.serve,
+    *(pushed_models.promote, pushed_models.rollback, pushed_models.batch),
+    *(queries.recommend, queries.rate, queries.similar),
+    demo.demo,
 ):
     app.command()(command)
 
 data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
-data_app.command()(pipelines.movielens)
-data_app.command()(pipelines.synthetic)
+data_app.command()(datasets.movielens)
+data_app.command()(datasets.synthetic)
 app.add_typer(data_app, name="data")
 
 compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
@@ -43,7 +39,7 @@ compile_app.command()(compiling.kubeflow)
 app.add_typer(compile_app, name="compile")
 
 export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
-export_app.command()(releases.tflite)
+export_app.command()(pushed_models.tflite)
 app.add_typer(export_app, name="export")
 
 

@@ -59,7 +59,7 @@ class Exported:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Met:
+class _SplitRating:
     """`rate`, cut where user and item meet."""
 
     users: Array
@@ -129,7 +129,7 @@ def _defaults(model: Path) -> dict[str, dict[str, tf.Tensor]]:
     }
 
 
-def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _Met:
+def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _SplitRating:
     """Takes `rate` apart; `defaults` has its optional inputs."""
     graph, given, output = _flat(signature)
     # Vocabulary tables are no constants: they stay inputs.
@@ -172,7 +172,7 @@ def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _Met:
     users, items = vocabulary(USER_ID), vocabulary(ITEM_ID)
     user_side = _boundary(needs, lambda inputs: ITEM_ID not in inputs)
     item_side = _boundary(needs, lambda inputs: inputs == {ITEM_ID})
-    return _Met(
+    return _SplitRating(
         users=users,
         items=items,
         of_users=computed(user_side, USER_ID, users),
@@ -277,7 +277,7 @@ class _TopK(tf.Module):
 class _Rating(tf.Module):
     """Every user's and every item's part, and what makes a rating of the two."""
 
-    def __init__(self, met: _Met) -> None:
+    def __init__(self, met: _SplitRating) -> None:
         super().__init__(name="rating")
         self._users, self._items = _table(met.users), _table(met.items)
         self._of_users = [tf.constant(values) for values in met.of_users]

@@ -24,7 +24,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 12
 
 
-class Trained(pydantic.BaseModel):
+class PresetTraining(pydantic.BaseModel):
     """One preset, trained with one seed."""
 
     preset: str
@@ -58,7 +58,7 @@ class Trained(pydantic.BaseModel):
         return self.curves["kept"].index(1) + 1
 
 
-class Row(pydantic.BaseModel):
+class PresetSummary(pydantic.BaseModel):
     """What all trainings of one preset came to."""
 
     preset: str
@@ -83,8 +83,8 @@ class Comparison(pydantic.BaseModel):
     recipe: str
     validation: Validation | None
     """The slice of train that no preset was trained on; None where each did as it says."""
-    rows: tuple[Row, ...]
-    trained: tuple[Trained, ...]
+    rows: tuple[PresetSummary, ...]
+    trained: tuple[PresetTraining, ...]
     plot: str | None
     """Path of the page with the curves; None where there are none."""
     log: str
@@ -101,7 +101,7 @@ class Comparison(pydantic.BaseModel):
         )
 
 
-def summed_up(trained: Sequence[Trained]) -> tuple[Row, ...]:
+def summed_up(trained: Sequence[PresetTraining]) -> tuple[PresetSummary, ...]:
     """One row a preset, in the order of the trainings: means over its seeds, and how far these lie apart."""
     rows = []
     for preset in dict.fromkeys(each.preset for each in trained):
@@ -110,7 +110,7 @@ def summed_up(trained: Sequence[Trained]) -> tuple[Row, ...]:
         names = [name for name in (done[0].metrics if done else ()) if all(name in each.metrics for each in done)]
         values = {name: [each.metrics[name] for each in done] for name in names}
         rows.append(
-            Row(
+            PresetSummary(
                 preset=preset,
                 seeds=tuple(each.seed for each in own),
                 metrics={name: statistics.fmean(found) for name, found in values.items()},
@@ -132,7 +132,7 @@ def headings(comparison: Comparison) -> Sequence[str]:
     return ("preset", *(COLUMNS[name] for name in _measured(comparison)), "epochs", "training", "gates")
 
 
-def cells(comparison: Comparison, row: Row) -> Sequence[str]:
+def cells(comparison: Comparison, row: PresetSummary) -> Sequence[str]:
     """One row of the table in words: the preset, its metrics, epochs, seconds of training, and its gates."""
     metrics = []
     for name in _measured(comparison):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from commands.init.columns import Inferred, infer
+from commands.init.feature_inference import InferredFeature, infer_feature
 from components.example_gen.csv_reader import Header, read_batches, read_header
 from components.example_gen.errors import BadRow, DataError, shown
 from components.example_gen.rows import parse
@@ -44,7 +44,7 @@ class InitError(BadInput):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class ColumnRoles:
     """The columns the user named."""
 
     user: str
@@ -59,7 +59,7 @@ class Parts:
 
 
 @dataclasses.dataclass
-class Ratings:
+class RatingStatistics:
     """Running figures of the rating column."""
 
     count: int = 0
@@ -82,7 +82,7 @@ class Ratings:
 
 
 @dataclasses.dataclass
-class Interactions:
+class InteractionsTable:
     """What the table of interactions is like.
 
     Attributes:
@@ -106,7 +106,7 @@ class Interactions:
     first_bad: BadRow | None = None
     users: set[str] = dataclasses.field(default_factory=set)
     items: set[str] = dataclasses.field(default_factory=set)
-    ratings: Ratings = dataclasses.field(default_factory=Ratings)
+    ratings: RatingStatistics = dataclasses.field(default_factory=RatingStatistics)
     time_format: TimeFormat | None = None
     times: tuple[int, int] = (0, 0)
     repeated: int = 0
@@ -118,7 +118,7 @@ class Interactions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entities:
+class SideTable:
     """An items or users table that was found.
 
     Attributes:
@@ -136,35 +136,35 @@ class Entities:
     key: str
     rows: int
     keys: frozenset[str]
-    features: tuple[Inferred, ...]
+    features: tuple[InferredFeature, ...]
     rename: dict[str, str]
 
-    def name(self, feature: Inferred) -> str:
+    def name(self, feature: InferredFeature) -> str:
         """The feature's column in the recipe and the schema."""
         return self.rename.get(feature.column, feature.column)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Inspection:
     """Everything that is known about the data."""
 
     folder: Path
-    parts: Parts
-    interactions: Interactions
-    items: Entities | None
-    users: Entities | None
+    roles: ColumnRoles
+    interactions: InteractionsTable
+    items: SideTable | None
+    users: SideTable | None
     notes: tuple[str, ...]
 
     @property
     def implicit(self) -> bool:
         """Whether there are no ratings, or none that differ."""
-        return self.parts.rating is None or self.interactions.ratings.deviation == 0
+        return self.roles.rating is None or self.interactions.ratings.deviation == 0
 
     @property
     def label(self) -> str:
         if not self.implicit:
-            return str(self.parts.rating)
-        taken = {*self.interactions.header.names, *(f.column for e in self.entities() for f in e.features)}
+            return str(self.roles.rating)
+        taken = {*self.interactions.header.names, *(f.column for e in self.side_tables() for f in e.features)}
         return next(name for name in (LABEL, *(f"{LABEL}_{n}" for n in range(2, 1000))) if name not in taken)
 
     @property
@@ -172,27 +172,27 @@ class Found:
         """How many items can be recommended."""
         return len(self.interactions.items | (self.items.keys if self.items else frozenset()))
 
-    def entities(self) -> list[Entities]:
+    def side_tables(self) -> list[SideTable]:
         return [table for table in (self.items, self.users) if table is not None]
 
 
-def look_at(data: Path, parts: Parts) -> Found:
+def inspect_data(data: Path, roles: ColumnRoles) -> Inspection:
     """Reads the CSVs: the interactions whole, in blocks, and the tables beside it that fit."""
-    for flag, column in parts.flags().items():
-        same = [other for other, name in parts.flags().items() if name == column and other != flag]
+    for flag, column in roles.flags().items():
+        same = [other for other, name in roles.flags().items() if name == column and other != flag]
         if same:
             raise InitError(f"{flag} and {same[0]} both name the column {column!r}; name a column of its own for each.")
     folder, headers, unreadable = _headers(data)
-    header = _choose(data, headers, unreadable, parts)
-    interactions = _read_interactions(folder, header, parts)
+    header = _choose(data, headers, unreadable, roles)
+    interactions = _read_interactions(folder, header, roles)
     others = [other for other in headers if other.file != header.file]
     notes = [f"{_file(folder, file)} was not looked at: {_one_line(reason)}" for file, reason in unreadable.items()]
-    items, more = _find_entities("items", folder, others, parts.item, interactions.items)
+    items, more = _find_side_table("items", folder, others, roles.item, interactions.items)
     notes += more
     others = [other for other in others if items is None or other.file != items.file]
-    users, more = _find_entities("users", folder, others, parts.user, interactions.users)
+    users, more = _find_side_table("users", folder, others, roles.user, interactions.users)
     notes += more
-    found = Found(folder, parts, interactions, items, users, tuple(notes))
+    found = Inspection(folder, roles, interactions, items, users, tuple(notes))
     return _with_names_of_their_own(found)
 
 
@@ -227,10 +227,10 @@ def _is_csv(path: Path) -> bool:
     return path.name.endswith((".csv", ".csv.gz"))
 
 
-def _choose(data: Path, headers: Sequence[Header], unreadable: dict[Path, str], parts: Parts) -> Header:
+def _choose(data: Path, headers: Sequence[Header], unreadable: dict[Path, str], roles: ColumnRoles) -> Header:
     """The header of the interactions: the one file that has every column named."""
     candidates = headers[:1] if data.is_file() else headers
-    wanted = set(parts.flags().values())
+    wanted = set(roles.flags().values())
     fitting = [header for header in candidates if wanted <= set(header.names)]
     if len(fitting) == 1:
         return fitting[0]
@@ -246,7 +246,7 @@ def _choose(data: Path, headers: Sequence[Header], unreadable: dict[Path, str], 
             + "\n".join(f"  {reason}" for reason in unreadable.values())
         )
     closest = max(candidates, key=lambda header: sum(_likeness(column, header.names) for column in wanted))
-    for flag, column in parts.flags().items():
+    for flag, column in roles.flags().items():
         if column not in closest.names:
             close = did_you_mean(column, closest.names) or "."
             raise InitError(
@@ -261,15 +261,15 @@ def _likeness(column: str, names: Sequence[str]) -> float:
     return max(difflib.SequenceMatcher(None, column, name).ratio() for name in names)
 
 
-def _read_interactions(folder: Path, header: Header, parts: Parts) -> Interactions:
+def _read_interactions(folder: Path, header: Header, roles: ColumnRoles) -> InteractionsTable:
     """Reads the columns named, whole and in blocks, as a run will."""
-    found = Interactions(_file(folder, Path(header.file)), header)
-    columns = [Column(parts.user, "BYTES", required=True), Column(parts.item, "BYTES", required=True)]
-    if parts.timestamp is not None:
-        found.time_format = _time_format(header.file, parts.timestamp)
-        columns.append(Column(parts.timestamp, "INT", required=True, time_format=found.time_format))
-    if parts.rating is not None:
-        columns.append(Column(parts.rating, "FLOAT", required=True))
+    found = InteractionsTable(_file(folder, Path(header.file)), header)
+    columns = [Column(roles.user, "BYTES", required=True), Column(roles.item, "BYTES", required=True)]
+    if roles.timestamp is not None:
+        found.time_format = _time_format(header.file, roles.timestamp)
+        columns.append(Column(roles.timestamp, "INT", required=True, time_format=found.time_format))
+    if roles.rating is not None:
+        columns.append(Column(roles.rating, "FLOAT", required=True))
     times: list[int] = []
     pairs: list[np.ndarray] = []
     with open(header.file, "rb") as stream:
@@ -278,13 +278,13 @@ def _read_interactions(folder: Path, header: Header, parts: Parts) -> Interactio
             found.rows += len(rows.columns)
             found.bad += len(rows.bad)
             found.first_bad = found.first_bad or next(iter(rows.bad), None)
-            user, item = rows.columns.column(parts.user), rows.columns.column(parts.item)
+            user, item = rows.columns.column(roles.user), rows.columns.column(roles.item)
             found.users.update(user.unique().to_pylist())
             found.items.update(item.unique().to_pylist())
-            if parts.rating is not None:
-                found.ratings.add(rows.columns.column(parts.rating).to_numpy().astype(np.float64))
-            if parts.timestamp is not None and len(rows.columns):
-                ends = pc.min_max(rows.columns.column(parts.timestamp))
+            if roles.rating is not None:
+                found.ratings.add(rows.columns.column(roles.rating).to_numpy().astype(np.float64))
+            if roles.timestamp is not None and len(rows.columns):
+                ends = pc.min_max(rows.columns.column(roles.timestamp))
                 times += [ends["min"].as_py(), ends["max"].as_py()]
             if found.rows <= MOST_PAIRS:
                 pairs.append(mix(hash_values(user)) ^ hash_values(item))
@@ -321,9 +321,9 @@ def _time_format(file: str, column: str) -> TimeFormat:
     )
 
 
-def _find_entities(
+def _find_side_table(
     table: str, folder: Path, headers: Sequence[Header], key: str, known: set[str]
-) -> tuple[Entities | None, list[str]]:
+) -> tuple[SideTable | None, list[str]]:
     """The table whose column `key` is unique and covers most of the known ids, and what to say about the others."""
     notes: list[str] = []
     fitting: list[tuple[float, int, Header, pa.Table]] = []
@@ -351,9 +351,11 @@ def _find_entities(
     notes += [
         f"{_file(folder, Path(o.file))} could be the {table} too; {file} was taken." for _, _, o, _ in fitting[1:]
     ]
-    features = tuple(infer(name, content.column(name).combine_chunks()) for name in content.column_names if name != key)
+    features = tuple(
+        infer_feature(name, content.column(name).combine_chunks()) for name in content.column_names if name != key
+    )
     keys = frozenset(content.column(key).to_pylist())
-    return Entities(table, file, key, len(content), keys, features, {}), notes
+    return SideTable(table, file, key, len(content), keys, features, {}), notes
 
 
 def _one_row_each(header: Header, key: str) -> bool:
@@ -380,14 +382,14 @@ def _read_whole(header: Header) -> pa.Table:
     return pa.Table.from_batches([batch.columns for batch in batches])
 
 
-def _with_names_of_their_own(found: Found) -> Found:
+def _with_names_of_their_own(found: Inspection) -> Inspection:
     """Renames columns that two tables have, because one may give a feature, and what the served model cannot name."""
     taken = {*found.interactions.header.names, IS_POSITIVE}
     items, users = (_with_names_besides(table, taken) for table in (found.items, found.users))
     return dataclasses.replace(found, items=items, users=users)
 
 
-def _with_names_besides(table: Entities | None, taken: set[str]) -> Entities | None:
+def _with_names_besides(table: SideTable | None, taken: set[str]) -> SideTable | None:
     """Renames the columns of `table` that are in `taken`, and adds all of them to it."""
     if table is None:
         return None

@@ -10,9 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from commands.report import figures
-from commands.report import measures as data
-from commands.report.dag_picture import Picture, draw
+from commands.report import data_statistics
+from commands.report.charts import (
+    Chart,
+    SliceScore,
+    accuracy_chart,
+    activity_chart,
+    calibration_chart,
+    curve_charts,
+    error_interval,
+    popularity_chart,
+    ratings_chart,
+    residuals_chart,
+    slice_chart,
+    times_chart,
+    wilson_interval,
+)
+from commands.report.dag_svg import Picture, draw
 from commands.report.words import metric_words, slice_name
 from components.evaluator.verdict import Verdict
 from pipeline.best_possible import Reached, reached
@@ -68,7 +82,7 @@ class Facts:
     sources: Sequence[str]
     """The files that the examples were read from."""
     data_folder: str
-    charts: dict[str, list[figures.Chart]] = dataclasses.field(default_factory=dict)
+    charts: dict[str, list[Chart]] = dataclasses.field(default_factory=dict)
     """By section: data, training, metrics, slices, calibration."""
     notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Sentences by section, above all why something is missing."""
@@ -77,12 +91,12 @@ class Facts:
     validated: bool = False
     """Whether ExampleValidator looked at the data."""
     rejected: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
-    drift: list[data.Drift] = dataclasses.field(default_factory=list)
+    drift: list[data_statistics.Drift] = dataclasses.field(default_factory=list)
     drift_against: tuple[str, ...] = ()
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
     reached: list[Reached] = dataclasses.field(default_factory=list)
     """How close the model came to the best possible; empty where nobody knows what is possible."""
-    users: list[data.SampleUser] = dataclasses.field(default_factory=list)
+    users: list[data_statistics.SampleUser] = dataclasses.field(default_factory=list)
     display_columns: tuple[str, ...] = ()
     period: tuple[float, float] | None = None
     """The first and the last moment of train, seconds since 1970."""
@@ -160,7 +174,7 @@ def _add_curves(facts: Facts) -> None:
     runs = {"this run": _drawable(curves)}
     compared = _latest_comparison(facts.workdir, facts.run.recipe_name)
     runs |= {name: _drawable(found) for name, found in compared.items()}
-    facts.charts["training"] = figures.curve_charts(runs)
+    facts.charts["training"] = curve_charts(runs)
     if compared:
         facts.note("training", f"Beside this run: {', '.join(compared)}, as `tandem compare` trained them last.")
     kept = curves.get("kept", [])
@@ -218,7 +232,7 @@ def _add_metrics(facts: Facts) -> None:
             }
             for name, values in compared.items()
         }
-        chart = figures.accuracy_chart(series, unseen=bool(suffix))
+        chart = accuracy_chart(series, unseen=bool(suffix))
         if chart is not None:
             facts.charts.setdefault("metrics", []).append(chart)
 
@@ -234,7 +248,7 @@ def _add_slices(facts: Facts) -> None:
     hits = "top_100_accuracy_unseen" if "top_100_accuracy_unseen" in verdict.metrics else "top_100_accuracy"
     for metric in dict.fromkeys((hits, "rmse", *gated)):
         scores = [
-            figures.SliceScore(
+            SliceScore(
                 slice_name(found.name, found.value),
                 found.examples,
                 found.metrics[metric],
@@ -247,9 +261,7 @@ def _add_slices(facts: Facts) -> None:
         if scores:
             # The verdict has those that every dataset has first, then the most frequent values of columns.
             shown = scores[:SLICES_DRAWN]
-            facts.charts.setdefault("slices", []).append(
-                figures.slice_chart(metric, shown, verdict.metrics.get(metric))
-            )
+            facts.charts.setdefault("slices", []).append(slice_chart(metric, shown, verdict.metrics.get(metric)))
             if len(scores) > len(shown) and metric == hits:
                 facts.note(
                     "slices", f"The first {len(shown)} of {len(scores)} slices are drawn; `tandem gates` prints all."
@@ -258,8 +270,8 @@ def _add_slices(facts: Facts) -> None:
 
 def _interval(metric: str, measured: float, count: int) -> tuple[float | None, float | None]:
     if metric.startswith("top_"):
-        return figures.wilson_interval(measured, count)
-    return figures.error_interval(measured, count) if metric == "rmse" else (None, None)
+        return wilson_interval(measured, count)
+    return error_interval(measured, count) if metric == "rmse" else (None, None)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -269,11 +281,11 @@ def _add_statistics(facts: Facts, runs: Sequence[Run], lineage: Lineage) -> None
     run = facts.run
     statistics = statistics_of(lineage, run.run_id)
     schema = schema_of(lineage, run.run_id)
-    facts.features = data.feature_figures(statistics)
+    facts.features = data_statistics.feature_figures(statistics)
     found = facts.outputs.get("ExampleValidator", {}).get("anomalies")
     if found is not None:
         facts.validated = True
-        facts.anomalies = data.anomalies(found.uri, schema)
+        facts.anomalies = data_statistics.anomalies(found.uri, schema)
     if "train" not in statistics or not schema.feature:
         facts.note("drift", "There are no statistics of this run's data to compare.")
         return
@@ -295,37 +307,39 @@ def _add_statistics(facts: Facts, runs: Sequence[Run], lineage: Lineage) -> None
     else:
         facts.note("drift", "There is no earlier run with data to compare with.")
     if others:
-        facts.drift = data.drift(schema, statistics["train"], others)
+        facts.drift = data_statistics.drift(schema, statistics["train"], others)
         facts.drift_against = tuple(others)
 
 
 def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
     # TensorFlow takes seconds to import, which the report of a run without examples can do without.
-    from commands.report import exported
+    from commands.report import exported_model
 
-    facts.rejected = data.rejected_rows(uri)
+    facts.rejected = data_statistics.rejected_rows(uri)
     run = facts.run
     columns = run.recipe.get("data", {}).get("columns")
     schema = schema_of(lineage, run.run_id)
     if not columns or not schema.feature:
         facts.note("data", "The distributions are missing, because the run stopped before its schema was read.")
         return
-    splits = {name: exported.read_interactions(uri, name, columns, schema) for name in ("train", "eval")}
+    splits = {name: exported_model.read_interactions(uri, name, columns, schema) for name in ("train", "eval")}
     train = splits["train"]
     if not all(split.is_whole for split in splits.values()):
-        facts.note("data", f"The distributions are of the first {exported.MAX_EXAMPLES:,} examples of each split.")
+        facts.note(
+            "data", f"The distributions are of the first {exported_model.MAX_EXAMPLES:,} examples of each split."
+        )
     if len(train.users):
-        charts = [figures.ratings_chart(data.label_histogram(splits), columns["label"])]
-        times = data.time_histogram(splits)
+        charts = [ratings_chart(data_statistics.label_histogram(splits), columns["label"])]
+        times = data_statistics.time_histogram(splits)
         if times is not None and train.times is not None:
-            charts.append(figures.times_chart(times))
+            charts.append(times_chart(times))
             facts.period = float(train.times.min()), float(train.times.max())
-        users, items = data.counts_of(train.users), data.counts_of(train.items)
-        charts.append(figures.activity_chart(data.activity_histogram(users), float(np.median(users)), len(users)))
-        charts.append(figures.popularity_chart(*data.concentration(items, run.rows.get("catalogue", 0))))
+        users, items = data_statistics.counts_of(train.users), data_statistics.counts_of(train.items)
+        charts.append(activity_chart(data_statistics.activity_histogram(users), float(np.median(users)), len(users)))
+        charts.append(popularity_chart(*data_statistics.concentration(items, run.rows.get("catalogue", 0))))
         facts.charts["data"] = charts
     model = facts.outputs.get("Trainer", {}).get("model")
-    path = exported.servable(model.uri) if model is not None else None
+    path = exported_model.servable(model.uri) if model is not None else None
     if path is None:
         why = "no model was trained" if model is None else f"the model in {model.uri} is not there any more"
         for section in ("calibration", "users"):
@@ -334,18 +348,18 @@ def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
     display = [one["column"] for one in run.recipe.get("features", {}).get("candidate", ()) if one.get("display")]
     facts.display_columns = tuple(display)
     try:
-        with exported.ExportedModel(path) as served:
-            found = exported.calibration(served, uri, columns, schema)
+        with exported_model.ExportedModel(path) as served:
+            found = exported_model.calibration(served, uri, columns, schema)
             if found is not None:
                 facts.charts["calibration"] = [
-                    figures.calibration_chart(found, columns["label"]),
-                    figures.residuals_chart(found),
+                    calibration_chart(found, columns["label"]),
+                    residuals_chart(found),
                 ]
-                if sum(found.counts) == exported.MAX_RATED:
-                    facts.note("calibration", f"Of the first {exported.MAX_RATED:,} eval examples.")
-            titles = exported.read_display(uri, columns, display, schema)
-            facts.users = exported.sample_users(served, train, splits["eval"], titles, display)
-    except exported.CannotAsk as error:
+                if sum(found.counts) == exported_model.MAX_RATED:
+                    facts.note("calibration", f"Of the first {exported_model.MAX_RATED:,} eval examples.")
+            titles = exported_model.read_display(uri, columns, display, schema)
+            facts.users = exported_model.sample_users(served, train, splits["eval"], titles, display)
+    except exported_model.ModelUnavailable as error:
         for section in ("calibration", "users"):
             facts.note(section, f"The exported model could not be asked: {error}")
 

@@ -17,7 +17,7 @@ import jinja2
 from markdown_it import MarkdownIt
 from plotly.offline import get_plotlyjs
 
-from commands.report import figures, words
+from commands.report import charts, words
 from commands.report.gather import Facts
 from commands.report.model_card import command, model_card
 from pipeline.runs import flat
@@ -62,7 +62,7 @@ def page(facts: Facts, out: Path) -> str:
         command=command(facts.asked) if facts.asked else None,
         href=functools.partial(_href, folder=out.absolute().parent),
         card=_html(model_card(facts)),
-        dark=json.dumps(figures.LIGHT_TO_DARK),
+        dark=json.dumps(charts.LIGHT_TO_DARK),
         script=_asset("report.js"),
         style=_asset("report.css"),
         plotly=_compressed_plotly(),

@@ -1,4 +1,4 @@
-"""Interactions of any size with a structure that is known, so that the best possible figures are known too.
+"""InteractionBlock of any size with a structure that is known, so that the best possible figures are known too.
 
 `planted.py` draws the users, the items and their tastes, `choices.py` streams the interactions, `broken.py` breaks
 lines on request, `best.py` computes the best figures that any model can reach, `side_tables.py` describes users and

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from commands.synthetic.broken import insert_broken
-from commands.synthetic.choices import Interactions, stream_interactions
-from commands.synthetic.oracle import Best, Sample, find_best
-from commands.synthetic.planted import Arguments, Planted, SyntheticError, stream
+from commands.synthetic.ground_truth import GroundTruth, SyntheticError, SyntheticSpec, stream
+from commands.synthetic.malformed_rows import insert_broken
+from commands.synthetic.oracle import Sample, UpperBounds, find_upper_bounds
+from commands.synthetic.sampling import InteractionBlock, stream_interactions
 from commands.synthetic.side_tables import item_tables, user_tables
 from pipeline.best_possible import TRUTH
 
@@ -30,7 +30,7 @@ _BREAKING = 5
 _BARE = pa_csv.WriteOptions(include_header=False, quoting_style="none")
 
 
-def write_synthetic(arguments: Arguments, out: Path) -> dict[str, Any]:
+def write_synthetic(arguments: SyntheticSpec, out: Path) -> dict[str, Any]:
     """Writes `TABLES` and `TRUTH` to `out`; files of the same arguments that are there already are kept.
 
     interactions.csv is sorted by user, and each user's rows by time, so that users can be drawn block by block and
@@ -61,7 +61,7 @@ def write_synthetic(arguments: Arguments, out: Path) -> dict[str, Any]:
     return truth
 
 
-def _truth_there(arguments: Arguments, out: Path) -> dict[str, Any] | None:
+def _truth_there(arguments: SyntheticSpec, out: Path) -> dict[str, Any] | None:
     """What `TRUTH` says, if `out` has the files of these arguments; None if it has none of the files."""
     if out.exists() and not out.is_dir():
         raise SyntheticError(f"{out}: is a file; a folder was wanted.")
@@ -87,12 +87,12 @@ def _truth_there(arguments: Arguments, out: Path) -> dict[str, Any] | None:
     return dict(truth)
 
 
-def _write(arguments: Arguments, folder: Path) -> dict[str, Any]:
-    planted = Planted.draw(arguments)
-    _write_table(folder / "items.csv", item_tables(planted))
-    _write_table(folder / "users.csv", user_tables(planted))
+def _write(arguments: SyntheticSpec, folder: Path) -> dict[str, Any]:
+    ground_truth = GroundTruth.draw(arguments)
+    _write_table(folder / "items.csv", item_tables(ground_truth))
+    _write_table(folder / "users.csv", user_tables(ground_truth))
     kinds: Counter[str] = Counter()
-    best = _write_interactions(folder / "interactions.csv", planted, kinds)
+    best = _write_interactions(folder / "interactions.csv", ground_truth, kinds)
     truth = {
         "format": FORMAT,
         "arguments": dataclasses.asdict(arguments),
@@ -113,26 +113,26 @@ def _write_table(path: Path, tables: Iterator[pa.Table]) -> None:
             pa_csv.write_csv(table, file, _BARE)
 
 
-def _write_interactions(path: Path, planted: Planted, kinds: Counter[str]) -> Best:
+def _write_interactions(path: Path, ground_truth: GroundTruth, kinds: Counter[str]) -> UpperBounds:
     """Writes the interactions block by block, and computes the best figures on a sample of them."""
-    arguments = planted.arguments
+    arguments = ground_truth.arguments
     random = stream(arguments.seed, _BREAKING)
-    sample = Sample(planted)
+    sample = Sample(ground_truth)
     rows = lines = 0
     with path.open("wb") as file:
         file.write(f"{','.join(COLUMNS)}\n".encode())
-        for block in stream_interactions(planted):
+        for block in stream_interactions(ground_truth):
             sample.add(block)
-            text = _csv(planted, block)
+            text = _csv(ground_truth, block)
             rows += len(block.users)
             due = arguments.broken_lines * rows // arguments.interactions
             file.write(insert_broken(text, due - lines, random, kinds) if due > lines else text)
             lines = due
-    return find_best(planted, sample)
+    return find_upper_bounds(ground_truth, sample)
 
 
-def _csv(planted: Planted, block: Interactions) -> bytes:
-    columns = (block.users + 1, planted.items.number[block.slots], block.ratings, block.times)
+def _csv(ground_truth: GroundTruth, block: InteractionBlock) -> bytes:
+    columns = (block.users + 1, ground_truth.items.number[block.slots], block.ratings, block.times)
     text = pa.BufferOutputStream()
     pa_csv.write_csv(pa.table(dict(zip(COLUMNS, columns, strict=True))), text, _BARE)
     return text.getvalue().to_pybytes()

@@ -39,17 +39,17 @@ from typing import Any
 
 import numpy as np
 
-from commands.synthetic.choices import Interactions
-from commands.synthetic.planted import (
+from commands.synthetic.ground_truth import (
     PERIOD_SECONDS,
     PERIODS,
     RATING_NOISE,
     Bools,
     Floats,
+    GroundTruth,
     Ints,
-    Planted,
     stream,
 )
+from commands.synthetic.sampling import InteractionBlock
 
 LIST_LENGTH = 100
 SAMPLE_ROWS, SAMPLE_USERS = 50_000, 2_000
@@ -70,7 +70,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class UpperBounds:
     """The best possible figures, and what recommending the same popular items to everybody reaches.
 
     Attributes:
@@ -94,34 +94,34 @@ class Best:
 class Sample:
     """All rows of users drawn at random, and the number of choices of each item over all rows."""
 
-    def __init__(self, planted: Planted) -> None:
-        counts = planted.users.counts
-        order = stream(planted.arguments.seed, _SAMPLE).permutation(len(counts))
+    def __init__(self, ground_truth: GroundTruth) -> None:
+        counts = ground_truth.users.counts
+        order = stream(ground_truth.arguments.seed, _SAMPLE).permutation(len(counts))
         order = order[counts[order] > 0]
         wanted = int(np.searchsorted(np.cumsum(counts[order]), SAMPLE_ROWS)) + 1
         self._users = np.sort(order[: min(wanted, SAMPLE_USERS)])
-        self._blocks: list[Interactions] = []
-        self.choices = np.zeros(planted.arguments.items, np.int64)
+        self._blocks: list[InteractionBlock] = []
+        self.choices = np.zeros(ground_truth.arguments.items, np.int64)
 
-    def add(self, block: Interactions) -> None:
+    def add(self, block: InteractionBlock) -> None:
         self.choices += np.bincount(block.slots, minlength=len(self.choices))
         self._blocks.append(block.of(self._users))
 
-    def rows(self) -> Interactions:
-        """The sampled rows, in the order of `Interactions`."""
-        names = [field.name for field in dataclasses.fields(Interactions)]
-        return Interactions(*(np.concatenate([getattr(block, name) for block in self._blocks]) for name in names))
+    def rows(self) -> InteractionBlock:
+        """The sampled rows, in the order of `InteractionBlock`."""
+        names = [field.name for field in dataclasses.fields(InteractionBlock)]
+        return InteractionBlock(*(np.concatenate([getattr(block, name) for block in self._blocks]) for name in names))
 
 
-def find_best(planted: Planted, sample: Sample) -> Best:
+def find_upper_bounds(ground_truth: GroundTruth, sample: Sample) -> UpperBounds:
     """Computes the figures. Memory and time grow with the items, and not with the interactions."""
     rows = sample.rows()
-    seen = _Seen(rows, stream(planted.arguments.seed, _SPLIT))
+    seen = _Seen(rows, stream(ground_truth.arguments.seed, _SPLIT))
     variance = rating_moments(rows.means)[1]
-    return Best(
-        best=_ranked_by_month(planted, rows, seen) | {"rmse": _root(_mean(rows.users, variance))},
-        best_without_time=_ranked_without_time(planted, rows, seen)
-        | {"rmse": _root(_mean(rows.users, variance + _squared_bias_without_time(planted, rows)))},
+    return UpperBounds(
+        best=_ranked_by_month(ground_truth, rows, seen) | {"rmse": _root(_mean(rows.users, variance))},
+        best_without_time=_ranked_without_time(ground_truth, rows, seen)
+        | {"rmse": _root(_mean(rows.users, variance + _squared_bias_without_time(ground_truth, rows)))},
         popularity=_ranked_by_popularity(sample.choices, rows, seen),
         sample_rows=len(rows.users),
         sample_users=len(np.unique(rows.users)),
@@ -146,14 +146,14 @@ def _phi(z: Floats) -> Floats:
     return np.array([0.5 * math.erfc(one) for one in (z / -math.sqrt(2)).tolist()])
 
 
-def _squared_bias_without_time(planted: Planted, rows: Interactions) -> Floats:
+def _squared_bias_without_time(ground_truth: GroundTruth, rows: InteractionBlock) -> Floats:
     """Of each row, the squared distance of the best prediction without the time from that with it."""
-    active = _months_active(planted, rows.users)
+    active = _months_active(ground_truth, rows.users)
     expected, chances = np.zeros((2, len(rows.users)))
     for period in range(PERIODS):
         periods = np.full(len(rows.users), period)
-        chance = active[:, period] * planted.chances(rows.users, periods, rows.slots)
-        expected += chance * rating_moments(planted.rating_means(rows.users, periods, rows.slots))[0]
+        chance = active[:, period] * ground_truth.chances(rows.users, periods, rows.slots)
+        expected += chance * rating_moments(ground_truth.rating_means(rows.users, periods, rows.slots))[0]
         chances += chance
     without = expected / chances
     return (without - rating_moments(rows.means)[0]) ** 2
@@ -168,7 +168,7 @@ class _Seen:
     The rows are dealt into 1 / `EVAL_FRACTION` parts; of those, each is eval once and the others are train.
     """
 
-    def __init__(self, rows: Interactions, random: np.random.Generator) -> None:
+    def __init__(self, rows: InteractionBlock, random: np.random.Generator) -> None:
         self.starts = np.flatnonzero(np.diff(rows.users, prepend=-1))
         self.ends = np.append(self.starts[1:], len(rows.users))
         self._part = random.integers(0, round(1 / EVAL_FRACTION), len(rows.users))
@@ -195,17 +195,19 @@ class _Seen:
         return [slice(start, end) for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
 
 
-def _ranked_by_month(planted: Planted, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
+def _ranked_by_month(ground_truth: GroundTruth, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by p(i | u, t)."""
     ranks = np.zeros(len(rows.users), np.int64)
-    items = planted.items
+    items = ground_truth.items
     for period in np.unique(rows.periods).tolist():
         here = np.flatnonzero(rows.periods == period)
         weights, slots = items.weights(period), rows.slots[here]
-        factors = planted.cluster_chances(rows.users[here], rows.periods[here]) / planted.cluster_weights[period]
+        factors = (
+            ground_truth.cluster_chances(rows.users[here], rows.periods[here]) / ground_truth.cluster_weights[period]
+        )
         own = items.cluster[slots]
         chances = factors[np.arange(len(here)), own] * weights[slots]
-        for cluster in range(planted.arguments.clusters):
+        for cluster in range(ground_truth.arguments.clusters):
             sorted_weights = np.sort(weights[items.starts[cluster] : items.starts[cluster + 1]])
             # In its own cluster the item's weight as it is: a rounding error would set it before itself.
             sought = np.where(own == cluster, weights[slots], chances / factors[:, cluster])
@@ -214,19 +216,19 @@ def _ranked_by_month(planted: Planted, rows: Interactions, seen: _Seen) -> dict[
     for part in seen.users():
         periods, own = np.unique(rows.periods[part], return_inverse=True)
         slots = np.broadcast_to(rows.slots[part], (len(periods), part.stop - part.start))
-        scores = planted.chances(np.full(len(periods), rows.users[part.start]), periods, slots)
+        scores = ground_truth.chances(np.full(len(periods), rows.users[part.start]), periods, slots)
         before[part] = seen.before(part, scores, own)
     return _accuracies(rows, ranks, before)
 
 
-def _ranked_without_time(planted: Planted, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
+def _ranked_without_time(ground_truth: GroundTruth, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by p(i | u)."""
     ranks, before = np.zeros(len(rows.users), np.int64), np.zeros(len(rows.users), np.int64)
-    strongest = _StrongestFirst(planted)
+    strongest = _StrongestFirst(ground_truth)
     for part in seen.users():
         user = rows.users[part.start : part.start + 1]
-        factors = planted.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / planted.cluster_weights
-        factors *= _months_active(planted, user).T
+        factors = ground_truth.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / ground_truth.cluster_weights
+        factors *= _months_active(ground_truth, user).T
         chosen = strongest.scores(factors, rows.slots[part])
         # Deep enough that a hit stays one when all of the user's other items are left out.
         others = strongest.top_scores(factors, LIST_LENGTH + len(chosen))
@@ -243,11 +245,11 @@ class _StrongestFirst:
     order of their largest weights, those that can come above a threshold stand together in front.
     """
 
-    def __init__(self, planted: Planted) -> None:
-        self._items = planted.items
-        largest = functools.reduce(np.maximum, map(planted.items.weights, range(PERIODS)))
-        clusters = range(planted.arguments.clusters)
-        starts = planted.items.starts
+    def __init__(self, ground_truth: GroundTruth) -> None:
+        self._items = ground_truth.items
+        largest = functools.reduce(np.maximum, map(ground_truth.items.weights, range(PERIODS)))
+        clusters = range(ground_truth.arguments.clusters)
+        starts = ground_truth.items.starts
         self._orders = [starts[one] + np.argsort(-largest[starts[one] : starts[one + 1]]) for one in clusters]
         self._largest = [largest[order] for order in self._orders]
 
@@ -269,14 +271,14 @@ class _StrongestFirst:
         return np.sort(self.scores(factors, np.concatenate(candidates)))
 
 
-def _months_active(planted: Planted, users: Ints) -> Floats:
+def _months_active(ground_truth: GroundTruth, users: Ints) -> Floats:
     """The share of each user's time in each month, float64 [n, PERIODS]."""
-    joined, left = planted.users.joined[users, None], planted.users.left[users, None]
+    joined, left = ground_truth.users.joined[users, None], ground_truth.users.left[users, None]
     edges = np.clip(np.arange(PERIODS + 1) * PERIOD_SECONDS, joined, left)
     return np.diff(edges, axis=1) / (left - joined)
 
 
-def _ranked_by_popularity(choices: Ints, rows: Interactions, seen: _Seen) -> dict[str, Estimate]:
+def _ranked_by_popularity(choices: Ints, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
     """Ranks each row's item by how often it was chosen."""
     places = np.empty(len(choices), np.int64)
     places[np.argsort(-choices, kind="stable")] = np.arange(len(choices))
@@ -289,7 +291,7 @@ def _ranked_by_popularity(choices: Ints, rows: Interactions, seen: _Seen) -> dic
     return _accuracies(rows, ranks, before)
 
 
-def _accuracies(rows: Interactions, ranks: Ints, before: Ints) -> dict[str, Estimate]:
+def _accuracies(rows: InteractionBlock, ranks: Ints, before: Ints) -> dict[str, Estimate]:
     name = f"top_{LIST_LENGTH}_accuracy"
     return {
         name: _mean(rows.users, ranks < LIST_LENGTH),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from commands.synthetic.planted import Floats, Ints, Items, Planted, Users, stream
+from commands.synthetic.ground_truth import Floats, GroundTruth, Ints, Items, Users, stream
 
 GENRE_TELLS = 0.8
 """Share of the items whose first genre is that of their cluster; the others have any."""
@@ -45,11 +45,11 @@ def _names(kind: tuple[str, ...], count: int) -> npt.NDArray[np.object_]:
     return np.array([name + suffix for suffix in rounds for name in kind][:count], dtype=object)
 
 
-def item_tables(planted: Planted) -> Iterator[pa.Table]:
+def item_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
     """`item_id`, `title`, `year` and `genres`, by id. A year is the launch's: it tells how popularity goes on."""
-    items: Items = planted.items
-    clusters = planted.arguments.clusters
-    random = stream(planted.arguments.seed, _ITEM_TABLE)
+    items: Items = ground_truth.items
+    clusters = ground_truth.arguments.clusters
+    random = stream(ground_truth.arguments.seed, _ITEM_TABLE)
     order = np.argsort(items.number)
     genres = _names(_GENRES, clusters)
     for start in range(0, len(order), _CHUNK):
@@ -71,11 +71,11 @@ def item_tables(planted: Planted) -> Iterator[pa.Table]:
         )
 
 
-def user_tables(planted: Planted) -> Iterator[pa.Table]:
+def user_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
     """`user_id`, `age`, `gender` and `occupation`, by id. Age and gender tell nothing."""
-    users: Users = planted.users
-    clusters = planted.arguments.clusters
-    random = stream(planted.arguments.seed, _USER_TABLE)
+    users: Users = ground_truth.users
+    clusters = ground_truth.arguments.clusters
+    random = stream(ground_truth.arguments.seed, _USER_TABLE)
     occupations = _names(_OCCUPATIONS, clusters)
     for start in range(0, len(users.counts), _CHUNK):
         homes = users.homes[start : start + _CHUNK, 0].astype(np.int64)

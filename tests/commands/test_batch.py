@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from commands import batch
-from commands.batch import BatchError, run_batch
+from commands import batch_inference
+from commands.batch_inference import BatchError, run_batch
 from commands.cli import main
 from components.infra_validator.offline import OfflineModel
 from pipeline.beam import BeamOptions, BeamRunner
@@ -184,7 +184,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise Stopped
             return real(self, signature, inputs)
 
-        monkeypatch.setattr(batch.OfflineModel, "__call__", call)
+        monkeypatch.setattr(batch_inference.OfflineModel, "__call__", call)
 
     return arm
 

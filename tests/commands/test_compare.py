@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from commands.compare.comparison import SPARKS, Comparison, Trained, headline, print_comparison, spark, summed_up
-from commands.compare.training import _take_over_metadata as take_over_metadata
+from commands.compare.comparison import SPARKS, Comparison, PresetTraining, headline, print_comparison, spark, summed_up
+from commands.compare.presets import _take_over_metadata as take_over_metadata
 from recipe.training import Validation
 
 
-def trained(preset: str, seed: int = 0, accuracy: float = 0.3, rmse: float = 1.0, epochs: int = 3) -> Trained:
+def trained(preset: str, seed: int = 0, accuracy: float = 0.3, rmse: float = 1.0, epochs: int = 3) -> PresetTraining:
     places = range(1, epochs + 1)
-    return Trained.model_validate(
+    return PresetTraining.model_validate(
         {
             "preset": preset,
             "seed": seed,
@@ -37,7 +37,7 @@ def trained(preset: str, seed: int = 0, accuracy: float = 0.3, rmse: float = 1.0
     )
 
 
-def comparison(*each: Trained) -> Comparison:
+def comparison(*each: PresetTraining) -> Comparison:
     return Comparison(
         run_id="1",
         recipe="films",
@@ -80,22 +80,22 @@ def test_one_failed_gate_of_one_seed_fails_the_preset() -> None:
     poor = trained("a", 1)
     bound = {"metric": "rmse", "condition": "at_most", "allowed": 0.9, "limit": 0.9, "measured": 1.0, "passed": False,
              "margin": -0.1}  # fmt: skip
-    poor = Trained.model_validate(poor.model_dump() | {"bounds": [bound]})
+    poor = PresetTraining.model_validate(poor.model_dump() | {"bounds": [bound]})
     (row,) = summed_up([trained("a"), poor])
     assert not row.passed and row.failed_gates == ("rmse",)
 
 
 def test_a_preset_that_could_not_be_trained_spoils_neither_the_others_nor_its_own_seeds() -> None:
-    rows = summed_up([trained("a"), Trained(preset="a", seed=1, error="Trainer failed"), trained("b")])
+    rows = summed_up([trained("a"), PresetTraining(preset="a", seed=1, error="Trainer failed"), trained("b")])
     assert rows[0].error == "Trainer failed" and rows[0].metrics["rmse"] == 1.0 and not rows[0].passed
     assert rows[1].passed
-    text = printed(comparison(Trained(preset="a", seed=0, error="Trainer: no [/way]"), trained("b")))
+    text = printed(comparison(PresetTraining(preset="a", seed=0, error="Trainer: no [/way]"), trained("b")))
     assert "could not be trained" in text and "Trainer: no [/way]" in text
 
 
 def test_a_metric_that_could_not_be_computed_is_a_dash() -> None:
     """Ratings that are not numbers have no RMSE; the comparison goes on."""
-    astray = Trained.model_validate(trained("a").model_dump() | {"metrics": {"top_100_accuracy": 0.1}})
+    astray = PresetTraining.model_validate(trained("a").model_dump() | {"metrics": {"top_100_accuracy": 0.1}})
     assert headline(astray.metrics) == "top-100 0.1000, RMSE -"
     found = comparison(astray, trained("b"))
     (line, _) = (line for line in printed(found).splitlines() if line.startswith("a "))
@@ -157,7 +157,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_escapes_names() -> None:
-    from commands.compare.page import page
+    from commands.compare.curves_page import page
 
     text = page(comparison(trained("tutorial"), trained("<b>est</b>", 0), trained("<b>est</b>", 1)))
     found = Page(text)
@@ -168,7 +168,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names() -> None:
 
 
 def test_the_figure_has_a_line_for_each_preset_and_panel_and_a_band_for_several_seeds() -> None:
-    from commands.compare.page import figure
+    from commands.compare.curves_page import figure
 
     drawn = figure([trained("a"), trained("b", 0, 0.2), trained("b", 1, 0.4, epochs=2)])
     lines = [trace for trace in drawn.data if trace.mode == "lines+markers"]

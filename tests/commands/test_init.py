@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from commands.init.columns import infer
-from commands.init.inspection import Parts
-from commands.init.recipe_files import gate_k, init_recipe
+from commands.init.feature_inference import infer_feature
+from commands.init.inspection import ColumnRoles
+from commands.init.recipe_writer import gate_k, init_recipe
 from components.example_gen.check import check_sources
 from recipe import BadInput, Recipe, load_recipe, load_schema
 from recipe.columns import column_types
@@ -58,8 +58,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-EXPLICIT = Parts("who", "what", "stars", "at")
-IMPLICIT = Parts("who", "what", None, None)
+EXPLICIT = ColumnRoles("who", "what", "stars", "at")
+IMPLICIT = ColumnRoles("who", "what", None, None)
 
 
 def loaded(schema_dir: Path, data: Path) -> tuple[Recipe, schema_pb2.Schema]:
@@ -134,7 +134,7 @@ def test_without_ratings_there_are_negatives_and_without_times_the_split_is_rand
 
 def test_ratings_that_never_differ_are_no_ratings(tmp_path: Path) -> None:
     write(tmp_path / "d" / "x.csv", ("u", "i", "r", "interacted"), [(n % 9, n, 1, "y") for n in range(90)])
-    init_recipe(tmp_path / "schema", tmp_path / "d", Parts("u", "i", "r", None))
+    init_recipe(tmp_path / "schema", tmp_path / "d", ColumnRoles("u", "i", "r", None))
     recipe, _ = loaded(tmp_path / "schema", tmp_path / "d")
     assert recipe.data.negatives is not None
     assert recipe.data.columns.label == "interacted_2", "a column of that name is there"
@@ -190,7 +190,7 @@ def test_columns_that_two_tables_have_get_names_of_their_own(tmp_path: Path) -> 
     write(folder / "x.csv", ("u", "i", "name"), [(n % 9, n % 40, "x") for n in range(90)])
     write(folder / "items.csv", ("i", "name"), [(n, f"thing number {n % 7}") for n in range(40)])
     write(folder / "users.csv", ("u", "name"), [(n, "AB"[n % 2]) for n in range(9)])
-    init_recipe(tmp_path / "schema", folder, Parts("u", "i", None, None))
+    init_recipe(tmp_path / "schema", folder, ColumnRoles("u", "i", None, None))
     recipe, _ = loaded(tmp_path / "schema", folder)
     assert [feature.column for feature in recipe.features.query] == ["u", "users_name"]
     assert [feature.column for feature in recipe.features.candidate] == ["i", "items_name"]
@@ -237,7 +237,7 @@ VALUES = 200
 )
 def test_the_kind_of_a_column(column: str, cell: Callable[[int], Any], kind: str | None, type: str) -> None:
     cells = [cell(n) for n in range(VALUES)]
-    found = infer(
+    found = infer_feature(
         column, pa.array([None if value is None or value == "" else str(value) for value in cells], pa.string())
     )
     assert (found.kind, found.type) == (kind, type), found.why
@@ -266,7 +266,7 @@ def test_any_column_names_make_a_recipe_that_loads(
     write(folder / "d" / "items.csv", (item, feature), [(n, "AB"[n % 2]) for n in range(40)])
     if feature == item:
         return
-    init_recipe(folder / "schema", folder / "d", Parts(user, item, rating, at))
+    init_recipe(folder / "schema", folder / "d", ColumnRoles(user, item, rating, at))
     recipe, _ = loaded(folder / "schema", folder / "d")
     assert recipe.data.columns.model_dump() == {"user_id": user, "item_id": item, "label": rating, "timestamp": at}
     assert recipe.data.sources.items is not None
@@ -314,12 +314,12 @@ def empty_folder(data: Path) -> None:
 
 
 RATINGS = b"who,what,stars,at\n1,2,3,1500000000\n"
-BAD: dict[str, tuple[Callable[[Path], None], Parts, Sequence[str]]] = {
+BAD: dict[str, tuple[Callable[[Path], None], ColumnRoles, Sequence[str]]] = {
     "a misspelt column": (
-        nothing, Parts("whom", "what", "stars", "at"),
+        nothing, ColumnRoles("whom", "what", "stars", "at"),
         ["ratings.csv:1", "no column 'whom', which --user names", "did you mean 'who'", "who, what, stars, at"],
     ),
-    "one column twice": (nothing, Parts("who", "who", None, None), ["--user and --item", "'who'"]),
+    "one column twice": (nothing, ColumnRoles("who", "who", None, None), ["--user and --item", "'who'"]),
     "no CSV": (empty_folder, EXPLICIT, ["there is no .csv"]),
     "an empty CSV": (spoilt("ratings.csv", b""), EXPLICIT, ["ratings.csv: the file is empty"]),
     "not UTF-8": (

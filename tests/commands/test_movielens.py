@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import movielens as datasets
+from commands import movielens
 from commands.movielens import DatasetError, write_movielens
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t267\t4\t881250949\n2\t1412\t5\t891717742\n"
@@ -31,11 +31,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for suffix, text in (("inter", INTER), ("item", ITEM), ("user", USER)):
             archive.writestr(f"recbole/dataset_example/ml-100k/ml-100k.{suffix}", text)
-    monkeypatch.setattr(datasets, "MOVIELENS_ROWS", {"interactions.csv": 2, "items.csv": 4, "users.csv": 1})
+    monkeypatch.setattr(movielens, "MOVIELENS_ROWS", {"interactions.csv": 2, "items.csv": 4, "users.csv": 1})
 
     def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert {"--require-hashes", "--no-deps", str(datasets.MOVIELENS_LOCK)} <= set(command)
+        assert {"--require-hashes", "--no-deps", str(movielens.MOVIELENS_LOCK)} <= set(command)
         if not path.exists():
             return subprocess.CompletedProcess(
                 command, 1, "", "WARNING: retrying\nERROR: No matching distribution found"
@@ -107,13 +107,13 @@ def test_without_a_network_the_remedy_is_named(wheel: Path, tmp_path: Path) -> N
 def test_another_wheel_is_refused_and_nothing_is_left(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "MOVIELENS_ROWS", {**datasets.MOVIELENS_ROWS, "users.csv": 943})
+    monkeypatch.setattr(movielens, "MOVIELENS_ROWS", {**movielens.MOVIELENS_ROWS, "users.csv": 943})
     with pytest.raises(DatasetError, match=r"users\.csv: found 1 rows of .*, wanted 943"):
         write_movielens(tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
 
 
 def test_the_lock_pins_a_hash_and_names_no_registry() -> None:
-    text = datasets.MOVIELENS_LOCK.read_text()
+    text = movielens.MOVIELENS_LOCK.read_text()
     assert "recbole==1.2.1 --hash=sha256:" in text
     assert "://" not in text

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from commands.report import exported
+from commands.report import exported_model
 
 COLUMNS = {"user_id": "user", "item_id": "item", "label": "stars", "timestamp": "time"}
 
@@ -71,7 +71,7 @@ class Model:
 
 def test_interactions_are_read_without_sampled_negatives(tmp_path: Path) -> None:
     uri = write(tmp_path, "train", [row("a", "x", 5.0, 7, is_positive=1.0), row("b", "y", 0.0, 8, is_positive=0.0)])
-    found = exported.read_interactions(uri, "train", COLUMNS, schema(negatives=True))
+    found = exported_model.read_interactions(uri, "train", COLUMNS, schema(negatives=True))
     assert (
         found.users.tolist() == [b"a"]
         and found.items.tolist() == [b"x"]
@@ -79,15 +79,15 @@ def test_interactions_are_read_without_sampled_negatives(tmp_path: Path) -> None
         and found.is_whole
     )
     assert found.times is not None and found.times.tolist() == [7]
-    timeless = exported.read_interactions(uri, "train", {**COLUMNS, "timestamp": None}, schema())
+    timeless = exported_model.read_interactions(uri, "train", {**COLUMNS, "timestamp": None}, schema())
     assert timeless.times is None and timeless.items.tolist() == [b"x", b"y"]
-    assert len(exported.read_interactions(uri, "eval", COLUMNS, schema()).users) == 0
+    assert len(exported_model.read_interactions(uri, "eval", COLUMNS, schema()).users) == 0
 
 
 def test_calibration_bins_predictions_by_count_and_compares_their_means(tmp_path: Path) -> None:
     uri = write(tmp_path, "eval", [row("a", "x", 1.0 + place % 5) for place in range(200)])
     model = Model(lambda example: example.features.feature["stars"].float_list.value[0] - 0.5)
-    found = exported.calibration(model, uri, COLUMNS, schema())  # type: ignore[arg-type]
+    found = exported_model.calibration(model, uri, COLUMNS, schema())  # type: ignore[arg-type]
     assert found is not None
     assert found.counts.sum() == 200
     assert found.actual - found.predicted == pytest.approx(0.5)
@@ -97,7 +97,7 @@ def test_calibration_bins_predictions_by_count_and_compares_their_means(tmp_path
 
 def test_calibration_of_a_model_that_says_the_same_to_all_is_one_bin_with_its_error(tmp_path: Path) -> None:
     uri = write(tmp_path, "eval", [row("a", "x", stars) for stars in (1.0, 5.0) * 50])
-    found = exported.calibration(Model(lambda _: 3.0), uri, COLUMNS, schema())  # type: ignore[arg-type]
+    found = exported_model.calibration(Model(lambda _: 3.0), uri, COLUMNS, schema())  # type: ignore[arg-type]
     assert found is not None
     assert (found.predicted.tolist(), found.actual.tolist(), found.counts.tolist()) == ([3.0], [3.0], [100])
     assert found.error == pytest.approx(1.96 * 2 / 10)
@@ -105,9 +105,9 @@ def test_calibration_of_a_model_that_says_the_same_to_all_is_one_bin_with_its_er
 
 def test_calibration_leaves_out_predictions_that_are_no_numbers(tmp_path: Path) -> None:
     uri = write(tmp_path, "eval", [row("a", "x", 4.0)] * 4)
-    nothing = exported.calibration(Model(lambda _: float("nan")), uri, COLUMNS, schema())  # type: ignore[arg-type]
+    nothing = exported_model.calibration(Model(lambda _: float("nan")), uri, COLUMNS, schema())  # type: ignore[arg-type]
     assert nothing is None
-    assert exported.calibration(Model(), write(tmp_path / "none", "eval", []), COLUMNS, schema()) is None  # type: ignore[arg-type]
+    assert exported_model.calibration(Model(), write(tmp_path / "none", "eval", []), COLUMNS, schema()) is None  # type: ignore[arg-type]
 
 
 def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_p
     uri = write(tmp_path, "train", rows)
     write(tmp_path, "eval", [row("user18", "two", 4.0)])
     write(tmp_path, "catalogue", [{"item": "best", "title": "The Best", "year": 1999}, {"item": "latest best"}])
-    train, chosen = (exported.read_interactions(uri, split, COLUMNS, schema()) for split in ("train", "eval"))
-    titles = exported.read_display(uri, COLUMNS, ["title", "year"], schema())
+    train, chosen = (exported_model.read_interactions(uri, split, COLUMNS, schema()) for split in ("train", "eval"))
+    titles = exported_model.read_display(uri, COLUMNS, ["title", "year"], schema())
     # What an item lacks is not shown as an empty text or a zero.
     assert titles == {b"best": ("The Best", "1999"), b"latest best": ()}
     model = Model(recommended=[["one", "two", ""]] * 4)
-    heavy, typical, light, stranger = exported.sample_users(model, train, chosen, titles, ["title"])  # type: ignore[arg-type]
+    heavy, typical, light, stranger = exported_model.sample_users(model, train, chosen, titles, ["title"])  # type: ignore[arg-type]
     assert model.asked == [user.user_id for user in (heavy, typical, light, stranger)]
     assert heavy.user_id == "user18" and heavy.interactions == 22
     assert heavy.interactions > typical.interactions > light.interactions > stranger.interactions == 0
@@ -130,21 +130,21 @@ def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_p
     assert [(item.item_id, item.display, item.chosen) for item in heavy.recommended] == [
         ("one", ("Title of one",), False), ("two", ("Title of two",), True)
     ]  # fmt: skip
-    assert stranger.user_id == exported.STRANGER and stranger.liked == ()
+    assert stranger.user_id == exported_model.STRANGER and stranger.liked == ()
     assert not any(item.chosen for item in typical.recommended)
 
 
 def test_a_model_that_is_gone_or_lacks_a_signature_says_so(tmp_path: Path) -> None:
-    assert exported.servable(str(tmp_path)) is None
-    with pytest.raises(exported.CannotAsk):
-        exported.ExportedModel(str(tmp_path))
+    assert exported_model.servable(str(tmp_path)) is None
+    with pytest.raises(exported_model.ModelUnavailable):
+        exported_model.ExportedModel(str(tmp_path))
     module = tf.Module()
     double = tf.function(lambda x: {"y": 2 * x}, input_signature=[tf.TensorSpec([None], tf.float32)])
     tf.saved_model.save(module, str(tmp_path / "Format-Serving"), signatures={"double": double})
-    path = exported.servable(str(tmp_path))
+    path = exported_model.servable(str(tmp_path))
     assert path is not None
     with (
-        exported.ExportedModel(path) as model,
-        pytest.raises(exported.CannotAsk, match=r"no signature 'recommend'; it has .*double"),
+        exported_model.ExportedModel(path) as model,
+        pytest.raises(exported_model.ModelUnavailable, match=r"no signature 'recommend'; it has .*double"),
     ):
         model.recommend(["a"])

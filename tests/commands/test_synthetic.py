@@ -1,4 +1,4 @@
-"""Synthetic data is what was asked for, follows the law that is planted, and its best figures are the best."""
+"""Synthetic data is what was asked for, follows the law that is ground_truth, and its best figures are the best."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from commands.synthetic import choices, files
-from commands.synthetic.choices import Interactions, stream_interactions
+from commands.synthetic import files, sampling
 from commands.synthetic.files import write_synthetic
+from commands.synthetic.ground_truth import PERIOD_SECONDS, PERIODS, SPAN_SECONDS, START, GroundTruth, SyntheticSpec
 from commands.synthetic.oracle import rating_moments
-from commands.synthetic.planted import PERIOD_SECONDS, PERIODS, SPAN_SECONDS, START, Arguments, Planted
+from commands.synthetic.sampling import InteractionBlock, stream_interactions
 from recipe import BadInput
 
 NAMES = ["interactions.csv", "items.csv", "truth.json", "users.csv"]
-SMALL = Arguments(users=600, items=400, interactions=24_000, clusters=8, seed=5)
-LONG_TAIL = Arguments(users=60, items=4_000, interactions=4_000, clusters=5, drift=1, seed=2)
+SMALL = SyntheticSpec(users=600, items=400, interactions=24_000, clusters=8, seed=5)
+LONG_TAIL = SyntheticSpec(users=60, items=4_000, interactions=4_000, clusters=5, drift=1, seed=2)
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,10 +42,10 @@ def numbers(path: Path) -> npt.NDArray[np.int64]:
     return np.array(rows(path)[1:], dtype=np.int64)
 
 
-def all_of(planted: Planted) -> Interactions:
-    blocks = list(stream_interactions(planted))
-    names = [field.name for field in dataclasses.fields(Interactions)]
-    return Interactions(*(np.concatenate([getattr(block, name) for block in blocks]) for name in names))
+def all_of(ground_truth: GroundTruth) -> InteractionBlock:
+    blocks = list(stream_interactions(ground_truth))
+    names = [field.name for field in dataclasses.fields(InteractionBlock)]
+    return InteractionBlock(*(np.concatenate([getattr(block, name) for block in blocks]) for name in names))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_another_seed_gives_other_data(small: Path, tmp_path: Path) -> None:
 @given(data=st.data())
 def test_any_arguments_that_fit_give_whole_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     users, items = data.draw(st.integers(1, 40), "users"), data.draw(st.integers(4, 60), "items")
-    arguments = Arguments(
+    arguments = SyntheticSpec(
         users,
         items,
         data.draw(st.integers(1, users * (items // 4)), "interactions"),
@@ -113,7 +113,9 @@ def test_any_arguments_that_fit_give_whole_files(data: st.DataObject, tmp_path_f
     )
     out = tmp_path_factory.mktemp("any") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choices, "BLOCK_ROWS", data.draw(st.sampled_from([1, 16, choices.BLOCK_ROWS]), "rows of a block"))
+        patch.setattr(
+            sampling, "BLOCK_ROWS", data.draw(st.sampled_from([1, 16, sampling.BLOCK_ROWS]), "rows of a block")
+        )
         truth = write_synthetic(arguments, out)
     lines = (out / "interactions.csv").read_bytes().splitlines()[1:]
     assert len(lines) == arguments.interactions + truth["rows"]["broken"]
@@ -152,7 +154,7 @@ def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], told: st
 
 
 def test_files_already_there_are_kept_if_they_are_these(tmp_path: Path) -> None:
-    arguments = Arguments(20, 20, 60, clusters=2)
+    arguments = SyntheticSpec(20, 20, 60, clusters=2)
     out = tmp_path / "data"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -181,9 +183,9 @@ def test_what_goes_wrong_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(files, "find_best", fail)
+    monkeypatch.setattr(files, "find_upper_bounds", fail)
     with pytest.raises(OSError, match="no space left"):
-        write_synthetic(Arguments(20, 20, 60, clusters=2), tmp_path / "data")
+        write_synthetic(SyntheticSpec(20, 20, 60, clusters=2), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,11 +208,11 @@ def test_broken_lines_come_between_the_good_ones_which_stay(small: Path, tmp_pat
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from commands.synthetic import choices
+from commands.synthetic import sampling
 from commands.synthetic.files import write_synthetic
-from commands.synthetic.planted import Arguments
-choices.BLOCK_ROWS = 1 << 16
-write_synthetic(Arguments(5_000, 4_000, int(sys.argv[1])), Path(sys.argv[2]))
+from commands.synthetic.ground_truth import SyntheticSpec
+sampling.BLOCK_ROWS = 1 << 16
+write_synthetic(SyntheticSpec(5_000, 4_000, int(sys.argv[1])), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """
 
@@ -229,10 +231,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 class Law:
-    """p(i | u, t), written down once more from the formula in planted.py."""
+    """p(i | u, t), written down once more from the formula in ground_truth.py."""
 
-    def __init__(self, planted: Planted) -> None:
-        self.planted, items = planted, planted.items
+    def __init__(self, ground_truth: GroundTruth) -> None:
+        self.ground_truth, items = ground_truth, ground_truth.items
         self.weights = np.zeros((PERIODS, len(items.number)))
         for period, slot in np.ndindex(self.weights.shape):
             if math.floor(items.launch[slot]) <= period:
@@ -241,14 +243,14 @@ class Law:
 
     def chances(self, user: int, period: int) -> Floats:
         """Of each slot."""
-        users, weights = self.planted.users, self.weights[period]
+        users, weights = self.ground_truth.users, self.weights[period]
         moved = users.shares[user, 0] * users.drift * (period + 0.5) / PERIODS
-        taste = np.zeros(self.planted.arguments.clusters)
+        taste = np.zeros(self.ground_truth.arguments.clusters)
         for home, share in zip(users.homes[user], users.shares[user] + [-moved, 0, 0, moved], strict=True):
             taste[home] += share
         found = np.zeros(len(weights))
         for cluster, share in enumerate(taste):
-            own = self.planted.items.cluster == cluster
+            own = self.ground_truth.items.cluster == cluster
             total = weights[own].sum()
             found[own] = (0.9 * share + 0.1 * total / weights.sum()) * weights[own] / total
         return found
@@ -256,9 +258,9 @@ class Law:
 
 @pytest.mark.parametrize("rounds", [30, 0], ids=["drawn again", "drawn among the rest"])
 def test_users_choose_as_planted_and_never_twice(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_ROUNDS", rounds)
-    planted = Planted.draw(Arguments(users=3_000, items=12, interactions=8_000, clusters=3, seed=1))
-    found, law_of = all_of(planted), Law(planted)
+    monkeypatch.setattr(sampling, "_ROUNDS", rounds)
+    ground_truth = GroundTruth.draw(SyntheticSpec(users=3_000, items=12, interactions=8_000, clusters=3, seed=1))
+    found, law_of = all_of(ground_truth), Law(ground_truth)
     expected, seen, variance = np.zeros((3, 12)), np.zeros((3, 12)), np.zeros((3, 12))
     taken = np.zeros(12, bool)
     for row, user in enumerate(found.users.tolist()):
@@ -278,9 +280,9 @@ def test_users_choose_as_planted_and_never_twice(rounds: int, monkeypatch: pytes
 
 
 def test_popularity_has_a_long_tail_and_so_has_activity() -> None:
-    planted = Planted.draw(Arguments(users=5_000, items=5_000, interactions=250_000))
-    items, users = np.zeros(5_000, int), planted.users.counts
-    for block in stream_interactions(planted):
+    ground_truth = GroundTruth.draw(SyntheticSpec(users=5_000, items=5_000, interactions=250_000))
+    items, users = np.zeros(5_000, int), ground_truth.users.counts
+    for block in stream_interactions(ground_truth):
         items += np.bincount(block.slots, minlength=5_000)
     items = np.sort(items)[::-1]
     assert items[:500].sum() > 0.45 * items.sum()
@@ -290,9 +292,9 @@ def test_popularity_has_a_long_tail_and_so_has_activity() -> None:
 
 
 def test_items_are_born_and_fade() -> None:
-    planted = Planted.draw(Arguments(users=3_000, items=600, interactions=150_000, drift=0))
-    found = all_of(planted)
-    launched = np.floor(planted.items.launch).astype(int)[found.slots]
+    ground_truth = GroundTruth.draw(SyntheticSpec(users=3_000, items=600, interactions=150_000, drift=0))
+    found = all_of(ground_truth)
+    launched = np.floor(ground_truth.items.launch).astype(int)[found.slots]
     age = found.periods - launched
     assert age.min() >= 0
     # Of the items that are launched in the first year: their share of all choices in each month of their lives.
@@ -304,9 +306,9 @@ def test_items_are_born_and_fade() -> None:
 
 @pytest.mark.parametrize("drift", [0.0, 1.0])
 def test_tastes_drift_as_much_as_asked(drift: float) -> None:
-    planted = Planted.draw(Arguments(2_000, 2_000, 100_000, clusters=40, drift=drift))
-    found = all_of(planted)
-    of_home = planted.users.homes[found.users] == planted.items.cluster[found.slots, None]
+    ground_truth = GroundTruth.draw(SyntheticSpec(2_000, 2_000, 100_000, clusters=40, drift=drift))
+    found = all_of(ground_truth)
+    of_home = ground_truth.users.homes[found.users] == ground_truth.items.cluster[found.slots, None]
     early, late = found.periods < 4, found.periods >= PERIODS - 4
     first, last = of_home[:, 0], of_home[:, 3] & ~of_home[:, :3].any(axis=1)
     if drift:
@@ -316,10 +318,10 @@ def test_tastes_drift_as_much_as_asked(drift: float) -> None:
 
 
 def test_some_side_features_tell_the_taste_and_some_tell_nothing(small: Path) -> None:
-    planted = Planted.draw(SMALL)
+    ground_truth = GroundTruth.draw(SMALL)
     cluster = np.empty(400, int)
-    cluster[planted.items.number - 1] = planted.items.cluster
-    home = planted.users.homes[:, 0]
+    cluster[ground_truth.items.number - 1] = ground_truth.items.cluster
+    home = ground_truth.users.homes[:, 0]
 
     def told(values: list[str], truth: npt.NDArray[Any]) -> float:
         """Share that guessing the commonest truth of each value gets right, above guessing without it."""
@@ -332,7 +334,7 @@ def test_some_side_features_tell_the_taste_and_some_tell_nothing(small: Path) ->
     assert told([row[2] for row in users], home) < 0.05
     assert 0.005 < np.mean([row[1] == "" for row in users]) < 0.06
     launched = {row[0]: int(row[2]) for row in items}
-    for number, launch in zip(planted.items.number.tolist(), planted.items.launch.tolist(), strict=True):
+    for number, launch in zip(ground_truth.items.number.tolist(), ground_truth.items.launch.tolist(), strict=True):
         assert launched[str(number)] == 2023 + int(np.floor(launch / 12))
 
 
@@ -349,21 +351,21 @@ def test_the_best_rmse_is_that_of_the_expected_rating() -> None:
 
 
 @pytest.mark.parametrize("arguments", [SMALL, LONG_TAIL], ids=["small", "long tail"])
-def test_the_best_figures_are_those_of_the_planted_law(arguments: Arguments, tmp_path: Path) -> None:
+def test_the_best_figures_are_those_of_the_planted_law(arguments: SyntheticSpec, tmp_path: Path) -> None:
     """All rows are in the sample, so that figures without a random split must come out to the last digit."""
     truth = write_synthetic(arguments, tmp_path / "data")
-    planted = Planted.draw(arguments)
-    found, law_of = all_of(planted), Law(planted)
+    ground_truth = GroundTruth.draw(arguments)
+    found, law_of = all_of(ground_truth), Law(ground_truth)
     assert truth["sample_rows"] == arguments.interactions and truth["sample_users"] == len(np.unique(found.users))
     _, item, rating, time = numbers(tmp_path / "data" / "interactions.csv").T
-    assert (planted.items.number[found.slots] == item).all()
+    assert (ground_truth.items.number[found.slots] == item).all()
     period = (time - START) // PERIOD_SECONDS
     in_eval = np.random.default_rng(1).random(len(item)) < 0.2
     hits, hits_without_time, unseen = np.zeros((3, len(item)), bool)
     for user in np.unique(found.users).tolist():
         own = np.flatnonzero(found.users == user)
         law = np.stack([law_of.chances(user, month) for month in range(PERIODS)])
-        begin, end = int(planted.users.joined[user]), int(planted.users.left[user])
+        begin, end = int(ground_truth.users.joined[user]), int(ground_truth.users.left[user])
         active = [max(0, min(end, (month + 1) * PERIOD_SECONDS) - max(begin, month * PERIOD_SECONDS))
                   for month in range(PERIODS)]  # fmt: skip
         without_time = np.argsort(-(np.array(active) @ law))[:100]
@@ -388,10 +390,10 @@ def test_the_best_figures_are_those_of_the_planted_law(arguments: Arguments, tmp
 def test_no_model_of_the_data_beats_the_best(small: Path) -> None:
     """Counts of a user's clusters times an item's popularity, and damped means: they use what train tells alone."""
     truth = json.loads((small / "truth.json").read_text())
-    planted = Planted.draw(SMALL)
-    found = all_of(planted)
+    ground_truth = GroundTruth.draw(SMALL)
+    found = all_of(ground_truth)
     train = np.random.default_rng(2).random(len(found.users)) >= 0.2
-    cluster = planted.items.cluster
+    cluster = ground_truth.items.cluster
     popular = np.bincount(found.slots[train], minlength=SMALL.items) + 0.5
     liked = np.full((SMALL.users, SMALL.clusters), 0.2)
     np.add.at(liked, (found.users[train], cluster[found.slots[train]]), 1)

@@ -19,7 +19,7 @@ import rules
 from command_line import parsed
 from dockerfile import Stage
 
-from commands.options import DEFAULT_MODEL
+from commands.subcommands.shared_options import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBEFLOW = ROOT / "kubeflow"

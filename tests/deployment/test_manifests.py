@@ -13,7 +13,7 @@ import rules
 import yaml
 from command_line import parsed
 
-from commands.options import DEFAULT_MODEL
+from commands.subcommands.shared_options import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBEFLOW = ROOT / "kubeflow"

@@ -8,7 +8,7 @@ from pathlib import Path
 from ingestion import run_executor
 
 from commands.synthetic.files import write_synthetic
-from commands.synthetic.planted import Arguments
+from commands.synthetic.ground_truth import SyntheticSpec
 from recipe import load_recipe, load_schema
 
 RECIPE = Path(__file__).resolve().parents[3] / "schemas" / "synthetic"
@@ -30,7 +30,7 @@ REASONS = {
 
 
 def test_broken_lines_are_rejected_each_for_its_own_reason(tmp_path: Path) -> None:
-    truth = write_synthetic(Arguments(200, 80, 3_000, clusters=4, broken=0.1), tmp_path / "data")
+    truth = write_synthetic(SyntheticSpec(200, 80, 3_000, clusters=4, broken=0.1), tmp_path / "data")
     recipe = load_recipe(RECIPE, ["data.max_bad_rows=0.2"])
     found = run_executor(tmp_path / "data", tmp_path / "examples", recipe.data, load_schema(RECIPE, recipe))
     read, rejected, train, evaluated = found.counts()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from commands import tflite as on_device
+from commands import tflite
 from commands.cli import main
 
 NOBODY, NOTHING = "nobody has this id", "nothing has this id"
@@ -33,7 +33,7 @@ def exported(all_items: Any, unseen_items: Any, tmp_path_factory: pytest.TempPat
     found = {}
     for name, model in (("all_items", all_items), ("unseen_items", unseen_items)):
         out = tmp_path_factory.mktemp(name)
-        on_device.export_tflite(model.path, out)
+        tflite.export_tflite(model.path, out)
         found[name] = (model, out)
     return found
 
@@ -83,18 +83,18 @@ def test_a_file_that_would_answer_otherwise_is_not_written(
     exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     model, _ = exported["all_items"]
-    right = getattr(on_device, wrong)
+    right = getattr(tflite, wrong)
 
     def broken(*arguments: Any) -> Any:
         found = right(*arguments)
         if wrong == "_lists":
             ids, places, scores = found
             return ids, np.roll(places, 1, axis=0), scores
-        return on_device.dataclasses.replace(found, of_users=[np.roll(part, 1, axis=0) for part in found.of_users])
+        return tflite.dataclasses.replace(found, of_users=[np.roll(part, 1, axis=0) for part in found.of_users])
 
-    monkeypatch.setattr(on_device, wrong, broken)
-    with pytest.raises(on_device.NotExportable, match=r"on the device, the model answers"):
-        on_device.export_tflite(model.path, tmp_path / "phone")
+    monkeypatch.setattr(tflite, wrong, broken)
+    with pytest.raises(tflite.NotExportable, match=r"on the device, the model answers"):
+        tflite.export_tflite(model.path, tmp_path / "phone")
     assert not (tmp_path / "phone").exists()
 
 

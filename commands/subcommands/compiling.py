@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BeamArgs, BeamEngine, Overrides, Preset, SchemaDir
+from commands.subcommands.shared_options import BeamArgs, BeamEngine, Overrides, Preset, SchemaDir
 from pipeline.beam import BeamOptions, BeamRunner
 
 CACHES = ("none", "same-inputs", "same-folder")

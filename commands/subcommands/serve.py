@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import DEFAULT_MODEL, ModelName
+from commands.subcommands.shared_options import DEFAULT_MODEL, ModelName
 
 
 def serve(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from commands.synthetic.planted import (
+from commands.synthetic.ground_truth import (
     EXPLORING,
     PERIOD_SECONDS,
     PERIODS,
@@ -16,8 +16,8 @@ from commands.synthetic.planted import (
     START,
     Bools,
     Floats,
+    GroundTruth,
     Ints,
-    Planted,
     stream,
 )
 
@@ -30,7 +30,7 @@ _TIME_BITS = 26
 
 
 @dataclasses.dataclass(frozen=True)
-class Interactions:
+class InteractionBlock:
     """The rows of some users: user by user, and each user's by time.
 
     Attributes:
@@ -49,23 +49,23 @@ class Interactions:
     means: Floats
     ratings: npt.NDArray[np.int8]
 
-    def of(self, users: Ints) -> Interactions:
+    def of(self, users: Ints) -> InteractionBlock:
         """The rows of some users alone."""
         chosen = np.isin(self.users, users)
-        return Interactions(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+        return InteractionBlock(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
 
-def stream_interactions(planted: Planted) -> Iterator[Interactions]:
+def stream_interactions(ground_truth: GroundTruth) -> Iterator[InteractionBlock]:
     """Yields all interactions, about `BLOCK_ROWS` at a time. Users without any are in no block."""
-    chooser = _Chooser(planted)
-    ends = np.cumsum(planted.users.counts)
+    chooser = _Chooser(ground_truth)
+    ends = np.cumsum(ground_truth.users.counts)
     first = block = 0
     while first < len(ends):
         begun = int(ends[first - 1]) if first else 0
         last = min(int(np.searchsorted(ends, begun + BLOCK_ROWS)), len(ends) - 1)
-        users = np.repeat(np.arange(first, last + 1), planted.users.counts[first : last + 1])
+        users = np.repeat(np.arange(first, last + 1), ground_truth.users.counts[first : last + 1])
         if len(users):
-            yield chooser.interactions(users, stream(planted.arguments.seed, _CHOICES, block))
+            yield chooser.interactions(users, stream(ground_truth.arguments.seed, _CHOICES, block))
         first, block = last + 1, block + 1
 
 
@@ -76,9 +76,9 @@ class _Chooser:
     weight, plus k, so that one binary search over all of it finds the item.
     """
 
-    def __init__(self, planted: Planted) -> None:
-        self._planted = planted
-        items, clusters = planted.items, planted.arguments.clusters
+    def __init__(self, ground_truth: GroundTruth) -> None:
+        self._ground_truth = ground_truth
+        items, clusters = ground_truth.items, ground_truth.arguments.clusters
         self._cumulated = np.empty((PERIODS, len(items.number)))
         for period in range(PERIODS):
             weights = items.weights(period)
@@ -86,26 +86,26 @@ class _Chooser:
                 part = slice(items.starts[cluster], items.starts[cluster + 1])
                 sums = np.cumsum(weights[part])
                 self._cumulated[period, part] = sums / sums[-1] + (period * clusters + cluster)
-        by_cluster = np.cumsum(planted.popularity, axis=1)
+        by_cluster = np.cumsum(ground_truth.popularity, axis=1)
         self._popular = by_cluster / by_cluster[:, -1:] + np.arange(PERIODS)[:, None]
 
-    def interactions(self, users: Ints, random: np.random.Generator) -> Interactions:
+    def interactions(self, users: Ints, random: np.random.Generator) -> InteractionBlock:
         """The rows of a block.
 
         Args:
             users: The user of each row, ascending.
             random: The block's own.
         """
-        table = self._planted.users
+        table = self._ground_truth.users
         joined, left = table.joined[users], table.left[users]
         times = joined + (random.random(len(users)) * (left - joined)).astype(np.int64)
         times = np.sort((_counted(users) << _TIME_BITS) | times) & ((1 << _TIME_BITS) - 1)
         periods = times // PERIOD_SECONDS
         slots = self._choose(users, periods, random)
-        means = self._planted.rating_means(users, periods, slots)
+        means = self._ground_truth.rating_means(users, periods, slots)
         noise = RATING_NOISE * random.standard_normal(len(users))
         ratings = np.clip(np.rint(means + noise), 1, 5).astype(np.int8)
-        return Interactions(users, slots, periods, START + times, means, ratings)
+        return InteractionBlock(users, slots, periods, START + times, means, ratings)
 
     def _choose(self, users: Ints, periods: Ints, random: np.random.Generator) -> Ints:
         """A slot for each row, such that no user has one twice.
@@ -114,11 +114,11 @@ class _Chooser:
         once; where two have the same item, the later one draws again. That comes to the same, whatever the order of the
         rounds: an item is only ever given up because a still earlier row has it, so it stays taken.
         """
-        thresholds = np.cumsum(self._planted.users.taste(users, periods)[:, :-1], axis=1)
+        thresholds = np.cumsum(self._ground_truth.users.taste(users, periods)[:, :-1], axis=1)
         slots = self._draw(users, periods, thresholds, random)
         rows = np.arange(len(users))
         for _ in range(_ROUNDS):
-            again = _repeated(users[rows], slots[rows], len(self._planted.items.number))
+            again = _repeated(users[rows], slots[rows], len(self._ground_truth.items.number))
             if not again.any():
                 return slots
             redrawn = rows[again]
@@ -131,11 +131,11 @@ class _Chooser:
 
     def _draw(self, users: Ints, periods: Ints, thresholds: Floats, random: np.random.Generator) -> Ints:
         """Independent draws from p(i | u, t)."""
-        clusters = self._planted.arguments.clusters
+        clusters = self._ground_truth.arguments.clusters
         first = random.random(len(users))
         taste = (first - EXPLORING) / (1 - EXPLORING)
         home = (taste[:, None] >= thresholds).sum(axis=1)
-        cluster = self._planted.users.homes[users, home].astype(np.int64)
+        cluster = self._ground_truth.users.homes[users, home].astype(np.int64)
         exploring = np.flatnonzero(taste < 0)
         sought = periods[exploring] + first[exploring] / EXPLORING
         found = np.searchsorted(self._popular.ravel(), sought, side="right")
@@ -143,18 +143,18 @@ class _Chooser:
         # 32 bits, which a float64 holds exactly even after the number of the month and cluster is added.
         within = (random.integers(0, 1 << 32, len(users), dtype=np.uint32) + 0.5) / (1 << 32)
         flat = np.searchsorted(self._cumulated.ravel(), periods * clusters + cluster + within, side="right")
-        return flat - periods * len(self._planted.items.number)
+        return flat - periods * len(self._ground_truth.items.number)
 
     def _finish(self, user: int, rows: Ints, periods: Ints, slots: Ints, random: np.random.Generator) -> None:
         """Gives one user's rows different items, drawing exactly among the rest where drawing again took too long."""
-        every = np.arange(len(self._planted.items.number))
+        every = np.arange(len(self._ground_truth.items.number))
         taken = np.zeros(len(every), bool)
         chances: dict[int, Floats] = {}
         for row in rows:
             if taken[slots[row]]:
                 period = int(periods[row])
                 if period not in chances:
-                    chances[period] = self._planted.chances(np.array([user]), np.array([period]), every[None])[0]
+                    chances[period] = self._ground_truth.chances(np.array([user]), np.array([period]), every[None])[0]
                 sums = np.cumsum(np.where(taken, 0.0, chances[period]))
                 slots[row] = np.searchsorted(sums, random.random() * sums[-1], side="right")
             taken[slots[row]] = True

@@ -46,7 +46,7 @@ USERS_A_CALL = 256
 
 # What is no shard lies apart, under a name that readers of a folder of Parquet files pass over.
 NOTES = "_tandem"
-PLAN_FILE = os.path.join(NOTES, "batch.json")
+JOB_FILE = os.path.join(NOTES, "batch.json")
 REJECTED_FILE = os.path.join(NOTES, "rejected.csv")
 
 RECOMMEND = "recommend"
@@ -96,7 +96,7 @@ class BatchResult:
     """Columns of the file that the model does not take."""
 
 
-class Plan(pydantic.BaseModel):
+class BatchJob(pydantic.BaseModel):
     """What the shards of a folder are made of; only a job with the same plan may go on with them."""
 
     model: str
@@ -165,7 +165,7 @@ def run_batch(
             spans = find_spans(stream, span_bytes)
     with open(users, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    plan = Plan(
+    job = BatchJob(
         model=str(path),
         users=digest,
         user_column=user_column,
@@ -173,20 +173,20 @@ def run_batch(
         format=format,
         spans=tuple((span.start, span.end, span.first_line) for span in spans),
     )
-    _keep_plan(plan, out)
-    open_shards = [number for number in range(len(spans)) if not _note(out, plan, number).exists()]
+    _keep_job(job, out)
+    open_shards = [number for number in range(len(spans)) if not _note(out, job, number).exists()]
     taken = {name: kind for name, kind in columns.items() if name in names and name != user_column}
     if open_shards:
-        writer = RecommendSpan(plan, users, out, signature, taken)
+        writer = RecommendSpan(job, users, out, signature, taken)
         options = PipelineOptions(list(beam.pipeline_args()))
-        with _reporting(lambda: progress(_done(out, plan), len(spans))), Pipeline(options=options) as pipeline:
+        with _reporting(lambda: progress(_done(out, job), len(spans))), Pipeline(options=options) as pipeline:
             _ = pipeline | "Shards" >> Create(open_shards) | "SpreadOut" >> Reshuffle() | "Recommend" >> ParDo(writer)
-    totals = [ShardTotals.model_validate_json(_note(out, plan, number).read_text()) for number in range(len(spans))]
+    totals = [ShardTotals.model_validate_json(_note(out, job, number).read_text()) for number in range(len(spans))]
     rejected = tuple(row for shard in totals for row in shard.rejected)
     _write_rejected(out / REJECTED_FILE, rejected)
     return BatchResult(
         model=path,
-        shards=tuple(out / plan.shard(number) for number in range(len(spans))),
+        shards=tuple(out / job.shard(number) for number in range(len(spans))),
         computed=len(open_shards),
         users=sum(shard.users for shard in totals),
         rows=sum(shard.rows for shard in totals),
@@ -198,21 +198,23 @@ def run_batch(
 class RecommendSpan(DoFn):
     """Writes the shard of one span of the file of users."""
 
-    def __init__(self, plan: Plan, users: Path, out: Path, signature: str, columns: Mapping[str, ColumnType]) -> None:
+    def __init__(
+        self, job: BatchJob, users: Path, out: Path, signature: str, columns: Mapping[str, ColumnType]
+    ) -> None:
         """Takes the columns to send, and their types, besides the user column."""
-        self._plan = plan
+        self._job = job
         self._users = users
         self._out = out
         self._signature = signature
         self._columns = [
-            Column(plan.user_column, "BYTES", required=True),
+            Column(job.user_column, "BYTES", required=True),
             *(Column(name, kind) for name, kind in columns.items()),
         ]
         self._model: OfflineModel | None = None
 
     def setup(self) -> None:
         """Loads the model once a worker."""
-        self._model = OfflineModel(self._plan.model)
+        self._model = OfflineModel(self._job.model)
 
     def teardown(self) -> None:
         """Lets the model go."""
@@ -223,15 +225,15 @@ class RecommendSpan(DoFn):
     def process(self, number: int) -> Iterator[int]:
         """Writes shard `number` and answers its number; nothing of it is seen before it is whole."""
         assert self._model is not None
-        target = self._out / self._plan.shard(number)
+        target = self._out / self._job.shard(number)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        schema = _schema(self._model, self._signature, self._plan.user_column)
+        schema = _schema(self._model, self._signature, self._job.user_column)
         users = rows = 0
         rejected: list[Rejected] = []
         try:
-            with _open(self._users) as stream, _WRITERS[self._plan.format](temporary, schema) as writer:
+            with _open(self._users) as stream, _WRITERS[self._job.format](temporary, schema) as writer:
                 table = Table("users", (str(self._users),), tuple(self._columns), ())
-                for found in read_rows(stream, str(self._users), table, Span(*self._plan.spans[number])):
+                for found in read_rows(stream, str(self._users), table, Span(*self._job.spans[number])):
                     rejected += [Rejected(**dataclasses.asdict(row)) for row in found.bad]
                     for start in range(0, found.columns.num_rows, USERS_A_CALL):
                         asked = found.columns.slice(start, USERS_A_CALL)
@@ -243,21 +245,21 @@ class RecommendSpan(DoFn):
         finally:
             temporary.unlink(missing_ok=True)
         note = ShardTotals(users=users, rows=rows, rejected=tuple(rejected))
-        _write_whole(_note(self._out, self._plan, number), note.model_dump_json(indent=1))
+        _write_whole(_note(self._out, self._job, number), note.model_dump_json(indent=1))
         yield number
 
     def _recommended(self, model: OfflineModel, asked: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         """The rows of some users."""
         defaults = model.signatures[self._signature].defaults
-        users = asked.column(self._plan.user_column).to_pylist()
+        users = asked.column(self._job.user_column).to_pylist()
         inputs: dict[str, Any] = {USER_ID: users}
         for column in self._columns[1:]:
             not_given = tf.make_ndarray(defaults[column.name]).ravel()[0]
             values = asked.column(column.name).to_pylist()
             inputs[column.name] = [not_given if value is None else value for value in values]
         if self._signature == RECOMMEND_FILTERED:
-            inputs[K] = self._plan.k
-        answer = {name: values[:, : self._plan.k] for name, values in model(self._signature, inputs).items()}
+            inputs[K] = self._job.k
+        answer = {name: values[:, : self._job.k] for name, values in model(self._signature, inputs).items()}
         # A list that is shorter than the others is padded with empty ids.
         there = answer["item_ids"] != b""
         row, rank = np.nonzero(there)
@@ -303,12 +305,12 @@ def _question(model: Path, k: int) -> tuple[str, dict[str, ColumnType]]:
         }
 
 
-def _keep_plan(plan: Plan, out: Path) -> None:
+def _keep_job(job: BatchJob, out: Path) -> None:
     """Notes what the folder's shards are made of, or makes sure that it is the same."""
-    path = out / PLAN_FILE
+    path = out / JOB_FILE
     if path.exists():
-        found = Plan.model_validate_json(path.read_text())
-        changed = [name for name in Plan.model_fields if getattr(found, name) != getattr(plan, name)]
+        found = BatchJob.model_validate_json(path.read_text())
+        changed = [name for name in BatchJob.model_fields if getattr(found, name) != getattr(job, name)]
         if changed:
             raise BatchError(
                 f"{out} holds the shards of another job: it had another {', '.join(changed)}. Give the same arguments "
@@ -318,7 +320,7 @@ def _keep_plan(plan: Plan, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise BatchError(f"{out} is not empty, and no job of `tandem batch` began it. Name another folder with --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, plan.model_dump_json(indent=1))
+    _write_whole(path, job.model_dump_json(indent=1))
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -354,12 +356,12 @@ def _text(values: npt.NDArray[Any]) -> Any:
     return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
-def _note(out: Path, plan: Plan, number: int) -> Path:
-    return out / NOTES / f"{plan.shard(number)}.json"
+def _note(out: Path, job: BatchJob, number: int) -> Path:
+    return out / NOTES / f"{job.shard(number)}.json"
 
 
-def _done(out: Path, plan: Plan) -> int:
-    return sum(_note(out, plan, number).exists() for number in range(len(plan.spans)))
+def _done(out: Path, job: BatchJob) -> int:
+    return sum(_note(out, job, number).exists() for number in range(len(job.spans)))
 
 
 def _write_whole(path: Path, text: str) -> None:

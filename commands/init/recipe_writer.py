@@ -17,8 +17,16 @@ import numpy as np
 import yaml
 from google.protobuf import text_encoding
 
-from commands.init.columns import BUCKETS
-from commands.init.inspection import MOST_BAD_ROWS, Entities, Found, InitError, Interactions, Parts, look_at
+from commands.init.feature_inference import BUCKETS
+from commands.init.inspection import (
+    MOST_BAD_ROWS,
+    ColumnRoles,
+    InitError,
+    Inspection,
+    InteractionsTable,
+    SideTable,
+    inspect_data,
+)
 from components.example_gen.check import check_sources
 from recipe import load_recipe, load_schema
 from recipe.columns import IS_POSITIVE, ColumnType
@@ -35,7 +43,7 @@ _WIDTH = 120
 
 
 @dataclasses.dataclass(frozen=True)
-class Initialized:
+class InitResult:
     """What was written.
 
     Attributes:
@@ -47,19 +55,19 @@ class Initialized:
     summary: tuple[str, ...]
 
 
-def init_recipe(schema_dir: Path, data: Path, parts: Parts) -> Initialized:
+def init_recipe(schema_dir: Path, data: Path, roles: ColumnRoles) -> InitResult:
     """Writes `recipe.yaml` and `schema.pbtxt`.
 
     Args:
         schema_dir: Folder to write; made if needed. Neither file may be there.
         data: Folder with CSVs, or the CSV of the interactions; items and users are looked for beside it.
-        parts: Which columns play which part.
+        roles: Which columns play which part.
 
     Raises:
         BadInput: Names the file, line and column, what was found, what was wanted and what to do; nothing is written.
     """
     _check_free(schema_dir)
-    found = look_at(data, parts)
+    found = inspect_data(data, roles)
     schema_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tandem-init-", dir=schema_dir.absolute().parent) as temporary:
         folder = Path(temporary)
@@ -69,20 +77,20 @@ def init_recipe(schema_dir: Path, data: Path, parts: Parts) -> Initialized:
         recipe = load_recipe(folder)
         check_sources(found.folder, recipe.data, load_schema(folder, recipe), recipe.features)
         _publish(folder, schema_dir)
-    return Initialized(found.folder, tuple(_summary(found)))
+    return InitResult(found.folder, tuple(_summary(found)))
 
 
 # --- recipe.yaml ------------------------------------------------------------------------------------------------------
 
 
-def recipe_text(name: str, found: Found) -> str:
+def recipe_text(name: str, found: Inspection) -> str:
     """`recipe.yaml`, with the reasons as comments."""
     parts = (_head(name, found), _sources(found), _data(found), _features(found), _model(found), _gates(found))
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(name: str, found: Found) -> Iterator[str]:
-    flags = " ".join(f"{flag} {column}" for flag, column in found.parts.flags().items())
+def _head(name: str, found: Inspection) -> Iterator[str]:
+    flags = " ".join(f"{flag} {column}" for flag, column in found.roles.flags().items())
     yield from _note(f"Written by `tandem init` from {found.interactions.file} ({flags}).", 0)
     yield from _note(
         "What was inferred stands above each key, with the reason; change what is wrong. Every key: docs/recipe.md.", 0
@@ -93,7 +101,7 @@ def _head(name: str, found: Found) -> Iterator[str]:
     yield ""
 
 
-def _sources(found: Found) -> Iterator[str]:
+def _sources(found: Inspection) -> Iterator[str]:
     interactions = found.interactions
     yield "data:"
     yield "  sources:"
@@ -102,7 +110,7 @@ def _sources(found: Found) -> Iterator[str]:
         "items.", 4
     )  # fmt: skip
     yield f"    interactions: {{files: {_pattern(interactions.file)}}}"
-    for table in found.entities():
+    for table in found.side_tables():
         known = interactions.items if table.table == "items" else interactions.users
         yield from _note(
             f"{table.rows:,} rows, one a {table.key!r}; {len(known & table.keys):,} of them in the interactions.",
@@ -121,10 +129,10 @@ def _sources(found: Found) -> Iterator[str]:
         yield from _note("No CSV with one row for each user was found.", 4)
 
 
-def _data(found: Found) -> Iterator[str]:
-    interactions, parts = found.interactions, found.parts
+def _data(found: Inspection) -> Iterator[str]:
+    interactions, roles = found.interactions, found.roles
     yield from _note("Ids are text, whatever they look like, so that leading zeros survive.", 2)
-    columns = {"user_id": parts.user, "item_id": parts.item, "label": found.label, "timestamp": parts.timestamp}
+    columns = {"user_id": roles.user, "item_id": roles.item, "label": found.label, "timestamp": roles.timestamp}
     named = ", ".join(f"{part}: {_scalar(column)}" for part, column in columns.items() if column is not None)
     yield f"  columns: {{{named}}}"
     if interactions.time_format is not None:
@@ -143,7 +151,7 @@ def _data(found: Found) -> Iterator[str]:
     else:
         yield from _note("A row that cannot be read stops the run; 0.01 would put up to a hundredth of them aside.", 2)
         yield "  max_bad_rows: 0"
-    others = [name for name in interactions.header.names if name and name not in parts.flags().values()]
+    others = [name for name in interactions.header.names if name and name not in roles.flags().values()]
     if others:
         yield from _note(
             f"Not read: {', '.join(others)}. What is known before the user chooses (device, channel) can become a "
@@ -152,7 +160,7 @@ def _data(found: Found) -> Iterator[str]:
     yield ""
 
 
-def _time_note(found: Found) -> str:
+def _time_note(found: Inspection) -> str:
     first, last = (np.datetime64(second, "s") for second in found.interactions.times)
     wording = {
         "seconds": "Whole numbers, taken for seconds since 1970",
@@ -162,10 +170,10 @@ def _time_note(found: Found) -> str:
     return f"{wording[str(found.interactions.time_format)]}: from {first} to {last}."
 
 
-def _implicit_label(found: Found) -> Iterator[str]:
-    if found.parts.rating is not None:
+def _implicit_label(found: Inspection) -> Iterator[str]:
+    if found.roles.rating is not None:
         low = found.interactions.ratings.low
-        yield from _note(f"Every {found.parts.rating!r} is {low:g}, which says nothing, so it is not the label.", 2)
+        yield from _note(f"Every {found.roles.rating!r} is {low:g}, which says nothing, so it is not the label.", 2)
     yield from _note(
         "Without ratings, every interaction has the label 1, and sampled items that the user did not touch have 0. "
         f"They teach the rating head only; retrieval learns from interactions. {NEGATIVES} for each is a start: "
@@ -187,7 +195,7 @@ def _duplicates(repeated: int) -> Iterator[str]:
         yield "  duplicates: keep"
 
 
-def _split(interactions: Interactions) -> Iterator[str]:
+def _split(interactions: InteractionsTable) -> Iterator[str]:
     if interactions.time_passes:
         yield from _note(
             "There are timestamps, so the model is trained on the past and measured on the latest fifth, as it will be "
@@ -200,22 +208,22 @@ def _split(interactions: Interactions) -> Iterator[str]:
         yield "  split: {kind: random, eval_fraction: 0.2, seed: 0}"
 
 
-def _features(found: Found) -> Iterator[str]:
+def _features(found: Inspection) -> Iterator[str]:
     yield "features:"
     yield "  query:"
-    yield f"    - {{column: {_scalar(found.parts.user)}, kind: id}}"
+    yield f"    - {{column: {_scalar(found.roles.user)}, kind: id}}"
     if found.users is not None:
-        yield from _entity_features(found.users, display=False)
+        yield from _side_table_features(found.users, display=False)
     if found.interactions.time_passes:
         yield from _note("The time is no feature: every eval row is later than anything that train knows.", 4)
     yield "  candidate:"
-    yield f"    - {{column: {_scalar(found.parts.item)}, kind: id}}"
+    yield f"    - {{column: {_scalar(found.roles.item)}, kind: id}}"
     if found.items is not None:
-        yield from _entity_features(found.items, display=True)
+        yield from _side_table_features(found.items, display=True)
     yield ""
 
 
-def _entity_features(table: Entities, display: bool) -> Iterator[str]:
+def _side_table_features(table: SideTable, display: bool) -> Iterator[str]:
     """The features of a table; with `display`, the column that people know an item by is shown with it."""
     used = [feature for feature in table.features if feature.kind is not None]
     titles = [feature.column for feature in used if feature.is_title]
@@ -235,7 +243,7 @@ def _entity_features(table: Entities, display: bool) -> Iterator[str]:
             yield from _note(f"Left out: {feature.column!r}, {feature.why}.", 4)
 
 
-def _model(found: Found) -> Iterator[str]:
+def _model(found: Inspection) -> Iterator[str]:
     rows = found.interactions.rows
     examples = rows * (1 + NEGATIVES if found.implicit else 1)
     batch_size = 2 ** min(max(round(math.log2(examples / 40)), 5), 12)
@@ -261,7 +269,7 @@ def gate_k(catalogue: int) -> int:
     return max([k for k in known if 5 * k <= catalogue], default=known[0])
 
 
-def _gates(found: Found) -> Iterator[str]:
+def _gates(found: Inspection) -> Iterator[str]:
     catalogue = found.catalogue
     k = gate_k(catalogue)
     chance = math.floor(10_000 * k / catalogue) / 10_000
@@ -308,17 +316,17 @@ def _pattern(file: str) -> str:
 # --- schema.pbtxt -----------------------------------------------------------------------------------------------------
 
 
-def schema_text(found: Found) -> str:
+def schema_text(found: Inspection) -> str:
     """`schema.pbtxt`."""
-    parts, interactions = found.parts, found.interactions
+    roles, interactions = found.roles, found.interactions
     lines = [
         *_note(
             "Written by `tandem init`; what ExampleValidator holds new data against. A domain that is too narrow stops "
             "a run and names the value: widen it here if the value is right. A column added to the recipe is added "
             "here too.", 0
         ),
-        *_feature(parts.user, "BYTES", required=True),
-        *_feature(parts.item, "BYTES", required=True),
+        *_feature(roles.user, "BYTES", required=True),
+        *_feature(roles.item, "BYTES", required=True),
     ]  # fmt: skip
     if found.implicit:
         zero_to_one = "float_domain { min: 0.0 max: 1.0 }"
@@ -332,13 +340,13 @@ def schema_text(found: Found) -> str:
             "The smallest and the largest rating found. Others are bad rows, and predictions are clipped to this range."
         )
         lines += _feature(found.label, "FLOAT", required=True, domain=domain, why=why)
-    if parts.timestamp is not None:
+    if roles.timestamp is not None:
         domain = (
             f"int_domain {{ min: {min(0, interactions.times[0])} max: {max(_LAST_SECOND, interactions.times[1])} }}"
         )
         why = "In seconds, whatever the file has; 1970 to 2100."
-        lines += _feature(parts.timestamp, "INT", required=True, domain=domain, why=why)
-    for table in found.entities():
+        lines += _feature(roles.timestamp, "INT", required=True, domain=domain, why=why)
+    for table in found.side_tables():
         for feature in table.features:
             if feature.kind is not None:
                 lines += _feature(table.name(feature), feature.type)
@@ -403,7 +411,7 @@ def _publish(folder: Path, schema_dir: Path) -> None:
         raise
 
 
-def _summary(found: Found) -> Iterator[str]:
+def _summary(found: Inspection) -> Iterator[str]:
     interactions = found.interactions
     yield (
         f"{interactions.file}: {interactions.rows:,} interactions of {len(interactions.users):,} users with "
@@ -418,7 +426,7 @@ def _summary(found: Found) -> Iterator[str]:
         yield f"timestamps ({interactions.time_format}): split by time"
     else:
         yield f"{'one timestamp' if interactions.time_format else 'no timestamps'}: random split"
-    for table in found.entities():
+    for table in found.side_tables():
         used = sum(feature.kind is not None for feature in table.features)
         yield f"{table.file}: the {table.table}; {used} of {len(table.features)} other columns are features"
     yield from found.notes

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from commands.report.measures import Calibration, Interactions, SampleUser, ShownItem
+from commands.report.data_statistics import Calibration, SampleUser, ShownItem, SplitInteractions
 from recipe.columns import IS_POSITIVE, column_types
 
 # More examples than these are not read: a page of figures does not get truer by them.
@@ -27,14 +27,14 @@ _RATED_BATCH = 512
 _DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
 
 
-class CannotAsk(Exception):
+class ModelUnavailable(Exception):
     """The exported model cannot be loaded or does not answer; the text says why."""
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: schema_pb2.Schema) -> Interactions:
+def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: schema_pb2.Schema) -> SplitInteractions:
     """The interactions of a split of raw examples.
 
     Args:
@@ -61,7 +61,7 @@ def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: 
         name: np.zeros(0) for name in spec
     }  # fmt: skip
     happened = table[IS_POSITIVE] > 0 if IS_POSITIVE in spec else np.ones(len(table[names[0]]), bool)
-    return Interactions(
+    return SplitInteractions(
         users=table[columns["user_id"]][happened],
         items=table[columns["item_id"]][happened],
         labels=table[columns["label"]][happened].astype(float),
@@ -122,7 +122,7 @@ class ExportedModel:
         """Loads the model.
 
         Raises:
-            CannotAsk: There is none at `path`, or this TensorFlow cannot load it.
+            ModelUnavailable: There is none at `path`, or this TensorFlow cannot load it.
         """
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
@@ -130,7 +130,7 @@ class ExportedModel:
             with graph.as_default():
                 loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], path)
         except (OSError, ValueError, tf.errors.OpError) as error:
-            raise CannotAsk(_first_line(error)) from error
+            raise ModelUnavailable(_first_line(error)) from error
         self._signatures = loaded.signature_def
 
     def __enter__(self) -> ExportedModel:
@@ -145,7 +145,7 @@ class ExportedModel:
         """Predicted ratings of serialized examples, float64 [examples].
 
         Raises:
-            CannotAsk: The model does not answer.
+            ModelUnavailable: The model does not answer.
         """
         starts = range(0, len(examples), _RATED_BATCH)
         batches = [examples[start : start + _RATED_BATCH] for start in starts]
@@ -156,7 +156,7 @@ class ExportedModel:
         """Outputs of `recommend` by name, [users, k]; whatever else it takes is left to the signature's defaults.
 
         Raises:
-            CannotAsk: The model does not answer.
+            ModelUnavailable: The model does not answer.
         """
         return self._ask("recommend", {"user_id": users})
 
@@ -165,7 +165,7 @@ class ExportedModel:
     ) -> dict[str, np.ndarray]:
         """Runs the part of a signature that `outputs` need; all of it where none are named."""
         if name not in self._signatures:
-            raise CannotAsk(f"it has no signature {name!r}; it has {', '.join(sorted(self._signatures))}")
+            raise ModelUnavailable(f"it has no signature {name!r}; it has {', '.join(sorted(self._signatures))}")
         signature = self._signatures[name]
         given = {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
         given |= {key: np.array(list(values), object) for key, values in inputs.items()}
@@ -175,7 +175,7 @@ class ExportedModel:
                 {signature.inputs[key].name: value for key, value in given.items()},
             )
         except (KeyError, tf.errors.OpError) as error:
-            raise CannotAsk(_first_line(error)) from error
+            raise ModelUnavailable(_first_line(error)) from error
         return dict(found)
 
 
@@ -212,8 +212,8 @@ def calibration(
 
 def sample_users(
     model: ExportedModel,
-    train: Interactions,
-    evaluation: Interactions,
+    train: SplitInteractions,
+    evaluation: SplitInteractions,
     display: Mapping[bytes, tuple[str, ...]],
     display_columns: Sequence[str],
 ) -> list[SampleUser]:
@@ -241,7 +241,7 @@ def sample_users(
     ]
 
 
-def _liked(train: Interactions, user: bytes, display: Mapping[bytes, tuple[str, ...]]) -> Iterator[ShownItem]:
+def _liked(train: SplitInteractions, user: bytes, display: Mapping[bytes, tuple[str, ...]]) -> Iterator[ShownItem]:
     """The user's best-rated items, the latest first among equals."""
     mine = np.flatnonzero(train.users == user)
     times = train.times[mine] if train.times is not None else mine

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from commands.compare.comparison import Comparison, Trained, headline, summed_up
+from commands.compare.comparison import Comparison, PresetTraining, headline, summed_up
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.check import check_sources, interactions_bytes
 from pipeline.beam import DIRECT, BeamOptions
@@ -95,7 +95,7 @@ def compare_presets(
             log=str(folder / "log.txt"),
         )
         if any("validation_rmse" in each.curves for each in trained):
-            from commands.compare.page import page
+            from commands.compare.curves_page import page
 
             (folder / PLOT_FILE).write_text(page(comparison), encoding="utf-8")
             comparison = comparison.model_copy(update={"plot": str(folder / PLOT_FILE)})
@@ -123,7 +123,7 @@ class _Trainings:
         self._log = folder / "log.txt"
         self._console = Console(file=terminal)
 
-    def run(self, recipes: Mapping[str, Recipe], seeds: int) -> list[Trained]:
+    def run(self, recipes: Mapping[str, Recipe], seeds: int) -> list[PresetTraining]:
         """Trains every recipe `seeds` times."""
         with start_tfx(self._console):
             wanted = [
@@ -134,7 +134,7 @@ class _Trainings:
             progress = Progress(self._console, len(wanted))
             return [self._train(name, recipe, progress, seeds) for name, recipe in wanted]
 
-    def _train(self, preset: str, recipe: Recipe, progress: Progress, seeds: int) -> Trained:
+    def _train(self, preset: str, recipe: Recipe, progress: Progress, seeds: int) -> PresetTraining:
         import tensorflow as tf
         from tfx.orchestration import metadata
 
@@ -165,7 +165,7 @@ class _Trainings:
             told = explained(error, self._log)
             if error.component not in OF_A_PRESET:
                 raise told from error
-            return Trained(preset=preset, seed=seed, error=str(told))
+            return PresetTraining(preset=preset, seed=seed, error=str(told))
         finally:
             # Dozens of models in one process would otherwise all stay in memory.
             tf.keras.backend.clear_session()
@@ -175,14 +175,14 @@ class _Trainings:
         return trained
 
 
-def _read(preset: str, seed: int, components: Sequence[ComponentRun]) -> Trained:
+def _read(preset: str, seed: int, components: Sequence[ComponentRun]) -> PresetTraining:
     from components.trainer.fitting.curves import CURVES_FILE
 
     outputs = {component.name: component.outputs for component in components}
     (evaluation,) = outputs["Evaluator"]["evaluation"]
     (model_run,) = outputs["Trainer"]["model_run"]
     verdict = Verdict.model_validate_json(Path(evaluation.uri, VERDICT_FILE).read_text())
-    return Trained(
+    return PresetTraining(
         preset=preset,
         seed=seed,
         metrics=verdict.metrics,

@@ -59,7 +59,7 @@ class SyntheticError(BadInput):
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class SyntheticSpec:
     """What to generate; the same arguments give the same bytes.
 
     Attributes:
@@ -103,7 +103,7 @@ class Arguments:
 
     @property
     def most_of_a_user(self) -> int:
-        """Interactions that one user has at most, apart from rounding."""
+        """InteractionBlock that one user has at most, apart from rounding."""
         return self.items // 4
 
     @property
@@ -142,7 +142,7 @@ class Items:
     bias: Floats
 
     @staticmethod
-    def draw(arguments: Arguments) -> Items:
+    def draw(arguments: SyntheticSpec) -> Items:
         random = stream(arguments.seed, _ITEMS)
         count, clusters = arguments.items, arguments.clusters
         sizes = random.dirichlet(np.full(clusters, 5.0))
@@ -193,7 +193,7 @@ class Users:
     drift: float
 
     @staticmethod
-    def draw(arguments: Arguments) -> Users:
+    def draw(arguments: SyntheticSpec) -> Users:
         random = stream(arguments.seed, _USERS)
         count, clusters = arguments.users, arguments.clusters
         liked = random.dirichlet(np.full(clusters, 5.0))
@@ -217,7 +217,7 @@ class Users:
         return shares
 
 
-def _counts(activity: Floats, arguments: Arguments) -> Ints:
+def _counts(activity: Floats, arguments: SyntheticSpec) -> Ints:
     """How many interactions each user has: in proportion to `activity` as far as nobody gets more than allowed."""
     most = arguments.most_of_a_user
     capped = np.zeros(len(activity), bool)
@@ -236,8 +236,8 @@ def _counts(activity: Floats, arguments: Arguments) -> Ints:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planted:
-    """Everything that is planted.
+class GroundTruth:
+    """Everything that is ground_truth.
 
     Attributes:
         arguments: What was asked for.
@@ -247,19 +247,19 @@ class Planted:
         popularity: float64 [PERIODS, clusters], the share of each cluster in the weights of a month.
     """
 
-    arguments: Arguments
+    arguments: SyntheticSpec
     items: Items
     users: Users
     cluster_weights: Floats
     popularity: Floats
 
     @staticmethod
-    def draw(arguments: Arguments) -> Planted:
+    def draw(arguments: SyntheticSpec) -> GroundTruth:
         """Raises SyntheticError if the arguments do not fit each other."""
         arguments.check()
         items = Items.draw(arguments)
         sums = np.stack([np.add.reduceat(items.weights(period), items.starts[:-1]) for period in range(PERIODS)])
-        return Planted(arguments, items, Users.draw(arguments), sums, sums / sums.sum(axis=1, keepdims=True))
+        return GroundTruth(arguments, items, Users.draw(arguments), sums, sums / sums.sum(axis=1, keepdims=True))
 
     def tastes(self, users: Ints, periods: Ints) -> Floats:
         """taste(c | u, t) of each user in the given months, float64 [n, clusters]."""

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from commands.options import AsJson, RunName, RunsDir
+from commands.subcommands.shared_options import AsJson, RunName, RunsDir
 
 
 def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
     """List the runs of a work folder: when, verdict, main metrics, pushed version."""
     from rich.console import Console
 
-    from commands.runs_table import print_runs, runs_as_json
+    from commands.tables import print_runs, runs_as_json
     from pipeline.runs import list_runs
 
     found = list_runs(workdir)
@@ -29,7 +29,7 @@ def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as
     """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
     from rich.console import Console
 
-    from commands.gates_table import print_gates, print_measured, verdict_as_json
+    from commands.tables import print_gates, print_measured, verdict_as_json
     from pipeline.runs import find_run, read_verdict
 
     result, verdict = read_verdict(workdir, find_run(workdir, run))
@@ -53,7 +53,7 @@ def report(
     model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
 ) -> None:
     """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
-    from commands.report.report import write_report
+    from commands.report.writing import write_report
 
     run_id = write_report(workdir, run, out, model_card)
     print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
@@ -68,7 +68,7 @@ def diff(
     """Show what changed between two runs: recipe, data and metrics."""
     from rich.console import Console
 
-    from commands.runs_table import print_diff
+    from commands.tables import print_diff
     from pipeline.lineage import Lineage
     from pipeline.runs import diff_runs, find_run, read_run
 

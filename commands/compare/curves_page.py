@@ -11,7 +11,7 @@ import plotly.graph_objects
 import plotly.io
 from plotly.subplots import make_subplots
 
-from commands.compare.comparison import CURVES, Comparison, Trained, cells, headings
+from commands.compare.comparison import CURVES, Comparison, PresetTraining, cells, headings
 
 # Grey that can be read on white and on black: the page takes the reader's own scheme.
 _INK = "#8a8a8a"
@@ -67,7 +67,7 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def figure(trained: Sequence[Trained]) -> plotly.graph_objects.Figure:
+def figure(trained: Sequence[PresetTraining]) -> plotly.graph_objects.Figure:
     """Two panels over the same epochs; with several seeds the mean, within the range of the seeds."""
     drawn = make_subplots(rows=len(CURVES), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     colours = plotly.colors.qualitative.D3

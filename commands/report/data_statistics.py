@@ -38,7 +38,7 @@ class Histogram:
 
 
 @dataclasses.dataclass(frozen=True)
-class Interactions:
+class SplitInteractions:
     """The raw examples of a split as columns; sampled negatives are left out."""
 
     users: np.ndarray
@@ -114,12 +114,12 @@ class SampleUser:
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
-def label_histogram(splits: Mapping[str, Interactions], bins: int = 20) -> Histogram:
+def label_histogram(splits: Mapping[str, SplitInteractions], bins: int = 20) -> Histogram:
     """How often each rating is given; ratings with few different values are their own bins."""
     return _histogram({name: split.labels for name, split in splits.items()}, bins)
 
 
-def time_histogram(splits: Mapping[str, Interactions], bins: int = 30) -> Histogram | None:
+def time_histogram(splits: Mapping[str, SplitInteractions], bins: int = 30) -> Histogram | None:
     """When interactions happened; None where there are no times."""
     times = {name: split.times.astype(float) for name, split in splits.items() if split.times is not None}
     return _histogram(times, bins, discrete=False) if times else None
@@ -137,7 +137,7 @@ def _histogram(values: Mapping[str, np.ndarray], bins: int, discrete: bool = Tru
 
 
 def counts_of(ids: np.ndarray) -> np.ndarray:
-    """Interactions of each user or item that has any, most first; int64 [different ids]."""
+    """SplitInteractions of each user or item that has any, most first; int64 [different ids]."""
     counts = np.unique(ids.astype(bytes), return_counts=True)[1]
     return np.sort(counts)[::-1]
 
@@ -153,7 +153,7 @@ def concentration(counts: np.ndarray, known_items: int, points: int = 101) -> tu
     """The Lorenz curve of popularity, most popular first.
 
     Args:
-        counts: Interactions of each item that has any, most first.
+        counts: SplitInteractions of each item that has any, most first.
         known_items: Items in the catalogue.
         points: How many to compute.
 

@@ -35,7 +35,7 @@ _TITLE_NAME = re.compile(r"(^|_)(title|name)s?$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Inferred:
+class InferredFeature:
     """What a column looks like.
 
     Attributes:
@@ -58,7 +58,7 @@ class Inferred:
         return self.kind in ("text", "categorical") and _TITLE_NAME.search(self.column) is not None
 
 
-def infer(column: str, cells: pa.StringArray) -> Inferred:
+def infer_feature(column: str, cells: pa.StringArray) -> InferredFeature:
     """Looks at a whole column.
 
     Args:
@@ -69,35 +69,35 @@ def infer(column: str, cells: pa.StringArray) -> Inferred:
     values = values.filter(pc.not_equal(values, ""))
     distinct = len(values.unique())
     if distinct < 2:
-        return Inferred(column, None, "BYTES", "always the same" if distinct else "always empty")
+        return InferredFeature(column, None, "BYTES", "always the same" if distinct else "always empty")
     if _all(values, _NUMBER) and not _any(values, _LEADING_ZERO):
         return _number(column, values, distinct)
     return _string(column, values, distinct)
 
 
-def _number(column: str, values: pa.StringArray, distinct: int) -> Inferred:
+def _number(column: str, values: pa.StringArray, distinct: int) -> InferredFeature:
     whole = _all(values, _WHOLE)
     if whole and _is_code(column):
         return _code(column, values, distinct)
     if distinct <= FEW:
-        return Inferred(column, "categorical", "BYTES", f"{distinct} different numbers, so taken as codes")
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different numbers, so taken as codes")
     numbers = values.cast(pa.float64()).to_numpy()
     if whole and distinct == len(values) and numbers.min() in (0, 1) and np.ptp(numbers) == len(values) - 1:
-        return Inferred(column, None, "INT", "counts the rows")
+        return InferredFeature(column, None, "INT", "counts the rows")
     kind: ColumnType = "INT" if whole and np.abs(numbers).max() < 2**62 else "FLOAT"
     span = f"from {numbers.min():g} to {numbers.max():g}"
     if not whole and np.abs(numbers - numbers.mean()).max() <= 4 * numbers.std():
-        return Inferred(column, "normalized", "FLOAT", f"numbers {span}, none of them far out")
+        return InferredFeature(column, "normalized", "FLOAT", f"numbers {span}, none of them far out")
     if whole:
-        return Inferred(column, "buckets", kind, f"whole numbers {span}")
-    return Inferred(column, "buckets", "FLOAT", f"numbers {span}, some of them far out")
+        return InferredFeature(column, "buckets", kind, f"whole numbers {span}")
+    return InferredFeature(column, "buckets", "FLOAT", f"numbers {span}, some of them far out")
 
 
-def _string(column: str, values: pa.StringArray, distinct: int) -> Inferred:
+def _string(column: str, values: pa.StringArray, distinct: int) -> InferredFeature:
     if _share(values, _DATE) > 0.9:
-        return Inferred(column, None, "BYTES", "dates; no feature kind reads them")
+        return InferredFeature(column, None, "BYTES", "dates; no feature kind reads them")
     if _share(values, r"^(https?|ftp)://") > 0.5:
-        return Inferred(column, None, "BYTES", "links")
+        return InferredFeature(column, None, "BYTES", "links")
     if _is_code(column):
         return _code(column, values, distinct)
     for separator in SEPARATORS:
@@ -105,24 +105,26 @@ def _string(column: str, values: pa.StringArray, distinct: int) -> Inferred:
         if found is not None:
             return found
     if distinct <= MOST_CATEGORIES and len(values) >= REPEATS * distinct:
-        return Inferred(column, "categorical", "BYTES", f"{distinct} different values in {len(values)} rows")
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different values in {len(values)} rows")
     words = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(values))).as_py()
     if words >= 1.5:
-        return Inferred(column, "text", "BYTES", f"text of {words:.1f} words on average")
+        return InferredFeature(column, "text", "BYTES", f"text of {words:.1f} words on average")
     return _unlike(column)
 
 
-def _code(column: str, values: pa.StringArray, distinct: int) -> Inferred:
+def _code(column: str, values: pa.StringArray, distinct: int) -> InferredFeature:
     if distinct <= MOST_CATEGORIES and len(values) >= REPEATS * distinct:
-        return Inferred(column, "categorical", "BYTES", f"{distinct} different codes in {len(values)} rows")
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different codes in {len(values)} rows")
     return _unlike(column)
 
 
-def _unlike(column: str) -> Inferred:
-    return Inferred(column, None, "BYTES", "nearly every row has a value of its own, which says nothing about others")
+def _unlike(column: str) -> InferredFeature:
+    return InferredFeature(
+        column, None, "BYTES", "nearly every row has a value of its own, which says nothing about others"
+    )
 
 
-def _multi_value(column: str, values: pa.StringArray, separator: str) -> Inferred | None:
+def _multi_value(column: str, values: pa.StringArray, separator: str) -> InferredFeature | None:
     """Several short values in one cell that come up in other cells too."""
     if pc.mean(pc.match_substring(values, separator).cast(pa.float64())).as_py() < 0.1:
         return None
@@ -134,7 +136,7 @@ def _multi_value(column: str, values: pa.StringArray, separator: str) -> Inferre
     if words > 3 or distinct > min(MOST_CATEGORIES, len(values.unique()) - 1) or len(parts) < REPEATS * distinct:
         return None
     why = f"{distinct} different values, up to {_most(values, separator)} in a cell"
-    return Inferred(column, "multi_value", "BYTES", why, separator)
+    return InferredFeature(column, "multi_value", "BYTES", why, separator)
 
 
 def _most(values: pa.StringArray, separator: str) -> int:

@@ -37,11 +37,11 @@ RunName = Annotated[
 RunsDir = Annotated[Path, typer.Option("--workdir", help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
-Label = Annotated[
+VersionLabel = Annotated[
     str | None, typer.Option("--label", help="Ask the version that the server has under this label, such as canary.")
 ]
 ModelName = Annotated[str, typer.Option("--model", help="Name the server knows the model by.")]
-Touched = Annotated[
+History = Annotated[
     list[str] | None,
     typer.Option("--history", help="Id of an item the user touched, on top of what the model remembers. Repeatable."),
 ]

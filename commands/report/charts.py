@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from commands.report.measures import Calibration, Histogram
+from commands.report.data_statistics import Calibration, Histogram
 from commands.report.words import metric_words, value
 
 # Colours of the light page and what the dark page takes for them; page.js exchanges them. Told apart by the
@@ -91,7 +91,7 @@ def ratings_chart(histogram: Histogram, label: str) -> Chart:
 
 
 def times_chart(histogram: Histogram) -> Chart:
-    """Interactions over time by split."""
+    """SplitInteractions over time by split."""
     days = [datetime.datetime.fromtimestamp(edge, datetime.UTC) for edge in histogram.edges]
     middles = [
         datetime.datetime.fromtimestamp((low + high) / 2, datetime.UTC)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.options import (
+from commands.subcommands.shared_options import (
     DEFAULT_MODEL,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     AsJson,
     Excluded,
-    Label,
+    History,
     ModelName,
     Only,
     Target,
@@ -23,8 +23,8 @@ from commands.options import (
     TlsCert,
     TlsKey,
     TlsRoot,
-    Touched,
     UseTls,
+    VersionLabel,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def recommend(
     k: Annotated[int, typer.Option(min=1, help="How many items; all there are, if the catalogue is smaller.")] = 10,
     exclude: Excluded = None,
     only: Only = None,
-    history: Touched = None,
+    history: History = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
-    label: Label = None,
+    label: VersionLabel = None,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     tls: UseTls = False,
     tls_root: TlsRoot = None,
@@ -63,10 +63,10 @@ def recommend(
 def rate(
     user: Annotated[str, typer.Option(help="User id.")],
     item: Annotated[str, typer.Option(help="Item id.")],
-    history: Touched = None,
+    history: History = None,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
-    label: Label = None,
+    label: VersionLabel = None,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     tls: UseTls = False,
     tls_root: TlsRoot = None,
@@ -93,7 +93,7 @@ def similar(
     ] = 10,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
-    label: Label = None,
+    label: VersionLabel = None,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     tls: UseTls = False,
     tls_root: TlsRoot = None,

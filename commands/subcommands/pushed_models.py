@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.options import DEFAULT_MODEL, AsJson, BeamArgs, BeamEngine, ModelName
+from commands.subcommands.shared_options import DEFAULT_MODEL, AsJson, BeamArgs, BeamEngine, ModelName
 from pipeline.beam import BeamOptions, BeamRunner
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ModelDir = Annotated[Path, typer.Option(help="Folder with numbered versions, as the Pusher writes them.")]
 
 
-class Label(StrEnum):
+class ReleaseLabel(StrEnum):
     """The labels that a version can be promoted to."""
 
     CANARY = "canary"
@@ -29,7 +29,7 @@ class Label(StrEnum):
 
 def promote(
     model_dir: ModelDir,
-    label: Annotated[Label, typer.Option(help="The label that clients ask for.")],
+    label: Annotated[ReleaseLabel, typer.Option(help="The label that clients ask for.")],
     version: Annotated[int | None, typer.Option(help="Version to point it at. [default: the newest]")] = None,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
@@ -93,7 +93,7 @@ def batch(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from commands.batch import REJECTED_FILE, run_batch
+    from commands.batch_inference import REJECTED_FILE, run_batch
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -1,0 +1,76 @@
+"""Prints the result of a run: rows, gates, latency and the decision, as text or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from commands.tables import print_gates, verdict_as_json
+from pipeline.best_possible import reached
+from pipeline.result import RunResult
+
+
+def print_run_summary(result: RunResult) -> None:
+    """Rows, metrics against the gates, and the verdict."""
+    console = Console(highlight=False)
+    rows = result.rows
+    parts = [f"{rows[name]:,} {name}" for name in ("train", "eval", "rejected")]
+    parts += [f"{rows[name]:,} {name}" for name in ("merged", "negatives") if rows[name]]
+    console.print(
+        f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
+        f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
+    )
+    if result.hyperparameters is not None:
+        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"The Tuner found {found}", soft_wrap=True)
+    print_gates(console, result.verdict)
+    for one in reached(result.best_possible, result.verdict):
+        way = "" if one.way is None else f", {one.way:.0%} of the way there from the baseline's {one.baseline:.4f}"
+        console.print(f"{one.metric} is {one.model:.4f} of the best possible {one.best:.4f}{way}", soft_wrap=True)
+    if result.latency is not None:
+        console.print(
+            f"A call of recommend takes {result.latency.p50_ms:.1f} ms, 99 of 100 up to {result.latency.p99_ms:.1f} ms "
+            "(one caller, over gRPC, on this machine)",
+            soft_wrap=True,
+        )
+    if result.pushed_model:
+        console.print(
+            f"[green bold]Blessed[/green bold] and pushed to {short_path(Path(result.pushed_model))}\n", soft_wrap=True
+        )
+        return
+    console.print("[red bold]Not blessed[/red bold]: nothing was pushed; what is being served stays as it is.")
+    for bound in result.verdict.failures():
+        console.print(f"  {bound}", soft_wrap=True)
+    if result.not_servable:
+        console.print(f"  The model cannot be served: {result.not_servable}", soft_wrap=True)
+    console.print(f"  The gates are in the recipe under 'gates'. Log: {short_path(Path(result.log))}\n", soft_wrap=True)
+
+
+def run_as_json(result: RunResult) -> dict[str, Any]:
+    return {
+        "run_id": result.run_id,
+        "recipe": result.recipe,
+        "preset": result.preset,
+        "total_seconds": result.seconds,
+        "seconds": {component.name: component.seconds for component in result.components},
+        "cached": [component.name for component in result.components if component.cached],
+        "rows": result.rows,
+        "hyperparameters": result.hyperparameters,
+        "metrics": result.metrics,
+        **verdict_as_json(result.verdict),
+        "reached": [dataclasses.asdict(one) for one in reached(result.best_possible, result.verdict)],
+        "latency_ms": None if result.latency is None else {"p50": result.latency.p50_ms, "p99": result.latency.p99_ms},
+        "not_servable": result.not_servable,
+        "blessed": result.blessed,
+        "pushed_model": result.pushed_model,
+        "log": result.log,
+    }
+
+
+def short_path(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,57 @@
+"""The subcommand `demo`: from MovieLens-100K to served recommendations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.subcommands.shared_options import DEFAULT_MODEL
+from pipeline.exit_codes import NOT_BLESSED
+
+
+def demo(
+    schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
+    data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),
+    workdir: Annotated[Path, typer.Option(help="Folder for everything else.")] = Path("work/movielens"),
+) -> None:
+    """Get MovieLens-100K, run the pipeline, serve the model and ask it for three users' recommendations."""
+    from rich.console import Console
+
+    from commands.movielens import write_movielens
+    from commands.run_summary import print_run_summary, short_path
+    from commands.subcommands.queries import print_recommendations
+    from components.infra_validator.server_process import serving
+    from pipeline.runners.local import run_recipe
+    from tandem_client import Recommender
+
+    console = Console(highlight=False)
+    write_movielens(data)
+    console.print(f"[bold]1. Data[/bold]       MovieLens-100K in {data}")
+    console.print(
+        f"[bold]2. Pipeline[/bold]   tandem run {schema_dir} --data {data} --workdir {workdir}", soft_wrap=True
+    )
+    result = run_recipe(schema_dir, data, workdir)
+    print_run_summary(result)
+    if not result.pushed_model:
+        raise typer.Exit(NOT_BLESSED)
+    model_dir = Path(result.pushed_model).parent
+    console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {short_path(model_dir)}", soft_wrap=True)
+    with serving(model_dir, DEFAULT_MODEL) as target, Recommender(target, model=DEFAULT_MODEL) as client:
+        console.print("[bold]4. Asking[/bold]     over TensorFlow Serving's gRPC API\n")
+        for user in ("42", "196", "somebody new"):
+            print_recommendations(client.recommend(user, k=10))
+    console.print(
+        "The server is stopped. What to type next:\n\n"
+        "  [dim]# the whole run as one page: data, curves, gates, slices, sample users[/dim]\n"
+        f"  .venv/bin/tandem report --workdir {short_path(workdir)} --out report.html\n\n"
+        "  [dim]# serve the model again, and ask it from another terminal[/dim]\n"
+        f"  .venv/bin/tandem serve --model-dir {short_path(model_dir)}\n"
+        "  .venv/bin/tandem recommend --user 42\n\n"
+        "  [dim]# change a line of the recipe, and see whether the new model may replace the old one[/dim]\n"
+        f"  .venv/bin/tandem run {schema_dir} --set model.embedding_dim=32\n\n"
+        "  [dim]# your own CSVs: init writes a recipe for them[/dim]\n"
+        "  .venv/bin/tandem init --help",
+        soft_wrap=True,
+    )

@@ -1,0 +1,141 @@
+"""Subcommands that take a recipe: `run`, `compare` and `check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.subcommands.shared_options import (
+    AsJson,
+    BeamArgs,
+    BeamEngine,
+    DataDir,
+    Overrides,
+    Preset,
+    SchemaDir,
+    WorkDir,
+)
+from pipeline.beam import BeamOptions, BeamRunner
+from pipeline.exit_codes import FAILED, NOT_BLESSED
+
+if TYPE_CHECKING:
+    from recipe import Recipe
+
+
+def run(
+    schema_dir: SchemaDir,
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    serving_dir: Annotated[
+        Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
+    ] = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="After the push, wait until this gRPC server has the new version."),
+    ] = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole pipeline: CSVs in, a gated model out.
+
+    Exit code 0: pushed. 1: a component failed. 2: bad input. 3: the model did not pass its gates; nothing was pushed.
+    """
+    from commands.run_summary import print_run_summary, run_as_json
+    from pipeline.runners.local import run_recipe
+
+    name = schema_dir.resolve().name
+    result = run_recipe(
+        schema_dir,
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=[*(overrides or []), *([f"serving.wait_for.target={json.dumps(wait_for)}"] if wait_for else [])],
+        preset=preset,
+        serving_dir=serving_dir,
+        beam=BeamOptions(beam_runner, tuple(beam_args or ())),
+    )
+    if as_json:
+        print(json.dumps(run_as_json(result), indent=1))
+    else:
+        print_run_summary(result)
+    if not result.pushed_model:
+        raise typer.Exit(NOT_BLESSED)
+
+
+def compare(
+    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
+        "schemas/movielens"
+    ),
+    data: DataDir = None,
+    workdir: WorkDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    curves: Annotated[
+        bool,
+        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+    ] = True,
+    overrides: Overrides = None,
+    beam_runner: BeamEngine = BeamRunner.DIRECT,
+    beam_args: BeamArgs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several presets on the same data: one table, one plot, and nothing is pushed.
+
+    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    """
+    from rich.console import Console
+
+    from commands.compare.comparison import print_comparison
+    from commands.compare.presets import compare_presets
+
+    name = schema_dir.resolve().name
+    comparison = compare_presets(
+        schema_dir,
+        list(dict.fromkeys(presets)),
+        data or Path("data") / name,
+        workdir or Path("work") / name,
+        overrides=overrides or [],
+        seeds=seeds,
+        curves=curves,
+        beam=BeamOptions(beam_runner, tuple(beam_args or ())),
+    )
+    if as_json:
+        print(comparison.model_dump_json(indent=1))
+    else:
+        print_comparison(Console(highlight=False), comparison)
+    if any(row.error is not None for row in comparison.rows):
+        raise typer.Exit(FAILED)
+
+
+def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
+    """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
+    from components.example_gen.check import check_sources
+    from recipe import BadInput, load_recipe, load_schema, preset_names
+
+    folder = data or Path("data") / schema_dir.resolve().name
+
+    def checked(name: str | None) -> Recipe:
+        recipe = load_recipe(schema_dir, preset=name)
+        check_sources(folder, recipe.data, load_schema(schema_dir, recipe), recipe.features)
+        return recipe
+
+    recipe = checked(preset)
+    names = preset_names(schema_dir) if preset is None else []
+    problems = []
+    for name in names:
+        try:
+            checked(name)
+        except BadInput as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
+    features = len(recipe.features.query) + len(recipe.features.candidate)
+    told = [f"{features} features", f"{len(recipe.gates)} gates"]
+    told += [f"preset {preset}"] if preset else []
+    told += [f"presets {', '.join(names)}"] if names else []
+    print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
