@@ -233,4 +233,4 @@ def test_times_name_the_first_and_the_last_day() -> None:
     days = [datetime.datetime(2026, 3, day, tzinfo=datetime.UTC).timestamp() for day in (1, 9)]
     histogram = data_statistics.time_histogram({"train": interactions([1.0, 1.0], [int(day) for day in days])})
     assert histogram is not None
-    assert "From 01 March 2026 to 09 March 2026" in drawn.times_chart(histogram).takeaway
+    assert "From 01 March 2026 to 09 March 2026" in charts.times_chart(histogram).takeaway
