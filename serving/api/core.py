@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import grpc
 from tensorflow.core.protobuf import meta_graph_pb2
@@ -21,12 +22,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.api import example_inference
+from serving.api import example_requests
 from serving.api.prometheus import ServingMetrics
+from serving.api.servables import DEFAULT_SIGNATURE, Servable, ServableVersions, State, TimeRemaining
 from serving.api.status import ServingError, failed_precondition, invalid_argument, not_found, unavailable
+from serving.config.errors import ConfigError
 from serving.config.model_config import ModelSettings, model_settings
-from serving.server.servable import DEFAULT_SIGNATURE, Servable, TimeRemaining
-from serving.server.versions import ServableVersions, State
 
 _SIGNATURE_DEF = "signature_def"
 _UNLOAD_S = 60.0  # how long calls on a model taken out of the configuration get to finish
@@ -113,7 +114,11 @@ class ServerCore:
                 "supported"
             )
         before = {name: self.metrics.first_value(name) for name in request.metric_names}
-        self.configure(model_settings(request.config))
+        try:
+            settings = model_settings(request.config)
+        except ConfigError as error:
+            raise invalid_argument(str(error)) from error
+        self.configure(settings)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         for name, value in before.items():
@@ -199,23 +204,23 @@ class ServerCore:
         with self._servable(request.model_spec) as servable:
             return servable.predict(request, time_remaining)
 
-    def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
-        """PredictionService.Classify; see `example_inference.classify`."""
+    def classify(self, request: classification_pb2.ClassificationRequest) -> NoReturn:
+        """PredictionService.Classify; see `example_requests.reject_classify`."""
         _require_model_spec(request)
         with self._servable(request.model_spec) as servable:
-            return example_inference.classify(servable, request)
+            example_requests.reject_classify(servable, request.model_spec)
 
-    def regress(self, request: regression_pb2.RegressionRequest) -> regression_pb2.RegressionResponse:
-        """PredictionService.Regress; see `example_inference.regress`."""
+    def regress(self, request: regression_pb2.RegressionRequest) -> NoReturn:
+        """PredictionService.Regress; see `example_requests.reject_regress`."""
         _require_model_spec(request)
         with self._servable(request.model_spec) as servable:
-            return example_inference.regress(servable, request)
+            example_requests.reject_regress(servable, request.model_spec)
 
-    def multi_inference(self, request: inference_pb2.MultiInferenceRequest) -> inference_pb2.MultiInferenceResponse:
-        """PredictionService.MultiInference; the first task's ModelSpec says the version for all."""
+    def multi_inference(self, request: inference_pb2.MultiInferenceRequest) -> NoReturn:
+        """PredictionService.MultiInference; the first task's ModelSpec selects the version."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with self._servable(spec) as servable:
-            return example_inference.multi_inference(servable, request)
+            example_requests.reject_multi_inference(servable, request)
 
     def get_model_metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

@@ -17,7 +17,6 @@ import grpc
 
 from serving.api.status import ServingError
 
-PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 # A model's name as a client spells it becomes a label: beyond this many, new ones count together, so that nonsense
 # names cannot fill the server's memory.
 _MAX_CELLS = 1000
@@ -157,8 +156,6 @@ class ServingMetrics:
         self.request_count = Counter(serving + "request_count", "model_name", "status")
         self.request_latency = _latency(serving + "request_latency", "model_name", "API", "entrypoint")
         self.runtime_latency = _latency(serving + "runtime_latency", "model_name", "API", "runtime")
-        self.example_counts = Distribution(serving + "request_example_counts", "model", scale=1, growth=2, buckets=15)
-        self.example_count_total = Counter(serving + "request_example_count_total", "model")
         self.warmup_latency = _latency(serving + "model_warmup_latency", "model_path", "status")
         self.warmup_records = Counter(serving + "model_warmup_records_read", "model_path", "status")
         self.queuing_latency = Distribution(

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serving.api.prometheus import PROMETHEUS_PATH
 from serving.api.status import ServingError, invalid_argument
+from serving.config.server_options import PROMETHEUS_PATH
 
 # `core` and `json_tensor` import TensorFlow. The port is bound before that, so that one in use is told at once.
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._model = urllib.parse.unquote(match["model"] or "")
         if self.command == "POST":
             self._method = match["method"].lower()
-            return _ANSWERS[self._method](core, match, body)
+            return _METHODS[self._method](core, match, body)
         if not match["model"]:
             raise invalid_argument("Missing model name in request.")
         return _metadata(core, match) if match["metadata"] else _status(core, match)
@@ -283,26 +283,28 @@ def _predict(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
 def _classify(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
     from tensorflow_serving.apis import classification_pb2
 
-    from serving.api import json_examples
-
     request = classification_pb2.ClassificationRequest()
-    _fill_model_spec(match, request.model_spec)
-    json_examples.fill_request(body, request)
-    return json_examples.classification_json(core.classify(request))
+    _fill_spec_of_examples(match, body, request.model_spec)
+    core.classify(request)
 
 
 def _regress(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
     from tensorflow_serving.apis import regression_pb2
 
-    from serving.api import json_examples
-
     request = regression_pb2.RegressionRequest()
-    _fill_model_spec(match, request.model_spec)
-    json_examples.fill_request(body, request)
-    return json_examples.regression_json(core.regress(request))
+    _fill_spec_of_examples(match, body, request.model_spec)
+    core.regress(request)
 
 
-_ANSWERS = {"predict": _predict, "classify": _classify, "regress": _regress}
+def _fill_spec_of_examples(match: re.Match[str], body: bytes, spec: model_pb2.ModelSpec) -> None:
+    """Read what `:classify` and `:regress` need to be rejected: the signature's name, and no example."""
+    from serving.api import json_tensor
+
+    _fill_model_spec(match, spec)
+    json_tensor.fill_signature_name(json_tensor.parse(body), spec)
+
+
+_METHODS = {"predict": _predict, "classify": _classify, "regress": _regress}
 
 
 def _status(core: ServerCore, match: re.Match[str]) -> bytes:

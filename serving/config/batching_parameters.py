@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from serving.config.text_proto import ConfigFileError, batching_parameters, read_text_proto
+from serving.config.errors import ConfigFileError
+from serving.config.text_proto import batching_parameters, read_text_proto
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.api.status import ServingError, invalid_argument
-from serving.config.text_proto import ConfigFileError, read_text_proto
+from serving.config.errors import ConfigError, ConfigFileError
+from serving.config.text_proto import read_text_proto
 
 _PLATFORM = "tensorflow"
 
@@ -96,22 +96,22 @@ def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelSettings]:
         )
     try:
         return model_settings(config)
-    except ServingError as error:
-        raise ConfigFileError(f"{path}: {error.message}") from error
+    except ConfigError as error:
+        raise ConfigFileError(f"{path}: {error}") from error
 
 
 def model_settings(config: model_server_config_pb2.ModelServerConfig) -> list[ModelSettings]:
     """The models of a ModelServerConfig with a model_config_list.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, with TensorFlow Serving's words.
+        ConfigError: TensorFlow Serving rejects it; the message is TensorFlow Serving's.
     """
     found: dict[str, ModelSettings] = {}
     for model in config.model_config_list.config:
         if model.name in found:
-            raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
+            raise ConfigError(f"Illegal to list model {model.name} multiple times in config list")
         if not os.path.isabs(model.base_path):
-            raise invalid_argument(
+            raise ConfigError(
                 f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
                 + (" (this server reads local folders only)" if "://" in model.base_path else "")
             )
@@ -123,21 +123,21 @@ def model_settings(config: model_server_config_pb2.ModelServerConfig) -> list[Mo
 def _check_platform(model: model_server_config_pb2.ModelConfig) -> None:
     if model.model_type:
         if model.model_platform:
-            raise invalid_argument(
+            raise ConfigError(
                 "Illegal setting both ModelServerConfig::model_type (deprecated) and "
                 f"ModelServerConfig::model_platform, model name is {model.name}"
             )
         if model.model_type == model_server_config_pb2.TENSORFLOW:
             return
-        raise invalid_argument(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+        raise ConfigError(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
     if not model.model_platform:
-        raise invalid_argument(
+        raise ConfigError(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
             f"ModelServerConfig::model_platform, model name is {model.name}; write "
             f'model_platform: "{_PLATFORM}"'
         )
     if model.model_platform != _PLATFORM:
-        raise invalid_argument(f"Model {model.name} requests unsupported platform {model.model_platform}")
+        raise ConfigError(f"Model {model.name} requests unsupported platform {model.model_platform}")
 
 
 def _policy(model: model_server_config_pb2.ModelConfig) -> VersionPolicy:
@@ -147,9 +147,7 @@ def _policy(model: model_server_config_pb2.ModelConfig) -> VersionPolicy:
         return Every()
     if choice == "specific":
         if not policy.specific.versions:
-            raise invalid_argument(
-                f"Model {model.name} has a specific version policy without versions; list at least one"
-            )
+            raise ConfigError(f"Model {model.name} has a specific version policy without versions; list at least one")
         return Specific(frozenset(policy.specific.versions))
     number = policy.latest.num_versions
     return Latest(number or 1)

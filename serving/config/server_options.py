@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.api.prometheus import PROMETHEUS_PATH
 from serving.config.batching_parameters import BatchingParameters
+from serving.config.errors import ConfigFileError
 from serving.config.model_config import ModelSettings, read_model_config_file
 from serving.config.ssl_config import Tls
-from serving.config.text_proto import ConfigFileError, monitoring_config, read_text_proto
+from serving.config.text_proto import monitoring_config, read_text_proto
+
+PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 
 _PathLike = str | os.PathLike[str]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from serving.config.text_proto import ConfigFileError, read_text_proto, ssl_config
+from serving.config.errors import ConfigFileError
+from serving.config.text_proto import read_text_proto, ssl_config
 
 
 @dataclass(frozen=True)

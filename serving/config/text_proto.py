@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import Message
 
+from serving.config.errors import ConfigFileError
+
 _Message = TypeVar("_Message", bound=Message)
 _FILE = "tandem/serving_config.proto"
 _PACKAGE = "tandem.serving_config"
@@ -46,10 +48,6 @@ _SCHEMA: dict[str, dict[str, tuple[int, int | str, bool]]] = {
         "client_verify": (4, _TYPES.TYPE_BOOL, False),
     },
 }
-
-
-class ConfigFileError(Exception):
-    """A configuration file that cannot be read or says something that cannot be done; names the file."""
 
 
 def read_text_proto(path: str | os.PathLike[str], message: _Message) -> _Message:

@@ -31,18 +31,18 @@ from serving.api.prometheus import ServingMetrics
 from serving.api.rest import RestServer
 from serving.api.status import ServingError
 from serving.config import flags
+from serving.config.errors import ConfigFileError
 from serving.config.flags import DEFAULT_MODEL, DEFAULT_PORT, DEFAULT_REST_PORT
 from serving.config.model_config import ModelSettings
 from serving.config.server_options import ServerOptions
-from serving.config.text_proto import ConfigFileError
 
 # TensorFlow is imported in ModelServer.start: a wrong option or file, a missing folder or a port in use is told before.
 if TYPE_CHECKING:
     from serving.api.core import ServerCore
+    from serving.api.servables import ServableVersions
     from serving.config.batching_parameters import BatchingParameters
     from serving.config.ssl_config import Tls
     from serving.server.batching import Batcher
-    from serving.server.versions import ServableVersions
 
 # How long a stopping server answers UNAVAILABLE before it closes its ports.
 _REFUSING_S = 0.2

@@ -21,10 +21,10 @@ from tensorflow_serving.apis import predict_pb2
 
 from serving.api import tensor_proto
 from serving.api.prometheus import ServingMetrics
+from serving.api.servables import DEFAULT_SIGNATURE, TimeRemaining
 from serving.api.status import ServingError, code_from_number, invalid_argument
 from serving.server.batching import Batcher, BatchQueue, Executor
 
-DEFAULT_SIGNATURE = "serving_default"
 _SERVE_TAG = "serve"
 _INIT_OP = "__saved_model_init_op"  # names an operation, not tensors
 # A client picks outputs by name, in any subset; each subset compiles an executor of its own. Beyond this many the
@@ -33,10 +33,6 @@ _MAX_EXECUTORS_PER_SIGNATURE = 16
 _RUNTIME = "TF1"  # what TensorFlow Serving calls sessions in its runtime_latency
 
 _logger = logging.getLogger(__name__)
-
-
-# Seconds until the caller gives up; None for never.
-TimeRemaining = Callable[[], float | None]
 
 
 @dataclass(frozen=True)
@@ -234,7 +230,6 @@ class Servable:
             for key, definition in self.signature_defs.items()
             if key != _INIT_OP and _is_dense(definition)
         }
-        self._example_executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Executor] = {}
 
     @classmethod
     def load(
@@ -289,31 +284,6 @@ class Servable:
         self.metrics.runtime_latency.record(elapsed * 1e6, self.name, "Predict", _RUNTIME)
         return response
 
-    def run_examples(self, inputs: Sequence[str], outputs: Sequence[str], examples: tensor_proto.Array) -> list[Any]:
-        """Feeds serialized tf.Examples to graph tensors, for Classify, Regress and MultiInference.
-
-        Args:
-            inputs: names of the tensors that all get the same examples.
-            outputs: names of the tensors to fetch.
-            examples: bytes [B], as an object array.
-
-        Returns:
-            Each output's array.
-
-        Raises:
-            ServingError: with the graph's own error.
-        """
-        key = (tuple(inputs), tuple(outputs))
-        executor = self._example_executors.get(key)
-        if executor is None:
-            if len(self._example_executors) >= _MAX_EXECUTORS_PER_SIGNATURE * max(1, len(self._signatures)):
-                self._example_executors.clear()
-            executor = self._example_executors[key] = self._compile(*key)
-        try:
-            return list(executor(*[examples] * len(inputs)))
-        except tf.errors.OpError as error:
-            raise ServingError(code_from_number(error.error_code), error.message) from error
-
     def _compile(self, inputs: Sequence[str], outputs: Sequence[str]) -> Executor:
         options = config_pb2.CallableOptions()
         options.feed.extend(inputs)
@@ -340,7 +310,6 @@ class Servable:
         for signature in self._signatures.values():
             signature.release()
         self._signatures.clear()
-        self._example_executors.clear()
         self._session.close()
 
 

@@ -6,7 +6,6 @@ States and their order are TensorFlow Serving's (START, LOADING, AVAILABLE, UNLO
 
 from __future__ import annotations
 
-import enum
 import logging
 import os
 import re
@@ -14,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
+from serving.api.servables import State, VersionStatus
 from serving.api.status import ServingError, not_found
 from serving.config.model_config import ModelSettings
 from serving.server.servable import Servable
@@ -28,25 +27,6 @@ _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _MAX_ENDED = 100  # versions at END that status still reports; a server that runs for months must not grow
 
 _logger = logging.getLogger(__name__)
-
-
-class State(enum.IntEnum):
-    """`ModelVersionStatus.State` of TensorFlow Serving's API."""
-
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """Where a version is; `error` says why it got to END, where that was not the ordinary end."""
-
-    version: int
-    state: State
-    error: ServingError | None = None
 
 
 class _Harness:

@@ -8,7 +8,6 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.api import example_inference
 from serving.api.status import ServingError, code_from_number, invalid_argument
 from serving.server.servable import Servable
 
@@ -56,19 +55,11 @@ def _replay(servable: Servable, record: bytes, number: int, warmup_path: Path) -
     except DecodeError as error:
         raise invalid_argument(f"Failed to parse warmup record: number {number} from {warmup_path}: {error}") from error
     kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        raise invalid_argument(
+            f"Unsupported log_type for warmup: {kind} in record {number} of {warmup_path}; expected predict_log"
+        )
     try:
-        if kind == "predict_log":
-            servable.predict(log.predict_log.request)
-        elif kind == "classify_log":
-            example_inference.classify(servable, log.classify_log.request)
-        elif kind == "regress_log":
-            example_inference.regress(servable, log.regress_log.request)
-        elif kind == "multi_inference_log":
-            example_inference.multi_inference(servable, log.multi_inference_log.request)
-        else:
-            raise invalid_argument(
-                f"Unsupported log_type for warmup: {kind} in record {number} of {warmup_path}; write predict_log, "
-                "classify_log, regress_log or multi_inference_log records"
-            )
+        servable.predict(log.predict_log.request)
     except ServingError as error:
         raise ServingError(error.code, f"Warmup request {number} of {warmup_path} failed: {error.message}") from error

@@ -1,5 +1,4 @@
-"""A small SavedModel for every test of the server: signatures as the Trainer exports them, and one each to classify and
-regress with.
+"""A small SavedModel for the tests of the server, with signatures as the Trainer exports them.
 
     python tests/serving/contract_model.py DIR
 
@@ -113,16 +112,6 @@ class ContractModel(tf.Module):  # type: ignore[misc]
         )
         return {"rating": rating["rating"], "top_100_hit": zeros + 1.0}
 
-    def classify(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The three best items of each example's user, in the form of Classify."""
-        users = tf.io.parse_example(inputs, {"user_id": tf.io.FixedLenFeature([], tf.string, "")})["user_id"]
-        best = self.recommend(users, tf.constant([""]), tf.constant([0], tf.int64), tf.constant([0.0]))
-        return {"classes": best["item_ids"][:, :3], "scores": best["scores"][:, :3]}
-
-    def regress(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Each example's rating, in the form of Regress."""
-        return {"outputs": self.evaluate(inputs)["rating"]}
-
 
 def _table(keys: tuple[str, ...]) -> tf.lookup.StaticHashTable:
     values = tf.range(len(keys), dtype=tf.int64)
@@ -139,8 +128,6 @@ def export(
     rate = with_optional(model.rate, ["user_id", "item_id"], optional)
     evaluate = tf.function(model.evaluate, input_signature=[tf.TensorSpec([None], tf.string, "examples")])
     signatures = {"serving_default": evaluate, "evaluate": evaluate, "recommend": recommend, "rate": rate}
-    for name, method in (("classify", model.classify), ("regress", model.regress)):
-        signatures[name] = tf.function(method, input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
     tf.saved_model.save(model, str(folder), signatures=signatures)
     if warmup:
         requests = [

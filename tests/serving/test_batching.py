@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from serving.api.prometheus import ServingMetrics
 from serving.api.status import ServingError
 from serving.config.batching_parameters import BatchingParameters
+from serving.config.errors import ConfigFileError
 from serving.config.server_options import ServerOptions
-from serving.config.text_proto import ConfigFileError
 from serving.server.batching import Batcher
 from serving.server.model_server import ModelServer, ServerStartError
 

@@ -384,52 +384,23 @@ def test_status_of_what_is_not_there(stubs: Stubs, model: str, version: int | No
     assert failure.value.details().startswith(message)
 
 
-def _example(**features: str) -> tf.train.Example:
-    example = tf.train.Example()
-    for name, value in features.items():
-        example.features.feature[name].bytes_list.value.append(value.encode())
-    return example
-
-
-def _classification(signature: str, *users: str, model: str = "recommender") -> Any:
+def _classification(signature: str, model: str = "recommender", version: int | None = None) -> Any:
     request = classification_pb2.ClassificationRequest()
-    request.model_spec.name, request.model_spec.signature_name = model, signature
-    request.input.example_list.examples.extend(_example(user_id=user) for user in users)
+    _fill_example_request(request, signature, model, version)
     return request
 
 
-def _regression(signature: str, *items: str, user: str = "1") -> Any:
+def _regression(signature: str, model: str = "recommender", version: int | None = None) -> Any:
     request = regression_pb2.RegressionRequest()
-    request.model_spec.name, request.model_spec.signature_name = "recommender", signature
-    request.input.example_list.examples.extend(_example(user_id=user, item_id=item) for item in items)
+    _fill_example_request(request, signature, model, version)
     return request
 
 
-def test_classify_answers_classes_and_scores_of_each_example(stubs: Stubs) -> None:
-    response = stubs.prediction.Classify(_classification("classify", "1", "2"), timeout=30)
-    spec = response.model_spec
-    assert (spec.name, spec.version.value, spec.signature_name) == ("recommender", 1, "classify")
-    recommended = _predict(stubs, predict_request("recommend", user_id=["1", "2"]))
-    for row, entry in enumerate(response.result.classifications):
-        assert [each.label.encode() for each in entry.classes] == recommended["item_ids"][row, :3].tolist()
-        np.testing.assert_allclose([each.score for each in entry.classes], recommended["scores"][row, :3], rtol=1e-6)
-    assert len(response.result.classifications) == 2
-
-
-def test_regress_answers_a_number_for_each_example(stubs: Stubs) -> None:
-    response = stubs.prediction.Regress(_regression("regress", "i1", "i2", "i3"), timeout=30)
-    rated = _predict(stubs, predict_request("rate", user_id=["1"] * 3, item_id=["i1", "i2", "i3"]))["rating"]
-    np.testing.assert_allclose([each.value for each in response.result.regressions], rated, rtol=1e-6)
-    assert response.model_spec.signature_name == "regress"
-
-
-def test_context_features_count_for_every_example_and_its_own_win(stubs: Stubs) -> None:
-    plain = stubs.prediction.Regress(_regression("regress", "i1", "i2", user="2"), timeout=30)
-    request = _regression("regress")
-    shared = request.input.example_list_with_context
-    shared.context.CopyFrom(_example(user_id="2", item_id="i2"))
-    shared.examples.extend([_example(item_id="i1"), _example()])
-    assert stubs.prediction.Regress(request, timeout=30).result == plain.result
+def _fill_example_request(request: Any, signature: str, model: str, version: int | None) -> None:
+    request.model_spec.name, request.model_spec.signature_name = model, signature
+    if version is not None:
+        request.model_spec.version.value = version
+    request.input.example_list.examples.append(tf.train.Example())
 
 
 def _inference(*tasks: tuple[str, str, str]) -> Any:
@@ -437,109 +408,70 @@ def _inference(*tasks: tuple[str, str, str]) -> Any:
     for model, signature, method in tasks:
         task = request.tasks.add(method_name=method)
         task.model_spec.name, task.model_spec.signature_name = model, signature
-    request.input.example_list.examples.extend([_example(user_id="1", item_id="i1"), _example(user_id="2")])
+    request.input.example_list.examples.append(tf.train.Example())
     return request
 
 
 _CLASSIFY, _REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
-
-
-def test_multi_inference_answers_each_task_on_the_same_examples(stubs: Stubs) -> None:
-    request = _inference(("recommender", "regress", _REGRESS), ("recommender", "classify", _CLASSIFY))
-    regression, classification = stubs.prediction.MultiInference(request, timeout=30).results
-    alone = regression_pb2.RegressionRequest(model_spec=request.tasks[0].model_spec, input=request.input)
-    assert regression.regression_result == stubs.prediction.Regress(alone, timeout=30).result
-    assert len(classification.classification_result.classifications) == 2
-    assert classification.model_spec.signature_name == "classify"
-    assert classification.model_spec.version.value == 1
+_INVALID, _NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize(
-    ("tasks", "code", "message"),
+    ("request_", "code", "message"),
     [
-        ([], grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified."),
-        ([("nope", "regress", _REGRESS)], grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(nope)"),
+        (_classification("recommend"), _INVALID, "Expected one input Tensor."),
+        (_classification("evaluate"), _INVALID, "No classification inputs found in SignatureDef:"),
+        (_classification(""), _INVALID, "No classification inputs found in SignatureDef:"),
+        (_classification("nope"), _INVALID, "No signature was found with the name: nope"),
+        (_classification("", model="nope"), _NOT_FOUND, "Servable not found for request: Latest(nope)"),
+        (_classification("", version=77), _NOT_FOUND, "Servable not found for request: Specific(recommender, 77)"),
+        (_classification("", model=""), _INVALID, "ModelSpec has no name specified."),
+        (classification_pb2.ClassificationRequest(), _INVALID, "Missing ModelSpec"),
+        (_regression("rate"), _INVALID, "Expected one input Tensor."),
+        (_regression("evaluate"), _INVALID, "Expected one output Tensor."),
+        (_regression(""), _INVALID, "Expected one output Tensor."),
+        (_regression("nope"), _INVALID, "No signature was found with the name: nope"),
+        (_regression("", model="nope"), _NOT_FOUND, "Servable not found for request: Latest(nope)"),
+        (_regression("", version=77), _NOT_FOUND, "Servable not found for request: Specific(recommender, 77)"),
+        (regression_pb2.RegressionRequest(), _INVALID, "Missing ModelSpec"),
+        (_inference(), _INVALID, "ModelSpec has no name specified."),
+        (_inference(("recommender", "evaluate", _REGRESS)), _INVALID, "Expected one output Tensor."),
+        (_inference(("recommender", "rate", _CLASSIFY)), _INVALID, "Expected one input Tensor."),
+        (_inference(("nope", "evaluate", _REGRESS)), _NOT_FOUND, "Servable not found for request: Latest(nope)"),
         (
-            [("recommender", "regress", _REGRESS), ("other", "regress", _REGRESS)],
-            grpc.StatusCode.INVALID_ARGUMENT,
+            _inference(("recommender", "evaluate", _REGRESS), ("other", "rate", _REGRESS)),
+            _INVALID,
             "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
         ),
         (
-            [("recommender", "regress", _REGRESS)] * 2,
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "Duplicate evaluation of signature: regress",
+            _inference(*[("recommender", "evaluate", _REGRESS)] * 2),
+            _INVALID,
+            "Duplicate evaluation of signature: evaluate",
         ),
         (
-            [("recommender", "nope", _REGRESS)],
-            grpc.StatusCode.INVALID_ARGUMENT,
+            _inference(("recommender", "nope", _REGRESS)),
+            _INVALID,
             "Requested signature not found in model graph: nope",
         ),
         (
-            [("recommender", "regress", "tensorflow/serving/predict")],
+            _inference(("recommender", "evaluate", "tensorflow/serving/predict")),
             grpc.StatusCode.UNIMPLEMENTED,
             "Unsupported signature method_name: tensorflow/serving/predict",
         ),
-        (
-            [("recommender", "regress", _CLASSIFY)],
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "Expected classification signature",
-        ),
     ],
 )
-def test_bad_multi_inference_requests(
-    stubs: Stubs, tasks: list[tuple[str, str, str]], code: grpc.StatusCode, message: str
+def test_requests_with_examples_are_rejected_as_by_tensorflow_serving(
+    stubs: Stubs, request_: Any, code: grpc.StatusCode, message: str
 ) -> None:
+    methods = {
+        classification_pb2.ClassificationRequest: stubs.prediction.Classify,
+        regression_pb2.RegressionRequest: stubs.prediction.Regress,
+        inference_pb2.MultiInferenceRequest: stubs.prediction.MultiInference,
+    }
     with pytest.raises(grpc.RpcError) as failure:
-        stubs.prediction.MultiInference(_inference(*tasks), timeout=30)
+        methods[type(request_)](request_, timeout=30)
     assert failure.value.code() is code
     assert failure.value.details().startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("signature", "message"),
-    [
-        ("nope", "No signature was found with the name: nope"),
-        ("recommend", "Expected one input Tensor."),
-        ("evaluate", "No classification inputs found in SignatureDef:"),
-        ("regress", "Expected classification signature outputs to contain at least one of"),
-    ],
-)
-def test_classify_on_a_signature_of_another_form_is_refused(stubs: Stubs, signature: str, message: str) -> None:
-    with pytest.raises(grpc.RpcError) as failure:
-        stubs.prediction.Classify(_classification(signature, "1"), timeout=30)
-    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert failure.value.details().startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("signature", "message"),
-    [
-        ("nope", "No signature was found with the name: nope"),
-        ("rate", "Expected one input Tensor."),
-        ("classify", "Expected one output Tensor."),
-    ],
-)
-def test_regress_on_a_signature_of_another_form_is_refused(stubs: Stubs, signature: str, message: str) -> None:
-    with pytest.raises(grpc.RpcError) as failure:
-        stubs.prediction.Regress(_regression(signature, "i1"), timeout=30)
-    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert failure.value.details().startswith(message)
-
-
-def test_classify_without_examples_or_model_is_refused(stubs: Stubs) -> None:
-    calls = [
-        (stubs.prediction.Classify, _classification("classify"), "Input is empty."),
-        (stubs.prediction.Regress, _regression("regress"), "Input is empty."),
-        (stubs.prediction.Classify, classification_pb2.ClassificationRequest(), "Missing ModelSpec"),
-        (stubs.prediction.Regress, regression_pb2.RegressionRequest(), "Missing ModelSpec"),
-    ]
-    for method, request, message in calls:
-        with pytest.raises(grpc.RpcError) as failure:
-            method(request, timeout=30)
-        assert (failure.value.code(), failure.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
-    with pytest.raises(grpc.RpcError) as failure:
-        stubs.prediction.Classify(_classification("classify", "1", model="nope"), timeout=30)
-    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_reload_request_without_a_model_list_is_refused(stubs: Stubs) -> None:

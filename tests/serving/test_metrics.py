@@ -92,33 +92,30 @@ def _warmup(folder: Path, *logs: prediction_log_pb2.PredictionLog) -> None:
             writer.write(log.SerializeToString())
 
 
-def test_loads_and_warm_ups_of_every_kind_are_counted(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_loads_and_warm_ups_are_counted(tmp_path: Path, exported: Callable[..., Path]) -> None:
     folder = shutil.copytree(exported(), tmp_path / "1")
-    predict, classify, regress, multi = (prediction_log_pb2.PredictionLog() for _ in range(4))
+    predict, unknown, classify = (prediction_log_pb2.PredictionLog() for _ in range(3))
     predict.predict_log.request.CopyFrom(predict_request("recommend", user_id=["1"]))
-    example = tf.train.Example()
-    for request, signature in ((classify.classify_log.request, "classify"), (regress.regress_log.request, "regress")):
-        request.model_spec.name, request.model_spec.signature_name = "recommender", signature
-        request.input.example_list.examples.append(example)
-        task = multi.multi_inference_log.request.tasks.add(method_name=f"tensorflow/serving/{signature}")
-        task.model_spec.CopyFrom(request.model_spec)
-    multi.multi_inference_log.request.input.example_list.examples.append(example)
-    _warmup(folder, predict, classify, regress, multi)
+    _warmup(folder, predict, predict)
     metrics = ServingMetrics()
     load = ServableLoader(metrics)
     load("recommender", 1, folder).close()
     path = str(folder)
     assert metrics.load_attempts.value(path, "success") == 1
     assert metrics.load_latency.value(path) > 1000
-    assert metrics.warmup_records.value(path, "OK") == 4
+    assert metrics.warmup_records.value(path, "OK") == 2
     latency = f':tensorflow:serving:model_warmup_latency_count{{model_path="{path}",status="OK"}} 1'
     assert latency in metrics.page()
 
-    classify.classify_log.request.model_spec.signature_name = "nope"
-    _warmup(folder, predict, classify)
-    with pytest.raises(ServingError, match=r"Warmup request 2 .* No signature was found with the name: nope"):
+    unknown.predict_log.request.CopyFrom(predict_request("nope", user_id=["1"]))
+    _warmup(folder, predict, unknown)
+    with pytest.raises(ServingError, match=r'Warmup request 2 .* Serving signature key "nope" not found'):
         load("recommender", 1, folder)
-    assert 'model_warmup_latency_count{model_path="' + path + '",status="INVALID_ARGUMENT"} 1' in metrics.page()
+    assert 'model_warmup_latency_count{model_path="' + path + '",status="FAILED_PRECONDITION"} 1' in metrics.page()
+    classify.classify_log.request.model_spec.name = "recommender"
+    _warmup(folder, predict, classify)
+    with pytest.raises(ServingError, match="Unsupported log_type for warmup: classify_log in record 2"):
+        load("recommender", 1, folder)
     session_run = prediction_log_pb2.PredictionLog(session_run_log=prediction_log_pb2.SessionRunLog())
     _warmup(folder, session_run)
     with pytest.raises(ServingError, match="Unsupported log_type for warmup: session_run_log in record 1"):
@@ -126,4 +123,4 @@ def test_loads_and_warm_ups_of_every_kind_are_counted(tmp_path: Path, exported: 
     (folder / "saved_model.pb").write_bytes(b"junk")
     with pytest.raises(ServingError):
         load("recommender", 1, folder)
-    assert (metrics.load_attempts.value(path, "success"), metrics.load_attempts.value(path, "fail")) == (3, 1)
+    assert (metrics.load_attempts.value(path, "success"), metrics.load_attempts.value(path, "fail")) == (4, 1)

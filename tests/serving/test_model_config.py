@@ -18,9 +18,9 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.config.errors import ConfigFileError
 from serving.config.model_config import Every, Latest, ModelSettings, Specific, read_model_config_file
 from serving.config.server_options import ServerOptions
-from serving.config.text_proto import ConfigFileError
 from serving.server.model_server import ModelServer, ServerStartError
 
 _POLL_S = 0.05

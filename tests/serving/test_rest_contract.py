@@ -158,59 +158,38 @@ def test_empty_batch_in_column_format(rest_target: str) -> None:
     assert (status, answer["outputs"]["item_ids"]) == (200, [])
 
 
-def _classify(rest_target: str, body: Any, method: str = "classify") -> tuple[int, Any]:
-    return _call(rest_target, "POST", f"/v1/models/recommender:{method}", body)
-
-
-def test_classify_and_regress(rest_target: str) -> None:
-    _, recommended = _predict(rest_target, _recommend(instances=[_ROW, {**_ROW, "user_id": "2"}]))
-    body = {"signature_name": "classify", "examples": [{"user_id": "1"}, {"user_id": [{"b64": "Mg=="}]}]}
-    status, answer = _classify(rest_target, body)
-    assert status == 200
-    wanted = [
-        [list(pair) for pair in zip(row["item_ids"][:3], row["scores"][:3], strict=True)]
-        for row in recommended["predictions"]
-    ]
-    for found, want in zip(answer["results"], wanted, strict=True):
-        assert [label for label, _ in found] == [label for label, _ in want]
-        assert [score for _, score in found] == pytest.approx([score for _, score in want])
-    _, rated = _predict(
-        rest_target,
-        {"signature_name": "rate", "instances": [{**_ROW, "item_id": item} for item in ("i1", "i2")]},
-    )
-    body = {
-        "signature_name": "regress",
-        "context": {"user_id": "1"},
-        "examples": [{"item_id": "i1"}, {"item_id": "i2", "seen": True, "age": 1.5, "days": [1, 2], "tags": []}],
-    }
-    status, answer = _classify(rest_target, body, "regress")
-    assert status == 200
-    assert answer["results"] == pytest.approx(rated["predictions"])
-
-
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("method", "body", "message"),
     [
-        (b"", "JSON Parse error: The document is empty"),
-        ({}, "When method is classify, key 'examples' is expected and was not found"),
-        ({"examples": {}}, "Expecting 'examples' value to be an list/array"),
-        ({"examples": []}, "'examples' value is an empty array"),
-        ({"examples": ["1"]}, "Example must be JSON object but got JSON String"),
-        ({"examples": [{"a": None}]}, "Feature: a has element with unexpected JSON type: Null"),
-        ({"examples": [{"a": [[1]]}]}, "Feature: a has element with unexpected JSON type: Array"),
-        ({"examples": [{"a": {"b": 1}}]}, "Feature: a has element with unexpected JSON type: Object"),
-        ({"examples": [{"a": [1, "x"]}]}, "Unexpected element type in feature: a expecting type: int64"),
-        ({"examples": [{"a": ["x", 1.5]}]}, "Unexpected element type in feature: a expecting type: bytes"),
-        ({"examples": [{"a": 2**63}]}, "Feature: a has uint64_t element. Only int64_t is supported."),
-        ({"examples": [{"a": 1}], "context": []}, "Example must be JSON object but got JSON Array"),
-        ({"examples": [{"a": 1}], "signature_name": 5}, "'signature_name' key must be a string value."),
-        ({"examples": [{"a": 1}], "signature_name": "nope"}, "No signature was found with the name: nope"),
+        ("classify", b"", "JSON Parse error: The document is empty"),
+        ("classify", {"signature_name": 5}, "'signature_name' key must be a string value."),
+        ("classify", {"signature_name": "nope"}, "No signature was found with the name: nope"),
+        ("classify", {"signature_name": "recommend"}, "Expected one input Tensor."),
+        ("classify", {"signature_name": "evaluate"}, "No classification inputs found in SignatureDef:"),
+        ("classify", {}, "No classification inputs found in SignatureDef:"),
+        ("regress", {"signature_name": "nope"}, "No signature was found with the name: nope"),
+        ("regress", {"signature_name": "rate"}, "Expected one input Tensor."),
+        ("regress", {"signature_name": "evaluate"}, "Expected one output Tensor."),
+        ("regress", {}, "Expected one output Tensor."),
     ],
 )
-def test_bad_examples(rest_target: str, body: Any, message: str) -> None:
-    status, answer = _classify(rest_target, body)
+def test_classify_and_regress_are_rejected_as_by_tensorflow_serving(
+    rest_target: str, method: str, body: Any, message: str
+) -> None:
+    if isinstance(body, dict):
+        body = {**body, "examples": [{"user_id": "1"}]}
+    status, answer = _call(rest_target, "POST", f"/v1/models/recommender:{method}", body)
     assert (status, set(answer)) == (400, {"error"})
     assert message in answer["error"]
+
+
+@pytest.mark.parametrize("method", ["classify", "regress"])
+def test_classify_and_regress_of_an_unknown_model_or_version_are_not_found(rest_target: str, method: str) -> None:
+    body = {"examples": [{"user_id": "1"}]}
+    for path, request in (("nope", "Latest(nope)"), ("recommender/versions/77", "Specific(recommender, 77)")):
+        status, answer = _call(rest_target, "POST", f"/v1/models/{path}:{method}", body)
+        assert status == 404
+        assert answer["error"].startswith(f"Servable not found for request: {request}")
 
 
 def test_unassigned_label_in_the_path_is_refused(rest_target: str) -> None:

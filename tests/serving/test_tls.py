@@ -15,9 +15,10 @@ from conftest import Stubs, push
 from contract_model import predict_request
 from google.protobuf import text_format
 
+from serving.config.errors import ConfigFileError
 from serving.config.server_options import ServerOptions
 from serving.config.ssl_config import Tls
-from serving.config.text_proto import ConfigFileError, ssl_config
+from serving.config.text_proto import ssl_config
 from serving.server.model_server import ModelServer, ServerStartError
 
 

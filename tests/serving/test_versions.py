@@ -19,11 +19,12 @@ from contract_model import predict_request
 from tensorflow_serving.apis import get_model_status_pb2
 
 from serving.api.prometheus import ServingMetrics
+from serving.api.servables import State
 from serving.config.model_config import ModelSettings
 from serving.server.loading import ServableLoader
 from serving.server.model_server import ModelServer, NoLoadableVersionError
 from serving.server.servable import Servable
-from serving.server.versions import ServableVersions, State
+from serving.server.versions import ServableVersions
 
 _POLL_S = 0.05
 
