@@ -15,9 +15,9 @@ from pathlib import Path
 
 import dockerfile
 import pytest
-import rules
 from command_line import parsed
 from dockerfile import Stage
+from rendered import CONFIG_DIR, Manifest, flags, serving, workloads
 
 from commands.subcommands.shared_options import DEFAULT_MODEL
 
@@ -104,8 +104,8 @@ def test_no_image_runs_as_root(path: Path) -> None:
         assert user is not None and re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
 
 
-def test_images_run_as_the_user_of_the_manifests(path: Path, volume: list[rules.Manifest]) -> None:
-    users = {template["spec"]["securityContext"]["runAsUser"] for _, template in rules.workloads(volume)}
+def test_images_run_as_the_user_of_the_manifests(path: Path, volume: list[Manifest]) -> None:
+    users = {template["spec"]["securityContext"]["runAsUser"] for _, template in workloads(volume)}
     found = {str(dockerfile.inherited(found, stage, "USER")) for found, stage in final_stages(path)}
     assert found == {f"{user}:{user}" for user in users}
 
@@ -202,17 +202,15 @@ def test_entry_points_exist(tandem: dict[str, Stage]) -> None:
             assert exposed == [str(parameters["port"]), str(parameters["rest_port"])]
 
 
-def test_tensorflow_serving_is_started_as_in_the_manifests(
-    tensorflow_serving: Stage, volume: list[rules.Manifest]
-) -> None:
-    _, container = rules.serving(volume)
+def test_tensorflow_serving_is_started_as_in_the_manifests(tensorflow_serving: Stage, volume: list[Manifest]) -> None:
+    _, container = serving(volume)
     assert tensorflow_serving.base == container["image"]
     assert dockerfile.exec_form(tensorflow_serving.last("ENTRYPOINT")) == container["command"]
     arguments = dockerfile.exec_form(tensorflow_serving.last("CMD"))
-    assert rules.flags({"args": arguments}) == rules.flags(container)
+    assert flags({"args": arguments}) == flags(container)
     *files, folder = str(tensorflow_serving.last("COPY")).split()
     assert [Path(each).name for each in files] == ["models.config", "batching.config", "monitoring.config"]
-    assert folder == f"{rules.CONFIG_DIR}/"
+    assert folder == f"{CONFIG_DIR}/"
 
 
 @contextlib.contextmanager
