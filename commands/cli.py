@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -45,6 +47,7 @@ app.add_typer(export_app, name="export")
 
 def main() -> None:
     """Entry point: errors end with one message and an exit code, never with a traceback."""
+    _show_warnings()
     try:
         app()
     except Exception as error:
@@ -58,6 +61,21 @@ def main() -> None:
     finally:
         # Otherwise Python goes through all of TensorFlow's objects once more at its end, which takes four seconds.
         gc.freeze()
+
+
+def _show_warnings() -> None:
+    """Print each warning of our own packages as one line on stderr, deprecated recipe keys included."""
+    standard = warnings.showwarning
+    own = ("commands", "pipeline", "components", "recipe", "serving")
+    warnings.filterwarnings("default", module=rf"({'|'.join(own)})\.")
+
+    def show(message: Warning | str, category: type[Warning], *location: Any, **where: Any) -> None:
+        if category.__module__.partition(".")[0] in own:
+            print(f"tandem: warning: {message}", file=sys.stderr)
+        else:
+            standard(message, category, *location, **where)
+
+    warnings.showwarning = show
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:

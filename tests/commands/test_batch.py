@@ -238,7 +238,7 @@ def test_a_gzipped_file_is_one_shard(model_dir: Path, users: Path, tmp_path: Pat
         (("--version", "3", "--k", "5"), "serving.k=5"),
         (("--users", "nowhere.csv"), "nowhere.csv"),
         (("--beam-runner", "flink"), "--beam-arg=--flink_master=HOST:8081"),
-        (("--beam-arg=--runner=FlinkRunner",), "--beam-runner chooses the engine"),
+        (("--beam-arg=--runner=FlinkRunner",), "set the runner with --beam-runner"),
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_written(
