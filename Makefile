@@ -47,7 +47,7 @@ tests: setup
 soak: setup  ## Push versions under load for five minutes: no client may see a failed or a mixed answer
 	$(BIN)/python -m pytest tests/serving/test_soak.py -s --soak-seconds 300 --soak-push-every 20
 
-docs: setup  ## Write docs/recipe.md anew from the recipe's own models
+docs: setup  ## Regenerate docs/recipe.md from the models of the recipe
 	$(BIN)/python -m recipe.reference > docs/recipe.md
 
 docs-site: setup  ## Build the documentation as a site in site/; a dead link or a page without a place in the menu fails

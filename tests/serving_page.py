@@ -62,7 +62,7 @@ def sections(columns: Columns) -> dict[str, Section]:
 
 def overview() -> set[str]:
     """The signatures of the page's first table."""
-    table = PAGE[PAGE.index("| signature |") : PAGE.index("## What holds")]
+    table = PAGE[PAGE.index("| signature |") : PAGE.index("\n## ")]
     return {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line)}
 
 
