@@ -17,9 +17,10 @@ from components.evaluator.verdict import VERDICT_FILE, Verdict
 from pipeline.lineage import Lineage
 from pipeline.result import RunResult
 from pipeline.workdir import ERROR_FILE, LOCK_FILE, LOG_FILE, PLAN_FILE, RECIPE_FILE, RESULT_FILE, RUNS_FOLDER
-from recipe import BadInput
+from recipe import BadInput, Recipe
 from recipe.errors import did_you_mean
 from recipe.files import SCHEMA_FILE
+from recipe.renamed import current_values
 
 LATEST, PREVIOUS = "latest", "previous"
 
@@ -145,7 +146,8 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
     lineage = lineage or Lineage(workdir)
     folder = workdir / RUNS_FOLDER / run_id
     steps = lineage.steps(run_id)
-    recipe = _json(folder / RECIPE_FILE)
+    # An earlier version wrote the recipe with the old names of renamed keys.
+    recipe, _ = current_values(Recipe, _json(folder / RECIPE_FILE))
     result = _result(folder / RESULT_FILE)
     log = folder / LOG_FILE
     examples = lineage.output(run_id, "InteractionExampleGen", "examples")

@@ -1,9 +1,7 @@
-"""The recipe: `recipe.yaml` as one strict pydantic model, with a module for each section.
+"""The recipe: `recipe.yaml` as a strict pydantic model, one module per section.
 
-`load_recipe` reads and checks a recipe, `load_schema` the schema beside it.
-
-    recipe = load_recipe(Path("schemas/movielens"), ["training.epochs=3"], preset="tutorial")
-    schema = load_schema(Path("schemas/movielens"), recipe)
+recipe = load_recipe(Path("schemas/movielens"), ["training.epochs=3"], preset="tutorial")
+schema = load_schema(Path("schemas/movielens"), recipe)
 """
 
 from __future__ import annotations

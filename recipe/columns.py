@@ -1,4 +1,4 @@
-"""The section `data.columns`, sampled negatives, and the types that columns have: what training needs of `data`."""
+"""The section `data.columns`, sampled negatives and column types: the parts of `data` that training depends on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from recipe.section import Section
 
-# The feature types of a schema, by the names that schema.pbtxt uses.
 ColumnType = Literal["BYTES", "INT", "FLOAT"]
+"""Feature types of TensorFlow Metadata, by the names in `schema.pbtxt`."""
 
 NUMBERS: tuple[ColumnType, ...] = ("INT", "FLOAT")
 
@@ -18,40 +18,41 @@ STRINGS: tuple[ColumnType, ...] = ("BYTES",)
 
 
 class Columns(Section):
-    """Which columns of the joined table play which part."""
+    """Names of the columns of the joined table that hold the user, the item, the label and the timestamp."""
 
     user_id: str
-    """Who did it; ids are text, so leading zeros survive."""
+    """User id column. Ids are read as strings, so leading zeros are preserved."""
     item_id: str
-    """With which item; text as well."""
+    """Item id column. Ids are read as strings."""
     label: str
-    """How much the user liked the item; what the rating head predicts. A column of the files, the count or a sum of
-    `aggregate`, or the name of the constant `label`."""
+    """Label column: the value that the rating head predicts. A column of the files, the count or a sum of `aggregate`,
+    or the name of a new column for the constant `label`."""
     timestamp: str | None = None
-    """When it happened, written as `timestamp_format` says."""
+    """Time of the interaction, in the format of `timestamp_format`."""
 
 
 IS_POSITIVE = "is_positive"
-"""The feature that says which examples are interactions (1) and which are sampled negatives (0)."""
+"""Name of the feature that is 1 for interactions and 0 for sampled negatives."""
 
 
 class Negatives(Section):
-    """Examples of what did not happen: items that the user has no interaction with, in train or eval.
+    """Sampled negatives: examples of items that the user has no interaction with, in the train or the eval split.
 
-    They are drawn uniformly from the catalogue, and lie in the split of the interaction they belong to.
+    They are sampled uniformly from the catalogue and belong to the split of the interaction that they are sampled for.
     """
 
     per_positive: PositiveInt
-    """Negatives for every interaction; fewer for a user who has touched nearly everything."""
+    """Number of negatives per interaction. Users who interacted with nearly all items get fewer."""
     label: float = 0
-    """The value of `columns.label` for negatives."""
+    """Value of `columns.label` for negatives."""
     context: tuple[str, ...] = ()
-    """Columns of the interaction that belong to the question and not to its answer (channel, device, city), besides
-    the user's columns and the timestamp: negatives copy them. Other columns of the interaction are missing there."""
+    """Columns of the interaction that describe the query and not the outcome, such as channel, device or city.
+    Negatives copy them, the timestamp and the user's columns. Other columns of the interaction are missing in
+    negatives."""
     seed: int = 0
-    """Another seed draws other items."""
+    """Random seed."""
 
 
 def column_types(schema: schema_pb2.Schema) -> dict[str, ColumnType]:
-    """The type of every feature of `schema`."""
+    """Return the type of every feature of `schema` by name."""
     return {feature.name: schema_pb2.FeatureType.Name(feature.type) for feature in schema.feature}

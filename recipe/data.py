@@ -1,4 +1,4 @@
-"""The section `data`: everything that decides which examples there are."""
+"""The section `data`: the tables, columns, split and negatives that define the examples."""
 
 from __future__ import annotations
 
@@ -10,103 +10,102 @@ from pydantic import Field
 
 from recipe.columns import IS_POSITIVE, Columns, Negatives
 from recipe.errors import did_you_mean
-from recipe.section import Section
+from recipe.section import Fraction, Section
 from recipe.sources import Sources
 from recipe.splits import RandomSplit, Split
 
 
 class ConstantLabel(Section):
-    """A label for data that only says what happened: every interaction has the same one."""
+    """A constant label, for implicit feedback."""
 
     constant: float
-    """The value of `columns.label` for every interaction."""
+    """Value of `columns.label` for all interactions."""
 
 
 class Aggregate(Section):
-    """New columns that sum up all rows of one user and item."""
+    """New columns that aggregate all rows of one user and item."""
 
     count: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the column that says how many rows there were."""
+    """Name of a new column with the number of rows."""
     sum: dict[str, str] = Field(default_factory=dict)
-    """Columns to add up: name of the column to name of the sum. Missing values are left out of the sum."""
+    """Columns to sum: name of the column to name of the new column. Missing values are ignored."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The new columns."""
+        """Names of the new columns."""
         return (*((self.count,) if self.count else ()), *self.sum.values())
 
     @pydantic.model_validator(mode="after")
-    def _makes_columns(self) -> Aggregate:
+    def _adds_columns(self) -> Aggregate:
         if not self.columns:
-            raise ValueError("aggregate makes no column; give count or sum")
+            raise ValueError("aggregate adds no column; set count or sum")
         for name in self.columns:
             if self.columns.count(name) > 1:
-                raise ValueError(f"aggregate makes the column {name!r} twice; choose another name for one of them")
+                raise ValueError(f"aggregate adds the column {name!r} twice; choose a different name for one of them")
         for name in self.sum:
             if name in self.columns:
-                raise ValueError(f"aggregate.sum reads and makes the column {name!r}; give the sum a name of its own")
+                raise ValueError(f"aggregate.sum reads and adds the column {name!r}; choose a new name for the sum")
         return self
 
 
 class Data(Section):
-    """Everything that decides which examples there are; what InteractionExampleGen gets."""
+    """The examples: source tables, columns, label, negatives and split. InteractionExampleGen reads this section."""
 
     sources: Sources
     columns: Columns
     timestamp_format: str = "seconds"
-    """How `columns.timestamp` is written: `seconds` or `milliseconds` since 1970, `iso` (2024-05-31,
-    2024-05-31T10:00:00Z, 2024-05-31 10:00:00+02:00), or a pattern of Python's strptime such as `%d/%m/%Y %H:%M`.
-    Where no zone is given it is UTC. The feature is always whole seconds since 1970."""
+    """Format of `columns.timestamp`: `seconds` or `milliseconds` since 1970, `iso` (2024-05-31, 2024-05-31T10:00:00Z,
+    2024-05-31 10:00:00+02:00), or a strptime pattern of Python such as `%d/%m/%Y %H:%M`. Times without a time zone are
+    UTC. The feature is always in integer seconds since 1970."""
     label: ConstantLabel | None = None
-    """Given where no column of the files is the label; `columns.label` then names a new column."""
+    """Constant label, if no column of the files is the label. `columns.label` is then the name of a new column."""
     duplicates: Literal["keep", "last", "aggregate"] = "keep"
-    """What happens to several rows of one user and item: all are examples, the latest is, or they become one example
-    with the columns of `aggregate`. The latest is the one with the latest timestamp, or the last in the files."""
+    """Handling of several rows of one user and item: keep all as examples, keep the latest, or aggregate them into one
+    example with the columns of `aggregate`. The latest row has the latest timestamp, or is the last in the files."""
     aggregate: Aggregate | None = None
-    """What `duplicates: aggregate` adds up; every other column is the latest row's."""
+    """Columns that `duplicates: aggregate` adds. Other columns have the values of the latest row."""
     negatives: Negatives | None = None
-    """Sampled examples of what did not happen, for data without bad labels."""
+    """Sampled negatives, for implicit feedback."""
     split: Split = RandomSplit()
-    """Which examples are `train` and which are `eval`."""
-    max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of a table's rows that may be rejected; more than that stops the run."""
+    """Assignment of examples to the `train` and `eval` splits."""
+    max_bad_rows: Fraction = 0.0
+    """Maximum fraction of malformed rows per table. They are rejected; a larger fraction stops the run."""
 
     @pydantic.model_validator(mode="after")
-    def _keys_are_those_of_the_columns(self) -> Data:
+    def _keys_are_id_columns(self) -> Data:
         items = self.sources.items
         if items is not None and items.key != self.columns.item_id:
             raise ValueError(
-                f"sources.items.key is {items.key!r}, columns.item_id is {self.columns.item_id!r}; "
-                "they must be the same"
+                f"sources.items.key: expected columns.item_id, {self.columns.item_id!r}, got {items.key!r}; "
+                "set both to the same column"
             )
         users = self.sources.users
         if self.negatives is not None and users is not None and users.key != self.columns.user_id:
             raise ValueError(
-                f"sources.users.key is {users.key!r}, columns.user_id is {self.columns.user_id!r}; with negatives they "
-                "must be the same, because a sampled interaction has a user and no other column of the real one"
+                f"sources.users.key: expected columns.user_id, {self.columns.user_id!r}, got {users.key!r}; with "
+                "negatives both must be the same column, because a negative has no other column to join users by"
             )
         return self
 
     @pydantic.model_validator(mode="after")
-    def _has_the_time_it_needs(self) -> Data:
+    def _has_the_timestamp_it_needs(self) -> Data:
         if self.columns.timestamp is None:
             if self.split.is_chronological:
                 raise ValueError(
-                    f"split.kind: {self.split.kind} needs timestamps, but columns.timestamp is not set; "
-                    "name the column, or set split.kind: random"
+                    f"split.kind {self.split.kind} requires columns.timestamp, which is not set; set it, or use "
+                    "kind: random"
                 )
             if self.timestamp_format != "seconds":
                 raise ValueError(
-                    f"timestamp_format is {self.timestamp_format!r}, but columns.timestamp is not given; "
-                    "name the column or drop the format"
+                    f"timestamp_format is {self.timestamp_format!r}, but columns.timestamp is not set; "
+                    "set it, or remove timestamp_format"
                 )
         known = ("seconds", "milliseconds", "iso")
         if self.timestamp_format not in known:
-            close = did_you_mean(self.timestamp_format, known)
             if "%" not in self.timestamp_format:
                 raise ValueError(
-                    f"timestamp_format is {self.timestamp_format!r}; seconds, milliseconds, iso or a strptime pattern "
-                    f"such as %Y-%m-%d was wanted{close}"
+                    "timestamp_format: expected seconds, milliseconds, iso or a strptime pattern such as %Y-%m-%d, "
+                    f"got {self.timestamp_format!r}{did_you_mean(self.timestamp_format, known)}"
                 )
             _check_pattern(self.timestamp_format)
         return self
@@ -115,20 +114,19 @@ class Data(Section):
     def _duplicates_and_aggregate_agree(self) -> Data:
         if self.aggregate is not None and self.duplicates != "aggregate":
             raise ValueError(
-                f"aggregate is given, but duplicates is {self.duplicates}; "
-                "write duplicates: aggregate, or drop aggregate"
+                f"aggregate is set, but duplicates is {self.duplicates}; set duplicates: aggregate, or remove aggregate"
             )
         if self.duplicates == "aggregate" and self.aggregate is None:
             raise ValueError(
-                "duplicates is aggregate, but data.aggregate does not say what to add up; "
-                "give aggregate: {count: NAME}, or write duplicates: last"
+                "duplicates is aggregate, but data.aggregate is not set; "
+                "set aggregate: {count: NAME}, or duplicates: last"
             )
         parts = self.columns
         named = {parts.user_id: "user_id", parts.item_id: "item_id", parts.timestamp: "timestamp"}
         for name in self.aggregate.columns if self.aggregate is not None else ():
             if name in named:
                 raise ValueError(
-                    f"aggregate makes the column {name!r}, which is columns.{named[name]}; choose another name"
+                    f"aggregate adds the column {name!r}, which is columns.{named[name]}; choose a different name"
                 )
         return self
 
@@ -136,40 +134,43 @@ class Data(Section):
     def _has_one_label(self) -> Data:
         if self.label is not None and self.aggregate is not None and self.columns.label in self.aggregate.columns:
             raise ValueError(
-                f"columns.label is {self.columns.label!r}, which aggregate makes, and label gives it a constant; "
-                "drop label, or choose another name for one of them"
+                f"columns.label is {self.columns.label!r}, which is both a column of aggregate and the constant label; "
+                "remove label, or choose a different name for one of them"
             )
         parts = self.columns
-        if self.label is not None and parts.label in (parts.user_id, parts.item_id, parts.timestamp):
-            raise ValueError(f"label makes the column {parts.label!r}, which plays another part; choose another name")
+        named = {parts.user_id: "user_id", parts.item_id: "item_id", parts.timestamp: "timestamp"}
+        if self.label is not None and parts.label in named:
+            raise ValueError(
+                f"label adds the column {parts.label!r}, which is columns.{named[parts.label]}; choose a different name"
+            )
         if self.label is not None and self.negatives is not None and self.negatives.label == self.label.constant:
             raise ValueError(
-                f"label.constant and negatives.label are both {self.negatives.label:g}, so every example would have "
-                "the same label; choose another value for one of them"
+                f"label.constant and negatives.label are both {self.negatives.label:g}, so all examples would have "
+                "the same label; choose different values"
             )
         return self
 
     @pydantic.model_validator(mode="after")
-    def _negatives_keep_the_answer_out(self) -> Data:
+    def _negatives_do_not_leak_the_label(self) -> Data:
         if self.negatives is not None:
             parts = self.columns
-            made = self.aggregate.columns if self.aggregate is not None else ()
-            if IS_POSITIVE in (parts.user_id, parts.item_id, parts.label, parts.timestamp, *made):
+            added = self.aggregate.columns if self.aggregate is not None else ()
+            if IS_POSITIVE in (parts.user_id, parts.item_id, parts.label, parts.timestamp, *added):
                 raise ValueError(
-                    f"{IS_POSITIVE!r} is the name of the feature that tells interactions from negatives; "
-                    "give the column another name"
+                    f"the column name {IS_POSITIVE!r} is reserved for the feature that distinguishes interactions from "
+                    "sampled negatives; rename the column"
                 )
             for name in self.negatives.context:
-                if name in (parts.item_id, parts.label, *made):
+                if name in (parts.item_id, parts.label, *added):
                     raise ValueError(
-                        f"negatives.context lists {name!r}, which is the interaction's answer; drop it, because "
-                        "copying it would give a negative what only the interaction has"
+                        f"negatives.context contains {name!r}, which describes the outcome of the interaction; remove "
+                        "it, because a copy of it in negatives would leak the label"
                     )
         return self
 
 
 def _check_pattern(pattern: str) -> None:
-    """Raises if strptime does not understand `pattern`, or if it leaves the day open."""
+    """Raise ValueError if strptime does not accept `pattern`, or if the pattern does not determine the date."""
     utc = datetime.UTC
     moments = [
         datetime.datetime(2001, 2, 3, 16, 5, 6, tzinfo=utc),
@@ -178,9 +179,8 @@ def _check_pattern(pattern: str) -> None:
     try:
         found = [datetime.datetime.strptime(moment.strftime(pattern), pattern) for moment in moments]
     except ValueError as error:
-        raise ValueError(f"timestamp_format is {pattern!r}, no pattern of strptime: {error}") from None
+        raise ValueError(f"timestamp_format: expected a strptime pattern, got {pattern!r}: {error}") from None
     if [moment.date() for moment in found] != [moment.date() for moment in moments]:
         raise ValueError(
-            f"timestamp_format is {pattern!r}, which does not say which day it is; year, month and day were wanted, "
-            "for example %Y-%m-%d"
+            f"timestamp_format: expected a pattern with year, month and day, such as %Y-%m-%d, got {pattern!r}"
         )

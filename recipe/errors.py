@@ -1,4 +1,4 @@
-"""The errors that a user's input raises, and the hint about a misspelled word. Every layer may raise `BadInput`."""
+"""Errors about a user's input, and the suggestion for a misspelled word. Every layer may raise `BadInput`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """What the user gave cannot be used. Its text says where, what was found, what was wanted and what to do."""
+    """Invalid input by the user. The message has the location, the value found, the expected value and a remedy."""
 
 
 class RecipeError(BadInput):
-    """The recipe, its schema or an override cannot be used; names the file, line and key."""
+    """Invalid recipe, schema or override. The message starts with the file, the line and the key."""
 
 
 class Contradiction(ValueError):
-    """Keys of several sections that do not fit together, told at the key that one would change."""
+    """Conflict between keys of several sections, reported at the line of one of them."""
 
     def __init__(self, key: str | tuple[str | int, ...], message: str) -> None:
-        """Takes the key whose line is named, dotted or in parts, and the whole message."""
+        """Takes the key whose line is reported, dotted or as a tuple, and the complete message."""
         super().__init__(message)
         self.key = key
 
 
+class DeprecatedKey(DeprecationWarning):
+    """Use of a key under its old name. The message starts with the file, the line and the old key."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, empty where none is close."""
+    """Return `; did you mean 'x'?` for the closest known word, or an empty string if none is close.
+
+    did_you_mean("embeding_dim", ["embedding_dim", "epochs"])  # "; did you mean 'embedding_dim'?"
+    """
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

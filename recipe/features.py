@@ -1,4 +1,4 @@
-"""The section `features`: which columns each tower reads, and how Transform turns them into numbers."""
+"""The section `features`: the columns that each tower reads, and their transformations."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ import pydantic
 from pydantic import Field, PositiveInt
 
 from recipe.columns import NUMBERS, STRINGS, ColumnType
-from recipe.section import Section
+from recipe.section import Fraction, Section
 
 
 class Feature(Section):
-    """One column as one tower sees it. `kind` says how Transform turns it into numbers."""
+    """A column as an input of one tower. `kind` selects its transformation."""
 
     column: str
-    """Name of the column, after `rename`; its type in schema.pbtxt must fit the kind."""
+    """Name of the column, after `rename`. Its type in schema.pbtxt must be one that the kind accepts."""
     display: bool = False
-    """Returned with recommended item ids (candidate features only)."""
+    """Whether to return the column with recommended items (candidate features only)."""
 
     @property
     def name(self) -> str:
-        """Name of the transformed feature."""
+        """Name of the transformed feature, `COLUMN_KIND`."""
         return f"{self.column}_{getattr(self, 'kind')}"  # noqa: B009  (declared by every subclass)
 
 
 class Identifier(Feature):
-    """An id, looked up in the vocabulary of all ids seen; unseen ids share one out-of-vocabulary row."""
+    """An id: an index in the vocabulary of all ids of the train split or the catalogue. Other ids get the OOV index."""
 
     kind: Literal["id"]
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
 class Categorical(Feature):
-    """A string with few values, looked up in a vocabulary."""
+    """A string with few distinct values: an index in a vocabulary."""
 
     kind: Literal["categorical"]
     min_count: PositiveInt = 1
-    """Values that stand in fewer rows of train and catalogue count as unknown."""
+    """Minimum frequency in the train split and the catalogue. Values with a lower frequency get the OOV index."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
 class Text(Feature):
-    """Words, lower-cased and split on everything but letters and digits; their embeddings are averaged."""
+    """Free text: lower-cased and split at all characters but letters and digits; the word embeddings are averaged."""
 
     kind: Literal["text"]
     vocabulary_size: PositiveInt = 10_000
-    """The most frequent words that get an embedding of their own."""
+    """Maximum size of the vocabulary: the most frequent words."""
     min_count: PositiveInt = 2
-    """Words that come up less often in train and catalogue count as unknown."""
+    """Minimum frequency in the train split and the catalogue. Words with a lower frequency get the OOV index."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -57,51 +57,54 @@ class MultiValue(Feature):
 
     kind: Literal["multi_value"]
     separator: Annotated[str, Field(min_length=1, max_length=1)] = "|"
-    """Stands between two values; spaces around a value do not count."""
+    """Character that separates two values. Spaces around values are removed."""
     min_count: PositiveInt = 1
-    """Values that come up less often in train and catalogue count as unknown."""
+    """Minimum frequency in the train split and the catalogue. Values with a lower frequency get the OOV index."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
 class Buckets(Feature):
-    """A number cut into intervals, each with an embedding."""
+    """A number, bucketized: each bucket has an embedding."""
 
     kind: Literal["buckets"]
     buckets: Annotated[int, Field(ge=2)]
-    """How many intervals."""
+    """Number of buckets."""
     boundaries: Literal["uniform", "quantile"] = "quantile"
-    """Intervals of equal width between the smallest and the largest value, or of equal count."""
+    """Bucket boundaries: `uniform` gives buckets of equal width between minimum and maximum, `quantile` buckets with
+    equal numbers of rows."""
     types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
 
 
 class Normalized(Feature):
-    """A number as z-score: mean 0 and standard deviation 1 over train."""
+    """A number, normalized to its z-score: mean 0 and standard deviation 1 over the train split."""
 
     kind: Literal["normalized"]
     types: ClassVar[tuple[ColumnType, ...]] = NUMBERS
 
 
 class History(Feature):
-    """The items that the user has interactions with in train (query features only); `column` is the item's id.
+    """The items that the user interacted with in the train split. `column` is the item id (query features only).
 
-    While training, a row's own item is left out. The served model remembers every known user's history, and a request
-    may bring another one, so that a stranger's first clicks count at once. Sampled negatives are nobody's history.
+    Training excludes a row's own item (leave-one-out). The served model stores the history of every user of the train
+    split, and a request can contain another history, which is used without retraining (fold-in). Sampled negatives are
+    not part of histories.
     """
 
     kind: Literal["history"]
     pooling: Literal["sum_sqrt", "mean", "attention", "gru"] = "sum_sqrt"
-    """How the items' embeddings become one vector: their sum over the square root of their number, their mean, a
-    softmax-weighted mean with a learned query, or the last state of a recurrent network over them in order of time."""
+    """Pooling of the items' embeddings: their sum divided by the square root of their number, their mean, a
+    softmax-weighted mean with a learned query (attention), or the last state of a GRU over them in order of time."""
     max_length: PositiveInt = 1000
-    """The latest items that count. `attention` and `gru` cost memory for each of them: 50 is much there."""
+    """Maximum length: the latest items are used. The memory of `attention` and `gru` is proportional to it; use about
+    50 with them."""
     labels: bool = False
-    """Items count for what the user thought of them too: a second embedding of each item, weighted with how far its
-    label lies from what user and item means let expect (Koren 2010, doi:10.1145/1644873.1644874)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Part of a history's items that training leaves out at random."""
+    """Whether to use the labels of the history: adds a second embedding of each item, weighted by the difference of its
+    label from the prediction of user and item means (Koren 2010, doi:10.1145/1644873.1644874)."""
+    dropout: Fraction = 0.0
+    """Probability of removing each item of a history during training."""
     order: Literal["any", "earlier"] | None = None
-    """Which other interactions of the user a training row sees: `any`, or only those that are `earlier` than it. Left
-    out, it is `earlier` where the split is by time or by each user's last rows, because no request sees the future."""
+    """Interactions in the history of a training row: `any` other interaction of the user, or `earlier` ones only. If
+    not set, `earlier` for the splits `time` and `leave_last_n`, otherwise `any`."""
     types: ClassVar[tuple[ColumnType, ...]] = STRINGS
 
 
@@ -112,31 +115,34 @@ AnyFeature = Annotated[
 
 
 class Features(Section):
-    """What each tower looks at."""
+    """The input features of both towers."""
 
     query: Annotated[tuple[AnyFeature, ...], Field(min_length=1)]
-    """Who asks and when: columns of the interactions and users."""
+    """Query features: columns of the interactions and users that are known at the time of the request."""
     candidate: Annotated[tuple[AnyFeature, ...], Field(min_length=1)]
-    """What is recommended: columns of the items."""
+    """Candidate features: columns of the items."""
 
     @property
     def history(self) -> History | None:
-        """The history feature, if there is one."""
+        """The history feature, or None."""
         return next((feature for feature in self.query if isinstance(feature, History)), None)
 
     def for_transform(self) -> Features:
-        """Without the history, which is no column but made of other interactions by the Trainer."""
+        """Return the features without the history, which the Trainer builds from other interactions."""
         return self.model_copy(update={"query": tuple(f for f in self.query if not isinstance(f, History))})
 
     @pydantic.model_validator(mode="after")
     def _names_are_unique(self) -> Features:
         if any(isinstance(feature, History) for feature in self.candidate):
-            raise ValueError("a history is the user's; list it under features.query")
+            raise ValueError("history is a query feature; move it to features.query")
         names = [feature.name for feature in (*self.query, *self.candidate)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the feature {name!r} is listed twice; keep one of them")
+                raise ValueError(f"duplicate feature {name!r}; remove one of them")
         for feature in self.query:
             if feature.display:
-                raise ValueError(f"display: true on the query feature {feature.name!r}; only items are displayed")
+                raise ValueError(
+                    f"display: true on the query feature {feature.name!r}, but only candidate features can be "
+                    "displayed; remove it"
+                )
         return self

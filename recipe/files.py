@@ -1,9 +1,7 @@
-"""Names of the files in a schema folder."""
+"""File names in a schema folder."""
 
 from __future__ import annotations
 
 RECIPE_FILE = "recipe.yaml"
-
 SCHEMA_FILE = "schema.pbtxt"
-
 PRESETS_FOLDER = "presets"

@@ -2,179 +2,187 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from recipe.section import Section, Share
+from recipe.section import Fraction, Section
 
 DAMPING = 10.0
-"""Ratings that say nothing, which a user's or an item's mean counts besides its own, where a recipe does not say."""
+"""Default shrinkage: number of pseudo-ratings at the prior mean added to each user's and item's mean."""
 
 Activation = Literal["relu", "elu", "selu", "gelu", "swish", "tanh", "sigmoid", "linear"]
 
 
 class Layers(Section):
-    """Layers one on another: DCN cross layers first, then dense ones."""
+    """A stack of layers: DCN cross layers, then dense layers."""
 
     layers: tuple[PositiveInt, ...] = ()
     """Units of the hidden dense layers."""
     activation: Activation = "relu"
-    """Of the hidden dense layers."""
+    """Activation function of the hidden dense layers."""
     cross_layers: Annotated[int, Field(ge=0)] = 0
-    """Layers that multiply their input with the features once more: degree n + 1 interactions after n of them
-    (DCN v2, Wang et al. 2021, doi:10.1145/3442381.3450078)."""
+    """Number of cross layers. n of them model feature interactions up to degree n + 1 (DCN v2, Wang et al. 2021,
+    doi:10.1145/3442381.3450078)."""
     cross_rank: PositiveInt | None = None
-    """Width of the low-rank factors of each cross layer's matrix; left out, the matrix is full."""
-    dropout: Share = 0.0
-    """Part of what enters each layer that training leaves out at random; where there is no layer, of what comes out."""
+    """Rank of the low-rank factorization of each cross layer's matrix. If not set, the matrix is full."""
+    dropout: Fraction = 0.0
+    """Dropout rate on each layer's input. Without layers, dropout is applied to the output."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the sum of the squared layer weights in the loss; embeddings and biases are not among them."""
+    """L2 regularization factor of the kernels of the layers. Embeddings and biases are not included."""
 
 
 class Tower(Layers):
-    """From features to one vector: their embeddings, combined, through layers."""
+    """A tower: feature embeddings, combined and passed through layers to one vector."""
 
     features: tuple[str, ...] | None = None
-    """Names of the features it looks at, each `COLUMN_KIND` of the tower's side; left out, all of them."""
+    """Names of the input features, each `COLUMN_KIND` of the tower's side. If not set, all of them."""
     combine: Literal["concat", "sum"] = "concat"
-    """How the features' embeddings meet: side by side, or added up. A normalised number is one number side by side, and
-    in a sum it is multiplied with a learned vector."""
+    """How to combine the embeddings: concatenate or sum. A normalized number is one component of the concatenation; in
+    a sum it is multiplied by a learned vector."""
     projection: bool = True
-    """A last linear layer to the output's width. Without it, what comes before it must have that width."""
+    """Whether to add a linear output layer of the output dimension. Without it, its input must have that dimension."""
     embedding_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared embeddings in the loss: summed over a row's features, averaged over the batch's rows."""
+    """L2 regularization factor of the embeddings: squares are summed over a row's features and averaged over the
+    batch."""
 
 
 class RatingHead(Layers):
-    """Predicts the label: global mean + user bias + item bias + what `kind` adds."""
+    """The rating head, which predicts the label: global mean + user bias + item bias + the term that `kind` selects."""
 
     kind: Literal["dot", "mlp"] = "dot"
-    """`dot`: product of a user's and an item's factors; `mlp`: cross layers, `layers` and a linear one over both sides'
-    vectors side by side."""
+    """`dot`: inner product of user and item factors. `mlp`: cross layers, `layers` and a linear layer on the
+    concatenated vectors of both sides."""
     layers: tuple[PositiveInt, ...] = (256, 128)
-    """Units of the hidden layers of `mlp`; none is a single linear layer."""
+    """Units of the hidden layers of `mlp`. An empty list is a single linear layer."""
     dimension: PositiveInt = 32
-    """Number of factors of `dot`, and width of the embeddings and vectors of the head's own towers."""
+    """Number of factors of `dot`, and dimension of the embeddings and outputs of the head's own towers."""
     inputs: Literal["shared", "own", "both"] = "shared"
-    """What the head looks at: the retrieval towers' vectors (projected to `dimension` for `dot`), towers of its own, or
-    both, which `dot` adds up and `mlp` takes side by side."""
+    """Inputs of the head: the retrieval towers' outputs (projected to `dimension` for `dot`), the outputs of the head's
+    own towers, or both, which `dot` sums and `mlp` concatenates."""
     query_tower: Tower = Tower(combine="sum", projection=False)
-    """The head's own query tower, where `inputs` is `own` or `both`."""
+    """The head's own query tower, if `inputs` is `own` or `both`."""
     candidate_tower: Tower = Tower(combine="sum", projection=False)
-    """The head's own candidate tower, where `inputs` is `own` or `both`."""
+    """The head's own candidate tower, if `inputs` is `own` or `both`."""
     linear: bool = False
-    """Whether every feature of the head's own towers counts by itself too, with one more number for each of its values:
-    a factorization machine's first-order terms (Rendle 2010, doi:10.1109/ICDM.2010.127). The ids have their biases."""
+    """Whether to add first-order terms: one weight for each value of every feature of the head's own towers, as in a
+    factorization machine (Rendle 2010, doi:10.1109/ICDM.2010.127). Ids have their biases instead."""
     factor_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared factors of both sides in the loss: summed over a row's factors, averaged over the batch's
-    rows (`dot`)."""
+    """L2 regularization factor of the factors of both sides (`dot`): squares are summed over a row's factors and
+    averaged over the batch."""
     biases: bool = True
-    """Whether the prediction has the mean and a bias of each user and item, which start at the damped means of train;
-    without them it is `kind`'s alone."""
+    """Whether to add the global mean and user and item biases, which are initialized to the damped means of the train
+    split."""
     user_damping: Annotated[float, Field(ge=0)] = DAMPING
-    """A user's bias starts as if there were this many more ratings by the user that say nothing."""
+    """Damping of the initial user biases: number of pseudo-ratings at the prior mean added to each user's mean."""
     item_damping: Annotated[float, Field(ge=0)] = DAMPING
-    """The same for items."""
+    """Damping of the initial item biases, as `user_damping`."""
     bias_rounds: PositiveInt = 1
-    """How often items and users take turns in where their biases start: 1 is the damped means, items first; more come
-    near the ridge regression of both at once, in which a film that lenient people saw is not taken for good."""
+    """Number of alternating updates of the initial item and user biases. 1 is the damped means, items first. More
+    rounds approach the ridge regression of both, which corrects an item's bias for the biases of its users."""
     bias_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared distances of user and item biases from where they start, averaged over the batch's rows."""
+    """L2 regularization factor of the difference of user and item biases from their initial values, averaged over the
+    batch."""
 
     @pydantic.model_validator(mode="after")
-    def _has_what_its_options_are_for(self) -> RatingHead:
+    def _options_fit_the_kind(self) -> RatingHead:
         if self.kind == "dot" and self.cross_layers:
             raise ValueError(
-                f"cross_layers is {self.cross_layers}, but kind dot has no layers; write kind: mlp, or give the cross "
-                "layers to a tower"
+                f"cross_layers is {self.cross_layers}, but kind dot has no layers; set kind: mlp, or move cross_layers "
+                "to a tower"
             )
         if self.factor_l2 and self.kind == "mlp":
             raise ValueError(
-                f"factor_l2 is {self.factor_l2:g}, but kind mlp has no factors; write kind: dot, or drop it"
+                f"factor_l2 is {self.factor_l2:g}, but kind mlp has no factors; set kind: dot, or remove factor_l2"
             )
         if self.bias_l2 and not self.biases:
-            raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; drop one of the two")
+            raise ValueError(f"bias_l2 is {self.bias_l2:g}, but biases is false; remove one of them")
         if self.bias_rounds > 1 and not self.biases:
-            raise ValueError(f"bias_rounds is {self.bias_rounds}, but biases is false; drop one of the two")
+            raise ValueError(f"bias_rounds is {self.bias_rounds}, but biases is false; remove one of them")
         if self.linear and self.inputs == "shared":
             raise ValueError(
-                "linear is true, but the head has no towers of its own whose features could count; write inputs: own "
-                "or inputs: both, or drop linear"
+                "linear is true, but inputs is shared, so the head has no towers of its own; set inputs: own or "
+                "inputs: both, or remove linear"
             )
         return self
 
 
 class RetrievalLoss(Section):
-    """Softmax over the true item and other items."""
+    """Softmax cross-entropy of the positive item against other items."""
 
     candidates: Literal["batch", "catalogue"] = "batch"
-    """The other items: those of the batch (`tfrs.tasks.Retrieval`), or the whole catalogue, which is exact, and
-    cheaper as well where the catalogue is not much larger than a batch. Correction and accidental hits are matters of a
-    batch only."""
+    """Negatives of the softmax: the other items of the batch (`tfrs.tasks.Retrieval`), or the whole catalogue. The full
+    softmax is exact, and also faster if the catalogue is not much larger than a batch. logQ correction and accidental
+    hits apply to `batch` only."""
     log_q_correction: bool = True
-    """Subtracts the log of how often an item comes up as a candidate (Yi et al. 2019, doi:10.1145/3298689.3346996),
-    from the batch's rows and the uniform draws together."""
+    """Whether to apply logQ correction: subtracts the log of an item's sampling probability, from both the batch and
+    the uniform negatives (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
     remove_accidental_hits: bool = True
-    """A copy of the true item elsewhere among the candidates does not count as a negative."""
+    """Whether to mask negatives that are the same item as the row's positive."""
     uniform_negatives: Annotated[int, Field(ge=0)] = 0
-    """Items drawn uniformly from the catalogue for each batch, besides those of the batch: mixed negative sampling
-    (Yang et al. 2020, doi:10.1145/3366424.3386195)."""
+    """Number of negatives sampled uniformly from the catalogue for each batch: mixed negative sampling (Yang et al.
+    2020, doi:10.1145/3366424.3386195)."""
     hard_negatives: PositiveInt | None = None
-    """Only this many negatives of each row count, those with the highest scores; left out, all of them."""
+    """Number of hard negatives: only the negatives with the highest scores of each row are used. If not set, all
+    are."""
     item_bias: bool = True
-    """A bias of each item that starts at the log of its share of train. It is added after the temperature."""
+    """Whether to add an item bias, initialized to the log of the item's frequency in the train split. It is added after
+    division by the temperature."""
     normalize: bool = False
-    """Both towers' vectors get length 1 before they meet; the rating head looks at them as they were."""
+    """Whether to L2-normalize both towers' outputs before the inner product. The rating head uses them unnormalized."""
     temperature: PositiveFloat = 1.0
-    """Divides the products of the vectors; normalised ones want about 0.05."""
+    """Softmax temperature: divides the inner products. With `normalize`, use about 0.05."""
 
     @pydantic.model_validator(mode="after")
-    def _draws_what_is_not_there(self) -> RetrievalLoss:
+    def _uniform_negatives_are_new(self) -> RetrievalLoss:
         if self.candidates == "catalogue" and self.uniform_negatives:
             raise ValueError(
-                f"uniform_negatives is {self.uniform_negatives}, but with candidates: catalogue every item is a "
-                "candidate already; drop uniform_negatives, or write candidates: batch"
+                f"uniform_negatives is {self.uniform_negatives}, but with candidates: catalogue all items are "
+                "negatives already; remove uniform_negatives, or set candidates: batch"
             )
         return self
 
 
 class Model(Section):
-    """The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head."""
+    """The two-task model: query tower and candidate tower with an inner product for retrieval, and a rating head."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"stranger_dropout": "cold_start_dropout"}
 
     embedding_dim: PositiveInt = 64
-    """Width of every embedding."""
+    """Dimension of the embeddings."""
     embedding_stddev: PositiveFloat = 0.05
-    """Standard deviation of the random numbers that embeddings start with."""
+    """Standard deviation of the initial embeddings."""
     output_dim: PositiveInt | None = None
-    """Width of the retrieval towers' output vectors; left out, that of the embeddings."""
+    """Output dimension of the retrieval towers. If not set, `embedding_dim`."""
     query_tower: Tower = Tower()
     candidate_tower: Tower = Tower()
     rating_head: RatingHead = RatingHead()
     retrieval: RetrievalLoss = RetrievalLoss()
     weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """Whether the tasks' weights stay as they are, or start there and are learned with the noise of each task
-    (Kendall et al. 2018, arXiv:1705.07115). The penalties (`l2` and the like) are not weighted."""
+    """Weighting of the two losses: fixed weights, or weights that are learned with the uncertainty of each task,
+    starting at the fixed ones (Kendall et al. 2018, arXiv:1705.07115). Regularization terms are not weighted."""
     retrieval_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the retrieval task's loss; 0 leaves the task out."""
+    """Weight of the retrieval loss. 0 disables the task."""
     rating_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the rating task's loss; 0 leaves the task out."""
-    id_dropout: Share = 0.1
-    """How often training hides an id from a tower, so that unknown users and items get an average answer."""
-    stranger_dropout: Share = 0.0
-    """How often training hides all that tells the user from a stranger, at once: id, history and bias."""
+    """Weight of the rating loss. 0 disables the task."""
+    id_dropout: Fraction = 0.1
+    """Probability of replacing an id with the OOV index during training, so that the OOV embedding is trained for new
+    users and new items."""
+    cold_start_dropout: Fraction = 0.0
+    """Probability of removing a user's id, history and bias together during training, which simulates a new user."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared outputs of the retrieval towers in the loss: summed over a row's numbers, averaged over the
-    batch's rows."""
+    """L2 regularization factor of the outputs of the retrieval towers: squares are summed over a row's components and
+    averaged over the batch."""
 
     @property
     def vector_dim(self) -> int:
-        """Width of the retrieval towers' output vectors."""
+        """Output dimension of the retrieval towers."""
         return self.output_dim or self.embedding_dim
 
     @pydantic.model_validator(mode="after")
     def _has_a_task(self) -> Model:
         if self.retrieval_weight == 0 and self.rating_weight == 0:
-            raise ValueError("retrieval_weight and rating_weight are both 0; give at least one task a weight above 0")
+            raise ValueError("retrieval_weight and rating_weight are both 0; set at least one of them above 0")
         return self

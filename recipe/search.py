@@ -1,4 +1,4 @@
-"""The check of `tuner.search`: `load_recipe` rejects a key or a value that the rest of the recipe does not allow."""
+"""The check of `tuner.search`, which `load_recipe` calls: unknown keys, and values that the recipe does not allow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from recipe.tuner import Search
 
 
 def search_problems(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Where the Tuner would try a key that does not exist or a value that the key cannot have: the keys and messages.
+    """Return the unknown keys and invalid values of the search space, as keys and messages.
 
-    Each value is tried with the recipe's own values of the other keys; combinations are the Tuner's affair.
+    Each value is validated with the recipe's values of the other keys. Combinations are not validated here: an invalid
+    one is a failed trial.
     """
     if recipe.tuner is None:
         return []
@@ -28,8 +29,8 @@ def search_problems(recipe: Recipe) -> list[tuple[Key, str]]:
         if getattr(recipe.tuner.objective, metric) and not weight:
             task = "retrieval" if metric == "top_100_accuracy" else "rating"
             message = (
-                f"tuner.objective.{metric}: model.{task}_weight is 0, so nothing is trained that it would measure; "
-                "drop the key, or give the task a weight"
+                f"tuner.objective.{metric}: model.{task}_weight is 0, so the task of this metric is not trained; "
+                f"remove the key, or set model.{task}_weight above 0"
             )
             problems.append((("tuner", "objective", metric), message))
     base = recipe.model_dump(mode="json", exclude_none=True, exclude={"tuner"})
@@ -42,18 +43,21 @@ def search_problems(recipe: Recipe) -> list[tuple[Key, str]]:
 
 
 def _search_problem(base: Mapping[str, Any], key: str, search: Search) -> str:
-    """Why `key` cannot be searched in a recipe with the values `base`; empty where it can."""
+    """The reason why `key` cannot be searched in a recipe with the values `base`, or an empty string."""
     parts = dotted_key(key)
     if parts[0] not in ("model", "training") or len(parts) < 2:
         close = did_you_mean(str(parts[0]), ("model", "training"))
-        return f"a key of model or training was wanted, such as model.embedding_dim{close}"
+        return f"expected a key of model or training, such as model.embedding_dim{close}"
     if parts[:2] in (("training", "epochs"), ("training", "steps"), ("training", "validation")):
-        return "how long a trial lasts and what measures it is the same for all trials; see tuner.epochs"
+        return (
+            "the length of a trial and its validation split are the same for all trials; remove the key, and use "
+            "tuner.epochs"
+        )
     fractions = takes_fractions(Recipe, key)
     for name in () if fractions or search.choices is not None else ("low", "high", "step"):
         bound = getattr(search, name)
         if bound is not None and bound != int(bound):
-            return f"{name}: a whole number was wanted (found {bound!r})"
+            return f"{name}: expected an integer, got {bound!r}"
     for value in search.choices if search.choices is not None else search.ends(fractions):
         values: dict[str, Any] = copy.deepcopy(dict(base))
         try:

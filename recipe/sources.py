@@ -1,4 +1,4 @@
-"""The section `data.sources`: the files that a run reads, and how they are joined."""
+"""The section `data.sources`: the files that a run reads, and the joins between them."""
 
 from __future__ import annotations
 
@@ -11,72 +11,72 @@ from recipe.section import Section
 
 
 class Source(Section):
-    """One table: its files, and how they are read."""
+    """A table: its files, their format and the names of its columns."""
 
     files: Annotated[str, Field(min_length=1)]
-    """File name or glob below the data folder, e.g. `interactions.csv` or `part-*.csv.gz`."""
+    """File name or glob pattern relative to the data folder, such as `interactions.csv` or `part-*.csv.gz`."""
     format: Literal["csv", "json"] | None = None
-    """How the files are written. Left out, it is `json` for names that end in `.json` or `.json.gz`, else `csv`.
-    `json` is an object of records by key, as the Firebase Realtime Database exports it, or an array of records."""
+    """File format. If not set, `json` for names that end in `.json` or `.json.gz`, otherwise `csv`. `json` is an object
+    of records by key, as exported by the Firebase Realtime Database, or an array of records."""
     records: Annotated[str, Field(min_length=1)] | None = None
-    """Where the records stand in a JSON file: a key, or a path of keys such as `app/User_Book`. Left out, the whole
-    file is the object or array of records."""
+    """Path of the records in a JSON file: a key, or keys separated by slashes such as `app/User_Book`. If not set, the
+    root of the file is the object or array of records."""
     rename: dict[str, str] = Field(default_factory=dict)
-    """Columns that have another name in the files than everywhere else: name in the file to name everywhere else."""
+    """Columns to rename: name in the files to name in the recipe and the schema."""
 
     @property
     def file_format(self) -> Literal["csv", "json"]:
-        """`format`, by the file's name where it is not given."""
+        """`format`, or the format by file extension if it is not set."""
         return self.format or ("json" if self.files.removesuffix(".gz").endswith(".json") else "csv")
 
     @pydantic.model_validator(mode="after")
-    def _reads_one_way(self) -> Source:
+    def _options_fit_the_format(self) -> Source:
         if self.records is not None and self.file_format != "json":
             raise ValueError(
-                f"records: {self.records} is for JSON files, and {self.files!r} is read as CSV; "
-                "drop records, or add format: json"
+                f"expected JSON files with records: {self.records}, got {self.files!r}, which is read as CSV; "
+                "remove records, or add format: json"
             )
         names = list(self.rename.values())
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"rename gives two columns the name {name!r}; choose another for one of them")
+                raise ValueError(f"rename maps two columns to {name!r}; choose a different name for one of them")
         return self
 
 
 class Lookup(Source):
-    """A table with one row a key, joined onto another one; a row that finds no key gets missing values."""
+    """A table with one row per key, which is left-joined to another table. Rows without a match get missing values."""
 
     key: str
-    """The column that identifies a row; it has the same name (after `rename`) in the table it is joined onto."""
+    """Key column. It has the same name (after `rename`) in both tables."""
     duplicates: Literal["error", "first", "last"] = "error"
-    """What happens to a key that stands in several rows: the run stops, or the first or last row is taken."""
+    """Handling of keys that occur in several rows: stop the run, or use the first or the last row."""
 
 
-class Interactions(Source):
-    """The table of who did what with which item: one row an interaction."""
-
-    lookups: tuple[Lookup, ...] = ()
-    """Tables joined onto this one in order, each by a column that is there by then."""
-
-
-class Entities(Lookup):
-    """A table with one row an item, or one row a user."""
+class InteractionSource(Source):
+    """The table of interactions: one row per interaction of a user with an item."""
 
     lookups: tuple[Lookup, ...] = ()
-    """Tables joined onto this one in order, each by a column that is there by then."""
+    """Tables to join to this one, in order. A key column may come from an earlier lookup."""
+
+
+class EntitySource(Lookup):
+    """A table with one row per item, or one row per user."""
+
+    lookups: tuple[Lookup, ...] = ()
+    """Tables to join to this one, in order. A key column may come from an earlier lookup."""
 
 
 class Sources(Section):
-    """The files a run reads, and how they are joined."""
+    """The tables that a run reads and joins."""
 
-    interactions: Interactions
-    items: Entities | None = None
-    """One row an item. Every row joins the catalogue, whether or not anyone touched the item."""
-    users: Entities | None = None
-    """One row a user."""
+    interactions: InteractionSource
+    items: EntitySource | None = None
+    """One row per item. All rows are part of the catalogue, with or without interactions."""
+    users: EntitySource | None = None
+    """One row per user."""
 
     def tables(self) -> dict[str, Source]:
-        """The sources in use by name: `interactions`, `interactions.lookups.0`, …, then `items` and `users` so too."""
+        """Return the tables by name: `interactions`, `interactions.lookups.0`, …, and likewise `items` and `users`."""
         named: dict[str, Source] = {}
         for name, source in (("interactions", self.interactions), ("items", self.items), ("users", self.users)):
             if source is not None:

@@ -1,4 +1,4 @@
-"""The section `data.split`: which examples are `train` and which are `eval`."""
+"""The section `data.split`: the assignment of examples to the `train` and `eval` splits."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from recipe.section import Section
 
 
 class SplitSection(Section):
-    """What the sections of all kinds have in common."""
+    """Base class of all kinds of splits."""
 
     is_chronological: ClassVar[bool] = False
-    """Whether each user's eval rows are later than the user's train rows, which needs `data.columns.timestamp`."""
+    """Whether each user's eval rows are later than the user's train rows, which requires `data.columns.timestamp`."""
 
 
 class RandomSplit(SplitSection):
-    """Rows go to `eval` by a seeded hash of their content: stable when rows are added or reordered."""
+    """Random split of rows by a seeded hash of their content. It is stable when rows are added or reordered."""
 
     kind: Literal["random"] = "random"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The part of the rows that is `eval`."""
+    """Fraction of the rows in the eval split."""
     seed: int = 0
-    """Another seed gives an independent split."""
+    """Random seed."""
 
 
 class ByUserSplit(SplitSection):
-    """Users go to `eval` with all their rows, by a seeded hash of their id: measures how strangers are served."""
+    """Random split of users, with all their rows, by a seeded hash of their id. All users of the eval split are new."""
 
     kind: Literal["by_user"]
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The part of the users that is `eval`."""
+    """Fraction of the users in the eval split."""
     seed: int = 0
-    """Another seed gives an independent split."""
+    """Random seed."""
 
 
 class TimeSplit(SplitSection):
-    """The latest fraction of the interactions is `eval`; no train row is later than an eval row."""
+    """Temporal split: the latest interactions are the eval split. No train row is later than an eval row."""
 
     is_chronological: ClassVar[bool] = True
     kind: Literal["time"]
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The part of the rows that is `eval`, as nearly as rows of the same second allow."""
+    """Fraction of the rows in the eval split. Rows of the same second stay together, so it is approximate."""
 
 
 class LeaveLastNSplit(SplitSection):
-    """The latest rows of each user are `eval`; users with no more than that stay in train.
+    """Leave-last-n-out split: the latest rows of each user are the eval split.
 
-    Equal rows count as one and stay together; of rows of the same second the later one in the files is the later one.
+    Users with `n` rows or fewer are in the train split only. Identical rows count as one and stay together. Rows of the
+    same second are ordered by their position in the files.
     """
 
     is_chronological: ClassVar[bool] = True
     kind: Literal["leave_last_n"]
     n: PositiveInt = 1
-    """Rows of each user that are `eval`."""
+    """Number of rows of each user in the eval split."""
 
 
 Split = Annotated[RandomSplit | ByUserSplit | TimeSplit | LeaveLastNSplit, Field(discriminator="kind")]

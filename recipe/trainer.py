@@ -1,4 +1,4 @@
-"""`TrainerRecipe`: the part of the recipe that decides what is trained and exported."""
+"""`TrainerRecipe`: the part of the recipe that the Trainer reads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from recipe.features import Features, Normalized
 from recipe.keys import assign, dotted_key
 from recipe.messages import wording
 from recipe.model import Model
+from recipe.renamed import current_key, with_current_names
 from recipe.section import Section
 from recipe.serving import Serving
 from recipe.training import Training
 
 
 class TrainerRecipe(Section):
-    """What the Trainer gets; see `Recipe.for_trainer`."""
+    """The part of the recipe that the Trainer reads; see `Recipe.for_trainer`."""
 
     columns: Columns
     features: Features
@@ -27,34 +28,41 @@ class TrainerRecipe(Section):
     training: Training
     serving: Serving
     negatives: Negatives | None = None
-    """Given where the examples hold sampled negatives, which the feature `IS_POSITIVE` tells from interactions."""
+    """Set if the examples include sampled negatives, for which the feature `IS_POSITIVE` is 0."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _reads_old_names(cls, values: Any) -> Any:
+        return with_current_names(cls, values)
 
     @pydantic.model_validator(mode="after")
-    def _towers_look_at_features(self) -> TrainerRecipe:
+    def _towers_have_features(self) -> TrainerRecipe:
         check_towers(self.features, self.model)
         return self
 
     def with_values(self, found: Mapping[str, Any]) -> TrainerRecipe:
-        """This recipe with other values.
+        """Return this recipe with changed values.
+
+            recipe.with_values({"model.embedding_dim": 32})
 
         Args:
-            found: Values by dotted key of `model` or `training`, such as `model.embedding_dim`.
+            found: Values by dotted key of `model` or `training`.
 
         Raises:
-            RecipeError: The values contradict each other or the rest.
+            RecipeError: The values contradict each other or the rest of the recipe.
         """
         values = self.model_dump(mode="json", exclude_none=True)
         for key, value in found.items():
-            assign(values, dotted_key(key), value)
+            assign(values, current_key(type(self), dotted_key(key)), value)
         try:
             return type(self).model_validate(values)
         except pydantic.ValidationError as error:
-            told = [wording(type(self), entry, values)[1] for entry in error.errors()]
-            raise RecipeError(f"{dict(found)}: {'; '.join(told)}") from None
+            messages = [wording(type(self), entry, values)[1] for entry in error.errors()]
+            raise RecipeError(f"{dict(found)}: {'; '.join(messages)}") from None
 
 
 def check_towers(features: Features, model: Model) -> None:
-    """Raises where a tower looks at what is not there, or its vectors have another width than what they meet."""
+    """Raise Contradiction if a tower has an unknown input feature, or an output of the wrong dimension."""
     head = model.rating_head
     towers = [
         ("model.query_tower", model.query_tower, "query", model.embedding_dim, model.vector_dim),
@@ -64,25 +72,26 @@ def check_towers(features: Features, model: Model) -> None:
         for side in ("query", "candidate"):
             tower = getattr(head, f"{side}_tower")
             towers.append((f"model.rating_head.{side}_tower", tower, side, head.dimension, head.dimension))
-    for key, tower, side, embedding_dim, wanted in towers:
+    for key, tower, side, embedding_dim, expected in towers:
         known = {feature.name: feature for feature in getattr(features, side)}
         for name in tower.features or ():
             if name not in known:
                 raise Contradiction(
                     f"{key}.features",
-                    f"{key}.features: no feature {name!r} under features.{side}{did_you_mean(name, known) or '.'} "
-                    f"Features there: {', '.join(sorted(known))}",
+                    f"{key}.features: expected features of features.{side} ({', '.join(sorted(known))}), "
+                    f"got {name!r}{did_you_mean(name, known)}",
                 )
         chosen = [known[name] for name in tower.features] if tower.features is not None else [*known.values()]
         if not chosen:
             raise Contradiction(
-                f"{key}.features", f"{key}.features is empty; name at least one feature, or leave the key out"
+                f"{key}.features",
+                f"{key}.features: expected at least one feature, got an empty list; add one, or remove the key",
             )
-        widths = [1 if isinstance(feature, Normalized) else embedding_dim for feature in chosen]
-        width = tower.layers[-1] if tower.layers else embedding_dim if tower.combine == "sum" else sum(widths)
-        if not tower.projection and width != wanted:
+        dimensions = [1 if isinstance(feature, Normalized) else embedding_dim for feature in chosen]
+        dimension = tower.layers[-1] if tower.layers else embedding_dim if tower.combine == "sum" else sum(dimensions)
+        if not tower.projection and dimension != expected:
             raise Contradiction(
                 key,
-                f"{key}: its vectors have {width} numbers and {wanted} are wanted; write projection: true, or "
-                "change the layers or features",
+                f"{key}: expected an output of dimension {expected}, got {dimension}; set projection: true, or change "
+                "layers or features",
             )

@@ -1,117 +1,125 @@
-"""The section `training`: epochs, optimizer, validation and early stopping."""
+"""The section `training`: epochs, optimizer, validation split and early stopping."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from recipe.section import Section, Share
+from recipe.section import Fraction, Section
 
 
 class Lookahead(Section):
-    """Slow weights that follow the optimizer's fast ones (Zhang et al. 2019, arXiv:1907.08610)."""
+    """Slow weights that are interpolated towards the optimizer's weights (Zhang et al. 2019, arXiv:1907.08610)."""
 
-    steps: PositiveInt = 6
-    """Steps of the fast weights between two of the slow ones."""
-    slow_step: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """How far the slow weights go towards the fast ones."""
+    renamed_keys: ClassVar[Mapping[str, str]] = {"steps": "sync_period", "slow_step": "slow_step_size"}
+
+    sync_period: PositiveInt = 6
+    """Number of optimizer steps between two updates of the slow weights."""
+    slow_step_size: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Interpolation factor of an update: 0 keeps the slow weights, 1 copies the optimizer's weights."""
 
 
 class Optimizer(Section):
-    """How gradients change the weights."""
+    """The optimizer, its learning-rate schedule, and averages of the weights."""
 
     kind: Literal["adagrad", "adam", "adamw", "radam"] = "adam"
-    """Adagrad, Adam, Adam with decoupled weight decay, or rectified Adam (Liu et al. 2020, arXiv:1908.03265); radam
+    """Adagrad, Adam, Adam with decoupled weight decay, or rectified Adam (Liu et al. 2020, arXiv:1908.03265). `radam`
     with `lookahead` is known as Ranger."""
     learning_rate: PositiveFloat = 1e-3
-    """Size of a step, after the warm-up and before the decay."""
+    """Learning rate, after the warm-up and before the decay."""
     rating_learning_rate: PositiveFloat | None = None
-    """Another one for the weights that only the rating head has: its biases, layers and own towers."""
+    """Learning rate of the weights that only the rating head uses: its biases, layers and own towers. If not set,
+    `learning_rate`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Part of every weight that a step takes off, times the learning rate (`adamw` and `radam`)."""
-    warm_up: Share = 0.0
-    """Part of the steps in which the learning rate climbs from 0, linearly."""
+    """Decoupled weight decay (`adamw` and `radam`): a step multiplies every weight by 1 minus this times the learning
+    rate."""
+    warm_up: Fraction = 0.0
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
     decay: Literal["none", "cosine"] = "none"
-    """What becomes of the learning rate after the warm-up: it stays, or falls to 0 along a cosine."""
+    """Learning-rate decay after the warm-up: constant, or cosine decay to 0."""
     clip_norm: PositiveFloat | None = None
-    """The largest norm of all gradients together, both tasks' and all embeddings'; larger ones are scaled down."""
-    ema: Share | None = None
-    """Part of the averaged weights that a step keeps; what is exported, and measured on the validation slice, is the
-    average. It is corrected for its start, so the initial weights are no part of it, however short the training. Left
-    out, the weights are the last ones, or Lookahead's slow ones."""
+    """Maximum global norm of the gradients of both tasks, embeddings included. Larger gradients are scaled down. If not
+    set, gradients are not clipped."""
+    ema: Fraction | None = None
+    """Decay of an exponential moving average (EMA) of the weights, with bias correction. The average is evaluated on
+    the validation split and exported. If not set, the last weights are used, or the slow weights of `lookahead`."""
     lookahead: Lookahead | None = None
-    """Left out, the optimizer's own steps are the weights."""
+    """If not set, Lookahead is not used."""
 
     @pydantic.model_validator(mode="after")
-    def _decays_what_it_can(self) -> Optimizer:
+    def _supports_weight_decay(self) -> Optimizer:
         if self.weight_decay and self.kind not in ("adamw", "radam"):
             raise ValueError(
-                f"weight_decay is {self.weight_decay:g}, which {self.kind} knows nothing of; use adamw or radam, or "
-                "embedding_l2 and l2 of the towers"
+                f"weight_decay is {self.weight_decay:g}, which the optimizer {self.kind} does not support; use adamw "
+                "or radam, or embedding_l2 and l2 of the towers"
             )
         return self
 
 
-class Validation(Section):
-    """A slice of train that is kept from training, to see when to stop. The eval split is never looked at."""
+class ValidationSplit(Section):
+    """The validation split: rows of the train split that are held out from training. The eval split is not used."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """The part of train."""
+    """Fraction of the train split."""
     max_rows: PositiveInt = 100_000
-    """At most as many interactions: each is ranked among all items after every epoch, and more tell little more."""
+    """Maximum number of rows. The time of an epoch's validation is proportional to it, as each row is ranked among all
+    items."""
     kind: Literal["random", "latest"] | None = None
-    """Which rows: any, or the latest ones. Left out, `latest` where the split is by time or each user's last rows."""
+    """Selection of the rows: random or latest. If not set, `latest` for the splits `time` and `leave_last_n`, otherwise
+    `random`."""
     seed: int = 0
-    """Another seed keeps other rows."""
+    """Random seed."""
 
 
 class EarlyStopping(Section):
-    """Training ends when the validation slice says so, and goes back to the best epoch's weights."""
+    """Early stopping: training ends when the metric stops improving, and the best epoch's weights are restored."""
 
     metric: Literal["top_100_accuracy", "rmse"]
-    """What is best, measured on the validation slice after every epoch."""
+    """Metric to monitor. It is measured on the validation split after every epoch."""
     patience: PositiveInt = 3
-    """Epochs without a better value after which training ends."""
+    """Number of epochs without improvement after which training ends."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """Less than this does not count as better."""
+    """Minimum change of the metric that counts as an improvement."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of `metric` is better."""
+        """Whether a higher value of `metric` is an improvement."""
         return self.metric == "top_100_accuracy"
 
 
 class Training(Section):
-    """How long and in which steps the model is fitted."""
+    """The training loop: epochs, batches, optimizer and early stopping."""
 
     epochs: PositiveInt = 10
-    """How often training goes through all interactions, at most."""
+    """Maximum number of epochs."""
     steps: PositiveInt | None = None
-    """Batches instead of epochs: training ends after as many, in the middle of an epoch if need be, and `epochs` does
-    not count."""
+    """Number of steps. If set, training ends after this number of batches and `epochs` is ignored."""
     batch_size: PositiveInt = 4096
-    """Interactions a step; the retrieval task takes its negatives from among them."""
+    """Number of interactions per step. With in-batch softmax, the other items of the batch are the negatives."""
     optimizer: Optimizer = Optimizer()
     recency_half_life_days: PositiveFloat | None = None
-    """Interactions weigh half as much for retrieval when they are this much older than the latest of train."""
+    """Half-life of the weight of interactions in the retrieval loss, in days before the latest interaction of the train
+    split. If not set, all weights are 1."""
     rating_recency_half_life_days: PositiveFloat | None = None
-    """The same for ratings: fashions fade sooner than opinions."""
-    validation: Validation | None = None
-    """Left out, all of train is trained on, and the curves have no accuracy and no RMSE."""
+    """Half-life of the weight of interactions in the rating loss, as `recency_half_life_days`."""
+    validation: ValidationSplit | None = None
+    """If not set, no rows are held out, and the learning curves have no accuracy and no RMSE."""
     early_stopping: EarlyStopping | None = None
-    """Needs `validation`."""
+    """Requires `validation`. If not set, training runs for all epochs."""
     mixed_precision: bool = False
-    """Computes in 16 bits where that is safe: float16 on GPUs, bfloat16 elsewhere."""
+    """Whether to compute in mixed precision: float16 on GPUs, bfloat16 on other devices."""
     xla: bool = False
-    """Compiles a step with XLA, once for full batches and once for the last one of an epoch: worth its start-up time in
-    long runs on a GPU. Without, a batch's copies of an item are scored once, which is faster on CPUs."""
+    """Whether to compile the training step with XLA. Compilation takes place once for full batches and once for the
+    last batch of an epoch, which is worth it in long runs on a GPU. Without XLA, duplicate items of a batch are scored
+    once, which is faster on CPUs."""
     seed: int = 0
-    """Of the initial weights, the order of the interactions and dropout."""
+    """Random seed of the initial weights, the order of the interactions and dropout."""
 
     @pydantic.model_validator(mode="after")
-    def _stops_by_what_it_measures(self) -> Training:
+    def _early_stopping_has_a_validation_split(self) -> Training:
         if self.early_stopping is not None and self.validation is None:
-            raise ValueError("early_stopping is given without validation; give validation: {fraction: 0.05}")
+            raise ValueError("early_stopping requires validation, which is not set; set validation: {fraction: 0.05}")
         return self

@@ -1,4 +1,4 @@
-"""The section `tuner`: a search for better values of some keys. `TunerRecipe` is what the Tuner gets."""
+"""The section `tuner`: a hyperparameter search. `TunerRecipe` is the part of the recipe that the Tuner reads."""
 
 from __future__ import annotations
 
@@ -12,45 +12,48 @@ from recipe.trainer import TrainerRecipe
 
 
 class Search(Section):
-    """The values of one key that the Tuner tries: `choices`, or what lies between `low` and `high`."""
+    """The search space of one key: `choices`, or a range from `low` to `high`."""
 
     choices: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
-    """Values as the key takes them: numbers, words, lists, or whole sections."""
+    """List of values that the key accepts: numbers, strings, lists or whole sections."""
     low: float | None = None
-    """The smallest number."""
+    """Minimum of the range."""
     high: float | None = None
-    """The largest number."""
+    """Maximum of the range."""
     step: PositiveFloat | None = None
-    """The distance from one number to the next, from `low` on; with `scale: log` the factor. Left out, any number."""
+    """Step between two values of the range, starting at `low`; with `scale: log` a factor. If not set, the range is
+    continuous."""
     scale: Literal["linear", "log"] = "linear"
-    """`log` tries as many numbers from 0.001 to 0.01 as from 0.01 to 0.1."""
+    """Sampling of the range: uniform, or uniform in the logarithm."""
 
     @pydantic.model_validator(mode="after")
     def _is_choices_or_a_range(self) -> Search:
         bounds = (self.low, self.high)
         if self.choices is not None:
             if any(bound is not None for bound in (*bounds, self.step)) or self.scale != "linear":
-                raise ValueError("choices stands beside a range; keep one of them")
+                raise ValueError("expected choices or a range, got both; remove one of them")
             return self
         if self.low is None or self.high is None:
-            raise ValueError("either choices, or low and high were wanted")
+            raise ValueError("expected choices, or both low and high; add the missing key")
         if self.low >= self.high:
-            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be less")
+            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}; swap or change them")
         if self.scale == "log" and self.low <= 0:
-            raise ValueError(f"low is {self.low:g}, which has no logarithm; give a low above 0")
+            raise ValueError(f"expected low > 0 with scale: log, got {self.low:g}; increase low, or use scale: linear")
         if self.scale == "log" and self.step is not None and self.step <= 1:
-            raise ValueError(f"step is {self.step:g}; with scale: log it is a factor, so more than 1 was wanted")
+            raise ValueError(
+                f"expected step > 1 with scale: log, where it is a factor, got {self.step:g}; increase step"
+            )
         return self
 
     def ends(self, fractions: bool) -> tuple[float, float]:
-        """Both ends of the range: whole numbers unless the key takes `fractions`."""
+        """Return both ends of the range, as integers unless the key accepts `fractions`."""
         if self.low is None or self.high is None:
-            raise ValueError("choices have no ends")
+            raise ValueError("choices is set, so the search space is not a range")
         return (self.low, self.high) if fractions else (int(self.low), int(self.high))
 
 
 class Objective(Section):
-    """What makes a trial good, measured on the validation slice: accuracy times its weight minus RMSE times its own."""
+    """The objective of a trial, measured on the validation split: weighted top-100 accuracy minus weighted RMSE."""
 
     top_100_accuracy: Annotated[float, Field(ge=0)] = 0.0
     """Weight of top-100 accuracy."""
@@ -58,41 +61,43 @@ class Objective(Section):
     """Weight of RMSE."""
 
     @pydantic.model_validator(mode="after")
-    def _measures_something(self) -> Objective:
+    def _has_a_metric(self) -> Objective:
         if not self.top_100_accuracy and not self.rmse:
-            raise ValueError("no metric has a weight; give top_100_accuracy or rmse one above 0")
+            raise ValueError("top_100_accuracy and rmse are both 0; set at least one of them above 0")
         return self
 
 
 class Tuner(Section):
-    """A search for better values of some keys, before the Trainer, which then trains with the best ones.
+    """Hyperparameter search with KerasTuner. The Trainer then trains with the values of the best trial.
 
-    Trials train on train without the validation slice (`training.validation`, or its defaults) and are measured on
-    the slice. The eval split is never looked at.
+    Trials train on the train split without the validation split (`training.validation`, or its defaults) and are
+    evaluated on the validation split. The eval split is not used.
     """
 
     search: Annotated[dict[str, Search], Field(min_length=1)]
-    """What is tried: dotted keys of `model` and `training`, such as `training.optimizer.learning_rate`."""
+    """Search space by dotted key of `model` or `training`, such as `training.optimizer.learning_rate`."""
     objective: Objective = Objective(top_100_accuracy=1, rmse=1)
-    """What makes a trial good; left out, both metrics have the weight 1."""
+    """Objective of a trial. If not set, both metrics have weight 1."""
     algorithm: Literal["random", "bayesian", "hyperband"] = "random"
-    """How KerasTuner chooses the next trial: at random, by a Gaussian process over the trials so far, or at random with
-    most trials stopped early (Li et al. 2018, jmlr.org/papers/v18/16-558.html)."""
+    """Search algorithm of KerasTuner: random search, Bayesian optimization with a Gaussian process, or Hyperband (Li et
+    al. 2018, jmlr.org/papers/v18/16-558.html)."""
     trials: PositiveInt | None = None
-    """How many trials; left out, 10. How many `hyperband` runs follows from `epochs`."""
+    """Maximum number of trials. If not set, 10. `hyperband` derives it from `epochs`."""
     epochs: PositiveInt | None = None
-    """Epochs of a trial, at most; left out, those of `training`."""
+    """Maximum number of epochs of a trial. If not set, `training.epochs`."""
     seed: int = 0
-    """Another seed tries other values; the trials' own seed is that of `training`."""
+    """Random seed of the search. Trials use `training.seed`."""
 
     @pydantic.model_validator(mode="after")
-    def _counts_trials_once(self) -> Tuner:
+    def _hyperband_derives_trials(self) -> Tuner:
         if self.algorithm == "hyperband" and self.trials is not None:
-            raise ValueError(f"trials is {self.trials}, but hyperband's number of trials follows from epochs; drop it")
+            raise ValueError(
+                f"trials is {self.trials}, but hyperband derives the number of trials from epochs; remove trials"
+            )
         return self
 
 
 class TunerRecipe(TrainerRecipe):
-    """What the Tuner gets; see `Recipe.for_tuner`."""
+    """The part of the recipe that the Tuner reads; see `Recipe.for_tuner`."""
 
     tuner: Tuner

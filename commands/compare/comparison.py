@@ -12,7 +12,7 @@ from rich.table import Table
 
 from components.evaluator.verdict import Bound
 from recipe.evaluation import METRICS
-from recipe.training import Validation
+from recipe.training import ValidationSplit
 
 # Metrics that the table shows where the Evaluator has them, and its words for them.
 COLUMNS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE", "mae": "MAE"}
@@ -81,7 +81,7 @@ class Comparison(pydantic.BaseModel):
 
     run_id: str
     recipe: str
-    validation: Validation | None
+    validation: ValidationSplit | None
     """The slice of train that no preset was trained on; None where each did as it says."""
     rows: tuple[PresetSummary, ...]
     trained: tuple[PresetTraining, ...]

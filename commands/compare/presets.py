@@ -26,7 +26,7 @@ from pipeline.console import Progress, output_to_file
 from pipeline.runners.local import explained, start_tfx
 from pipeline.workdir import METADATA_FILE, check_folder, new_folder, only_run_in
 from recipe import Recipe, load_recipe, load_schema
-from recipe.training import Validation
+from recipe.training import ValidationSplit
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -191,12 +191,12 @@ def _read(preset: str, seed: int, components: Sequence[ComponentRun]) -> PresetT
     )
 
 
-def _common_slice(recipes: Mapping[str, Recipe], overrides: Sequence[str]) -> Validation:
+def _common_slice(recipes: Mapping[str, Recipe], overrides: Sequence[str]) -> ValidationSplit:
     """The slice that is kept from every preset: what `--set` says, or the defaults."""
     given = next(iter(recipes.values())).training.validation
     if given is not None and any(text.startswith("training.validation") for text in overrides):
         return given
-    return Validation()
+    return ValidationSplit()
 
 
 def _with_training(recipe: Recipe, **changes: Any) -> Recipe:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from commands.compare.comparison import SPARKS, Comparison, PresetTraining, headline, print_comparison, spark, summed_up
 from commands.compare.presets import _take_over_metadata as take_over_metadata
-from recipe.training import Validation
+from recipe.training import ValidationSplit
 
 
 def trained(preset: str, seed: int = 0, accuracy: float = 0.3, rmse: float = 1.0, epochs: int = 3) -> PresetTraining:
@@ -41,7 +41,7 @@ def comparison(*each: PresetTraining) -> Comparison:
     return Comparison(
         run_id="1",
         recipe="films",
-        validation=Validation(),
+        validation=ValidationSplit(),
         rows=summed_up(each),
         trained=each,
         plot=None,

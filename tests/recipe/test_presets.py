@@ -93,21 +93,21 @@ def test_a_preset_of_the_recipes_own_sections_is_the_recipe(folder: Path, sectio
 
 def test_an_unknown_preset_is_told_with_the_closest_one(folder: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"--preset mien: .*presets holds no mien.yaml; did you mean 'mine'\? Presets"
+        RecipeError, match=r"--preset mien: .*presets/mien.yaml does not exist; did you mean 'mine'\? Available"
     ):
         load_recipe(folder, preset="mien")
 
 
 @pytest.mark.parametrize("name", ["../recipe", "mine.yaml", "", "presets/mine", "*"])
 def test_a_preset_is_a_name_and_no_path(folder: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match="Presets there: mine"):
+    with pytest.raises(RecipeError, match="Available presets: mine"):
         load_recipe(folder, preset=name)
 
 
 def test_a_folder_without_presets_says_so(folder: Path) -> None:
     shutil.rmtree(folder / "presets")
     assert preset_names(folder) == []
-    with pytest.raises(RecipeError, match="There is no preset there"):
+    with pytest.raises(RecipeError, match="The recipe has no presets"):
         load_recipe(folder, preset="mine")
 
 
@@ -119,18 +119,19 @@ def test_a_folder_without_presets_says_so(folder: Path) -> None:
         ("embedding_dim: 16", "embedding_dim: wide", "presets/mine.yaml:4: model.embedding_dim: "),
         ("model:", "modle:", "presets/mine.yaml:3: modle: unknown key; did you mean 'model'?"),
         ("training:\n", "name: other\ntraining:\n",
-         "presets/mine.yaml:6: name: a preset replaces description, features, model, training, tuner, gates"),
-        ("training:\n", "data: {}\ntraining:\n", "presets/mine.yaml:6: data: a preset replaces"),
+         "presets/mine.yaml:6: name: expected one of description, features, model, training, tuner, gates in a preset"),
+        ("training:\n", "data: {}\ntraining:\n", "in a preset; move this section to recipe.yaml"),
         ("user_id_id", "user_id",
-         "presets/mine.yaml:5: model.query_tower.features: no feature 'user_id' under features.query"),
+         "presets/mine.yaml:5: model.query_tower.features: expected features of features.query (age_buckets, "),
         ("projection: false", "projection: false, layers: [8]",
-         "presets/mine.yaml:5: model.query_tower: its vectors have 8 numbers and 16 are wanted"),
-        ("epochs: 2", "epochs: 2\n  epochs: 3", "presets/mine.yaml:8: not valid YAML: the key training.epochs stands"),
+         "presets/mine.yaml:5: model.query_tower: expected an output of dimension 16, got 8; set projection: true"),
+        ("epochs: 2", "epochs: 2\n  epochs: 3",
+         "presets/mine.yaml:8: not valid YAML: duplicate key training.epochs, first on line 7"),
         ("epochs: 2", "epochs: [2", "presets/mine.yaml:8: not valid YAML"),
-        (PRESET, "- model\n", "presets/mine.yaml: holds list, a mapping of keys was wanted"),
-        (PRESET, "", "a mapping of keys was wanted"),
+        (PRESET, "- model\n", "presets/mine.yaml: expected a mapping of keys, got a list"),
+        (PRESET, "", "presets/mine.yaml: expected a mapping of keys, got an empty file"),
         ("training:\n  epochs: 2\n", "gates:\n  - {metric: rmse, at_most: 1}\n  - {metric: rmse, at_most: 2}\n",
-         "presets/mine.yaml:6: rmse has two gates"),
+         "presets/mine.yaml:6: gates: duplicate at_most for rmse; remove one of them"),
     ],
 )  # fmt: skip
 def test_a_wrong_preset_is_told_with_its_line(problem: Problem, old: str, new: str, said: str) -> None:

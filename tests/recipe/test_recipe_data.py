@@ -145,34 +145,35 @@ def test_unknown_keys_name_the_closest(load: Load, place: str, key: str, closest
     ("changes", "message"),
     [
         ({"sources.interactions.records": "a"},
-         "records: a is for JSON files, and 'order_items.csv' is read as CSV; drop records, or add format: json"),
-        ({"sources.interactions.rename": {"a": "c", "b": "c"}}, "rename gives two columns the name 'c'; choose"),
-        ({"sources.interactions.rename": ["a"]}, "rename: a mapping of keys was wanted"),
-        ({"sources.items.key": "sku"}, "sources.items.key is 'sku', columns.item_id is 'item_id'; they must be"),
-        ({"sources.users.key": "account"}, "with negatives they must be the same"),
+         "expected JSON files with records: a, got 'order_items.csv', which is read as CSV; remove records, or add"),
+        ({"sources.interactions.rename": {"a": "c", "b": "c"}}, "rename maps two columns to 'c'; choose"),
+        ({"sources.interactions.rename": ["a"]}, "rename: expected a mapping, got a list"),
+        ({"sources.items.key": "sku"}, "sources.items.key: expected columns.item_id, 'item_id', got 'sku'; set both"),
+        ({"sources.users.key": "account"}, "with negatives both must be the same column"),
         ({"columns.timestamp": ..., "split": {"kind": "random"}},
-         "timestamp_format is '%Y-%m-%d %H:%M:%S', but columns.timestamp is not given; name the column or drop"),
+         "timestamp_format is '%Y-%m-%d %H:%M:%S', but columns.timestamp is not set; set it, or remove"),
         ({"columns.timestamp": ..., "timestamp_format": ...},
-         "split.kind: leave_last_n needs timestamps, but columns.timestamp is not set; name the column"),
-        ({"columns.timestamp": ..., "timestamp_format": ..., "split": {"kind": "time"}}, "split.kind: time needs"),
-        ({"timestamp_format": "millis"}, "a strptime pattern such as %Y-%m-%d was wanted"),
+         "split.kind leave_last_n requires columns.timestamp, which is not set; set it, or use kind: random"),
+        ({"columns.timestamp": ..., "timestamp_format": ..., "split": {"kind": "time"}}, "split.kind time requires"),
+        ({"timestamp_format": "millis"}, "or a strptime pattern such as %Y-%m-%d, got 'millis'"),
         ({"timestamp_format": "second"}, "did you mean 'seconds'?"),
-        ({"timestamp_format": "%Y-%Q"}, "no pattern of strptime"),
-        ({"timestamp_format": "%H:%M"}, "does not say which day it is; year, month and day were wanted"),
-        ({"duplicates": "last"}, "aggregate is given, but duplicates is last; write duplicates: aggregate, or drop"),
-        ({"duplicates": ...}, "aggregate is given, but duplicates is keep; write duplicates: aggregate, or drop"),
-        ({"aggregate": ...}, "duplicates is aggregate, but data.aggregate does not say what to add up; give aggregate"),
-        ({"aggregate": {}}, "aggregate makes no column; give count or sum"),
-        ({"aggregate.sum": {"price": "purchases"}}, "aggregate makes the column 'purchases' twice; choose another"),
-        ({"aggregate.sum": {"price": "price"}}, "reads and makes the column 'price'; give the sum a name of its own"),
-        ({"aggregate.sum": {"price": "at"}}, "makes the column 'at', which is columns.timestamp; choose another name"),
-        ({"label": {"constant": 1}}, "'purchases', which aggregate makes, and label gives it a constant; drop label"),
-        ({"label": {"constant": 1}, "columns.label": "user_id"}, "label makes the column 'user_id', which plays"),
+        ({"timestamp_format": "%Y-%Q"}, "timestamp_format: expected a strptime pattern, got '%Y-%Q'"),
+        ({"timestamp_format": "%H:%M"}, "expected a pattern with year, month and day, such as %Y-%m-%d, got '%H:%M'"),
+        ({"duplicates": "last"}, "aggregate is set, but duplicates is last; set duplicates: aggregate, or remove"),
+        ({"duplicates": ...}, "aggregate is set, but duplicates is keep; set duplicates: aggregate, or remove"),
+        ({"aggregate": ...}, "duplicates is aggregate, but data.aggregate is not set; set aggregate"),
+        ({"aggregate": {}}, "aggregate adds no column; set count or sum"),
+        ({"aggregate.sum": {"price": "purchases"}}, "aggregate adds the column 'purchases' twice; choose a"),
+        ({"aggregate.sum": {"price": "price"}}, "reads and adds the column 'price'; choose a new name"),
+        ({"aggregate.sum": {"price": "at"}}, "adds the column 'at', which is columns.timestamp; choose a"),
+        ({"label": {"constant": 1}}, "'purchases', which is both a column of aggregate and the constant label; remove"),
+        ({"label": {"constant": 1}, "columns.label": "user_id"},
+         "label adds the column 'user_id', which is columns.user_id"),
         ({"label": {"constant": 0}, "columns.label": "y"}, "label.constant and negatives.label are both 0"),
         ({"negatives.per_positive": 0}, "negatives.per_positive: "),
-        ({"negatives.context": ["purchases"]}, "negatives.context lists 'purchases', which is the interaction's"),
-        ({"aggregate.count": IS_POSITIVE}, "'is_positive' is the name of the feature that tells interactions from"),
-        ({"split": {"kind": "by_time"}}, "one of random, by_user, time, leave_last_n was wanted"),
+        ({"negatives.context": ["purchases"]}, "negatives.context contains 'purchases', which describes the outcome"),
+        ({"aggregate.count": IS_POSITIVE}, "the column name 'is_positive' is reserved for the feature"),
+        ({"split": {"kind": "by_time"}}, "expected one of random, by_user, time, leave_last_n, got 'by_time'"),
         ({"split": {"kind": "leave_last_n", "n": 0}}, "data.split.n: "),
         ({"split": {"kind": "by_user", "eval_fraction": 1}}, "data.split.eval_fraction: "),
     ],
@@ -200,18 +201,19 @@ def test_negatives_need_their_feature_in_the_schema(load: Load) -> None:
     wanted = 'Add `feature { name: "is_positive" type: FLOAT }`.'
     with pytest.raises(RecipeError, match=re.escape(wanted)):
         load(schema=SCHEMA)
-    with pytest.raises(RecipeError, match=r"the column 'is_positive' is INT, but data\.negatives needs FLOAT"):
+    with pytest.raises(RecipeError, match=r"column 'is_positive': expected type FLOAT for data\.negatives, got INT"):
         load(schema=SCHEMA + POSITIVE.replace("FLOAT", "INT"))
 
 
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (SCHEMA.replace('"spent"', '"total"'), "data.aggregate.sum.price: no column 'spent' in schema.pbtxt"),
+        (SCHEMA.replace('"spent"', '"total"'),
+         "data.aggregate.sum.price: expected a column of schema.pbtxt, got 'spent'"),
         (SCHEMA.replace('"spent" type: FLOAT', '"spent" type: BYTES'),
-         "the column 'spent' is BYTES, but data.aggregate.sum.price needs INT or FLOAT"),
+         "column 'spent': expected type INT or FLOAT for data.aggregate.sum.price, got BYTES"),
         (SCHEMA.replace('"purchases" type: FLOAT', '"purchases" type: INT int_domain { min: 1 }'),
-         "data.negatives.label is 0, but schema.pbtxt says that 'purchases' is at least 1"),
+         "data.negatives.label: expected a number ≥ 1, the domain of 'purchases' in schema.pbtxt, got 0"),
     ],
 )  # fmt: skip
 def test_made_columns_are_held_against_the_schema(load: Load, schema: str, message: str) -> None:
@@ -223,8 +225,10 @@ def test_a_constant_label_is_held_against_the_schema(load: Load) -> None:
     schema = SCHEMA + POSITIVE + 'feature { name: "y" type: INT int_domain { min: 0 max: 1 } }\n'
     changes = {"columns.label": "y", "label": {"constant": 1}}
     assert load(changes, schema).data.label is not None
-    for value, wanted in ((0.5, "a whole number"), (2, "at most 1")):
-        with pytest.raises(RecipeError, match=f"data.label.constant is {value:g}, but schema.pbtxt says .* {wanted}"):
+    for value, expected in ((0.5, "an integer"), (2, "a number ≤ 1")):
+        with pytest.raises(
+            RecipeError, match=f"data.label.constant: expected {expected}, the domain .*, got {value:g}"
+        ):
             load({**changes, "label": {"constant": value}}, schema)
 
 
@@ -232,7 +236,9 @@ def test_a_constant_label_is_held_against_the_schema(load: Load) -> None:
 def test_the_query_tower_cannot_know_the_answer(load: Load, column: str) -> None:
     features = copy.deepcopy(RECIPE["features"])
     features["query"].append({"column": column, "kind": "normalized"})
-    with pytest.raises(RecipeError, match=f"looks at '{column}', a summary of what happened, which the query tower"):
+    with pytest.raises(
+        RecipeError, match=f"'{column}' is an outcome of the interaction, which is unknown to the query"
+    ):
         load(features=features)
 
 

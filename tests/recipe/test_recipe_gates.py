@@ -30,28 +30,46 @@ def test_every_metric_can_be_gated_on_a_slice_against_all_there_is(metric: str) 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("gates.0.slice={user_activity: nwe}", "the slice user_activity has no part 'nwe'; did you mean 'new'?"),
-        ("gates.0.slice={item_popularity: new}", "it has cold, tail, torso, head"),
-        ("gates.0.slice={user_activity: new, gender: F}", "slice has 2 entries; one was wanted"),
-        ("gates.0.slice={}", "slice has 0 entries; one was wanted"),
-        ("gates.0.slice={gender: no}", "the value was read as false; put it in quotes"),
-        ("gates.0.slice={gendr: F}", "gates.0.slice: no column 'gendr' in schema.pbtxt; did you mean 'gender'?"),
-        ("gates.0.slice={rating: 5}", "gates.0.slice: a slice for each label would be too many"),
-        ("gates.0.beats_baseline_by=-1", "greater than or equal to 0"),
-        ("slices.columns=[gender, user_id]", "slices.columns.1: a slice for each user would be too many"),
-        ("slices.columns=[timestamp]", "a slice for each moment would be too many"),
-        ("slices.columns=[user_activity]", "'user_activity' is a slice that every dataset has; drop it here"),
-        ("slices.columns=[occupaton]", "slices.columns.0: no column 'occupaton' in schema.pbtxt"),
-        ("slices.user_activity=null", "gates.3 is for a slice of user_activity, which slices switches off"),
-        ("slices.item_popularity={torso: 0.9, head: 0.5}", "torso is 0.9 and head 0.5"),
-        ("slices.user_activity.heavy=1", "less than 1"),
+        (
+            "gates.0.slice={user_activity: nwe}",
+            "gates.0.slice: expected one of new, light, heavy for user_activity, got 'nwe'; did you mean 'new'?",
+        ),
+        (
+            "gates.0.slice={item_popularity: new}",
+            "expected one of cold, tail, torso, head for item_popularity, got 'new'",
+        ),
+        (
+            "gates.0.slice={user_activity: new, gender: F}",
+            "gates.0.slice: expected one entry, such as {user_activity: new}, got 2",
+        ),
+        ("gates.0.slice={}", "gates.0.slice: expected one entry, such as {user_activity: new}, got 0"),
+        ("gates.0.slice={gender: no}", "expected a string or integer, got false; put the value in quotes"),
+        (
+            "gates.0.slice={gendr: F}",
+            "gates.0.slice: expected a column of schema.pbtxt, got 'gendr'; did you mean 'gender'?",
+        ),
+        (
+            "gates.0.slice={rating: 5}",
+            "gates.0.slice: expected a column with few distinct values, got 'rating', the label",
+        ),
+        ("gates.0.beats_baseline_by=-1", "gates.0.beats_baseline_by: expected a number ≥ 0, got -1"),
+        (
+            "slices.columns=[gender, user_id]",
+            "slices.columns.1: expected a column with few distinct values, got 'user_id'",
+        ),
+        ("slices.columns=[timestamp]", "got 'timestamp', the timestamp; use user_activity and item_popularity"),
+        ("slices.columns=[user_activity]", "'user_activity' is a built-in slice; remove it from the columns"),
+        ("slices.columns=[occupaton]", "slices.columns.0: expected a column of schema.pbtxt, got 'occupaton'"),
+        ("slices.user_activity=null", "gates.3.slice: user_activity is disabled in slices"),
+        ("slices.item_popularity={torso: 0.9, head: 0.5}", "expected torso ≤ head, got torso 0.9 and head 0.5"),
+        ("slices.user_activity.heavy=1", "slices.user_activity.heavy: expected a number < 1, got 1"),
         ("slices.usr_activity=null", "unknown key; did you mean 'user_activity'?"),
     ],
 )
 def test_a_wrong_gate_or_slice_is_told_where_it_stands(override: str, said: str) -> None:
     told = problem(override)
     assert said in told
-    if "schema.pbtxt" not in said and "switches off" not in said:
+    if "schema.pbtxt" not in said and "is disabled" not in said:
         assert f"--set {override}" in told
 
 
@@ -64,7 +82,7 @@ def test_one_metric_may_have_gates_on_several_slices_and_conditions_but_each_onl
     ]
     assert len(load_recipe(MOVIELENS, [f"gates=[{', '.join(gates)}]"]).gates) == 4
     told = problem(f"gates=[{', '.join([*gates, gates[2]])}]")
-    assert "rmse where gender is F has two gates with at_most; keep one of them" in told
+    assert "gates: duplicate at_most for rmse where gender is F; remove one of them" in told
 
 
 def test_values_of_slices_are_text_or_whole_numbers() -> None:

@@ -32,13 +32,13 @@ def test_a_word_and_weights_say_the_same(override: str, weights: tuple[float, fl
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("ratings", "serving.rank_by: score, rating, or a weight for each, such as {score: 0.7, rating: 0.3}, was "
-         "wanted; did you mean 'rating'? (found 'ratings')"),
-        ("{score: 1}", "serving.rank_by.rating: this key is missing"),
+        ("ratings", "serving.rank_by: expected score, rating or weights such as {score: 0.7, rating: 0.3}, "
+         "got 'ratings'; did you mean 'rating'?"),
+        ("{score: 1}", "serving.rank_by.rating: required key is missing"),
         ("{score: 1, ratings: 1}", "serving.rank_by.ratings: unknown key; did you mean 'rating'?"),
-        ("{score: -1, rating: 1}", "serving.rank_by.score: Input should be greater than or equal to 0 (found -1)"),
-        ("{score: 0, rating: 0}", "serving.rank_by: both weights are 0, which puts items into no order"),
-        ("3", "serving.rank_by: a mapping of keys was wanted (found 3)"),
+        ("{score: -1, rating: 1}", "serving.rank_by.score: expected a number ≥ 0, got -1"),
+        ("{score: 0, rating: 0}", "serving.rank_by: score and rating are both 0; set at least one of them above 0"),
+        ("3", "serving.rank_by: expected a mapping, got 3"),
     ],
 )  # fmt: skip
 def test_a_wrong_order_is_told_with_what_was_wanted(value: str, said: str) -> None:
@@ -49,6 +49,6 @@ def test_a_wrong_order_is_told_with_what_was_wanted(value: str, said: str) -> No
 
 @pytest.mark.parametrize("order", ["rating", "{score: 0.9, rating: 0.1}"])
 def test_ratings_that_nothing_learns_order_nothing(order: str) -> None:
-    with pytest.raises(RecipeError, match=r"model\.rating_weight is 0, so that nothing learns to predict them"):
+    with pytest.raises(RecipeError, match=r"model\.rating_weight is 0, so the rating task is not trained"):
         load_recipe(MOVIELENS, [f"serving.rank_by={order}", "model.rating_weight=0"])
     assert load_recipe(MOVIELENS, ["serving.rank_by=score", "model.rating_weight=0"])

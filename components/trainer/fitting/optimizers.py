@@ -234,7 +234,7 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         if self._lookahead is None:
             return
         slow = self._slow[self._index_dict[key]]
-        step, share = self._lookahead.steps, self._lookahead.slow_step
+        step, share = self._lookahead.sync_period, self._lookahead.slow_step_size
 
         def join() -> tf.Tensor:
             slow.assign_add(share * (variable - slow))

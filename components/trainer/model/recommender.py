@@ -176,7 +176,7 @@ class TwoTaskRecommender(tfrs.Model):
         frequencies = data.item_frequencies()[1:]
         known = {name: (values[1:], frequencies) for name, values in data.catalogue.items()}
         known |= {name: (values, np.ones(len(values))) for name, values in data.query.items()}
-        if self._config.stranger_dropout:
+        if self._config.cold_start_dropout:
             del known[self._user_feature]
         for layer in self.submodules:
             if isinstance(layer, FeatureEmbedding) and layer.feature.name in known:
@@ -242,7 +242,7 @@ class TwoTaskRecommender(tfrs.Model):
                 `rating_weight` float32 [batch].
             training: Whether dropout is on.
         """
-        if training and self._config.stranger_dropout:
+        if training and self._config.cold_start_dropout:
             inputs = self._with_strangers(inputs)
         items = inputs["item"]
         query = self._query(inputs, training)
@@ -295,7 +295,7 @@ class TwoTaskRecommender(tfrs.Model):
     def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Some rows without what tells their user from a stranger: id (which the bias goes by) and history."""
         users = inputs[self._user_feature]
-        hidden = tf.random.uniform(tf.shape(users)) < self._config.stranger_dropout
+        hidden = tf.random.uniform(tf.shape(users)) < self._config.cold_start_dropout
         changed = {self._user_feature: tf.where(hidden, tf.zeros_like(users), users)}
         if self._history is not None:
             changed[self._history] = {**inputs[self._history], "hidden": hidden}

@@ -456,7 +456,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "rating_head": {"inputs": "both", "linear": True, "biases": False},
             "retrieval": {"candidates": "catalogue", "hard_negatives": 20},
             "weighting": "uncertainty",
-            "stranger_dropout": 0.2,
+            "cold_start_dropout": 0.2,
         }
     },
     "ids alone": {"features": IDS_ONLY, "model": {"id_dropout": 0}},

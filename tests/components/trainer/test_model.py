@@ -205,7 +205,7 @@ HISTORY = {
 def test_a_hidden_user_has_no_id_no_history_and_no_bias(world: World, untrained: Build, share: float) -> None:
     features = {"features": HISTORY}
     data = world.data(world.recipe(**features))
-    model = untrained(data, **features, model={"id_dropout": 0, "stranger_dropout": share})
+    model = untrained(data, **features, model={"id_dropout": 0, "cold_start_dropout": share})
     (batch,) = batches(data, len(data.labels), seed=0)
     watched = weights_of(model, "customer_id"), weights_of(model, "item_history"), weights_of(model, "user_bias")
     assert all(len(weights) == 1 for weights in watched)
@@ -290,7 +290,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "rating_head": {"kind": "mlp", "inputs": "both", "cross_layers": 1, "layers": [8]},
         "retrieval": {"uniform_negatives": 16, "hard_negatives": 20, "normalize": True, "temperature": 0.1},
     },
-    "catalogue": {"retrieval": {"candidates": "catalogue"}, "l2": 0.01, "stranger_dropout": 0.2},
+    "catalogue": {"retrieval": {"candidates": "catalogue"}, "l2": 0.01, "cold_start_dropout": 0.2},
 }
 WITH_HISTORY = {
     "candidate": CANDIDATE_FEATURES,
@@ -355,7 +355,7 @@ def test_a_distribution_strategy_trains_it(
 
 @pytest.mark.parametrize("options", EVERYTHING)
 def test_xla_compiles_a_step(data: TrainingData, untrained: Build, batch_of: BatchOf, options: str) -> None:
-    model = untrained(data, model={**EVERYTHING[options], "stranger_dropout": 0}, training={"xla": True})
+    model = untrained(data, model={**EVERYTHING[options], "cold_start_dropout": 0}, training={"xla": True})
     batch = batch_of(data, list(range(40)))
     batch["positive"] = tf.constant([place % 4 > 0 for place in range(40)])
 

@@ -187,7 +187,9 @@ def test_rectified_adam_starts_as_momentum_and_becomes_adaptive() -> None:
 @pytest.mark.parametrize(("steps", "share"), [(1, 0.25), (4, 0.5), (5, 1.0)])
 def test_lookahead_goes_around_each_kind(kind: str, steps: int, share: float) -> None:
     trained = variables()
-    optimizer = build_optimizer(config(kind=kind, lookahead={"steps": steps, "slow_step": share}), STEPS, trained)
+    optimizer = build_optimizer(
+        config(kind=kind, lookahead={"sync_period": steps, "slow_step_size": share}), STEPS, trained
+    )
     assert_same(run(optimizer, trained), expected(kind, lookahead=(steps, share)))
 
 
@@ -226,7 +228,7 @@ def test_rating_learning_rate_with_everything_else() -> None:
     optimizer = build_optimizer(
         config(
             kind="radam", weight_decay=0.2, rating_learning_rate=0.01, warm_up=4 / STEPS, decay="cosine", clip_norm=2.0,
-            lookahead={"steps": 3, "slow_step": 0.5},
+            lookahead={"sync_period": 3, "slow_step_size": 0.5},
         ),
         STEPS, trained, rating_variables=trained[1:],
     )  # fmt: skip
@@ -237,7 +239,7 @@ def test_rating_learning_rate_with_everything_else() -> None:
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lookahead", [None, {"steps": 4, "slow_step": 0.5}])
+@pytest.mark.parametrize("lookahead", [None, {"sync_period": 4, "slow_step_size": 0.5}])
 def test_average_is_the_mean_of_the_weights_so_far_by_powers(kind: str, lookahead: Any) -> None:
     trained = variables()
     optimizer = build_optimizer(config(kind=kind, ema=0.7, lookahead=lookahead), STEPS, trained)
@@ -295,7 +297,7 @@ def test_one_step_s_average_is_that_step_and_not_the_initial_weights() -> None:
 
 def test_slow_weights_are_measured_between_two_joins() -> None:
     trained = variables()
-    optimizer = build_optimizer(config(lookahead={"steps": 4, "slow_step": 0.5}), STEPS, trained)
+    optimizer = build_optimizer(config(lookahead={"sync_period": 4, "slow_step_size": 0.5}), STEPS, trained)
     after = run(optimizer, trained)
     with optimizer.measured_weights(trained):
         # 14 steps: the last join was after the twelfth.
@@ -313,7 +315,7 @@ def test_weights_without_average_or_lookahead_are_measured_as_they_are() -> None
 
 def test_a_variable_without_a_gradient_stays_as_it_is() -> None:
     trained = variables()
-    optimizer = build_optimizer(config(kind="radam", ema=0.9, lookahead={"steps": 2}), STEPS, trained)
+    optimizer = build_optimizer(config(kind="radam", ema=0.9, lookahead={"sync_period": 2}), STEPS, trained)
     for _, _, dense in gradients()[:3]:
         optimizer.apply_gradients([(None, trained[0]), (tf.constant(dense, tf.float32), trained[1])])
     optimizer.finalize_variable_values(trained)
@@ -325,7 +327,7 @@ def test_a_variable_without_a_gradient_stays_as_it_is() -> None:
 def test_a_checkpoint_continues_where_it_was_written(kind: str, tmp_path: Path) -> None:
     values = {
         "kind": kind, "rating_learning_rate": 0.03, "warm_up": 0.5, "decay": "cosine", "ema": 0.8,
-        "lookahead": {"steps": 3},
+        "lookahead": {"sync_period": 3},
     }  # fmt: skip
 
     def new() -> tuple[CompositeOptimizer, list[tf.Variable], tf.train.Checkpoint]:

@@ -410,7 +410,7 @@ def test_an_epoch_with_other_columns_is_refused() -> None:
         with_epoch({"loss": [1.0]}, {"rmse": 1.0})
 
 
-@pytest.mark.parametrize("model", [{}, {"id_dropout": 0.3}, {"stranger_dropout": 0.3}], ids=str)
+@pytest.mark.parametrize("model", [{}, {"id_dropout": 0.3}, {"cold_start_dropout": 0.3}], ids=str)
 def test_what_training_never_met_is_the_average_of_what_it_met(
     world: World, data: TrainingData, model: dict[str, Any]
 ) -> None:
