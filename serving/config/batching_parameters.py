@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 
 from serving.config.errors import ConfigFileError
-from serving.config.text_proto import batching_parameters, read_text_proto
+from serving.config.server_config_pb2 import BatchingParameters as BatchingParametersProto
+from serving.config.text_proto import read_text_proto
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class BatchingParameters:
         Raises:
             ConfigFileError: not readable, or values that TensorFlow Serving refuses (or that only it has).
         """
-        message = read_text_proto(path, batching_parameters())
+        message = read_text_proto(path, BatchingParametersProto())
         defaults = cls()
         if message.enable_large_batch_splitting.value or message.HasField("max_execution_batch_size"):
             raise ConfigFileError(

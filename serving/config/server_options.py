@@ -9,8 +9,9 @@ from pathlib import Path
 from serving.config.batching_parameters import BatchingParameters
 from serving.config.errors import ConfigFileError
 from serving.config.model_config import ModelSettings, read_model_config_file
+from serving.config.server_config_pb2 import MonitoringConfig
 from serving.config.ssl_config import Tls
-from serving.config.text_proto import monitoring_config, read_text_proto
+from serving.config.text_proto import read_text_proto
 
 PROMETHEUS_PATH = "/monitoring/prometheus/metrics"
 
@@ -79,7 +80,7 @@ class ServerOptions:
         """
         if self.monitoring_config_file is None:
             return PROMETHEUS_PATH
-        prometheus = read_text_proto(self.monitoring_config_file, monitoring_config()).prometheus_config
+        prometheus = read_text_proto(self.monitoring_config_file, MonitoringConfig()).prometheus_config
         if not prometheus.enable:
             return None
         path = str(prometheus.path or PROMETHEUS_PATH)

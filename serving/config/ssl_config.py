@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import grpc
 
 from serving.config.errors import ConfigFileError
-from serving.config.text_proto import read_text_proto, ssl_config
+from serving.config.server_config_pb2 import SSLConfig
+from serving.config.text_proto import read_text_proto
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Tls:
         Raises:
             ConfigFileError: not readable, without key or certificate, or with ones that do not fit together.
         """
-        message = read_text_proto(path, ssl_config())
+        message = read_text_proto(path, SSLConfig())
         for field in ("server_key", "server_cert"):
             if not getattr(message, field):
                 raise ConfigFileError(f"{path}: {field} is missing; put the PEM text there, '\\n' between its lines")

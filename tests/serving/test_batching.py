@@ -251,6 +251,7 @@ def test_parameters_file_and_its_defaults(tmp_path: Path) -> None:
         ),
         ("enable_large_batch_splitting { value: true }", "are not supported by this server; raise max_batch_size"),
         ("max_batch_size: 64", "batching.config:1: "),
+        ("\nmax_batch_sise { value: 64 }", "batching.config:2: "),
     ],
 )
 def test_wrong_parameters_are_refused(tmp_path: Path, text: str, message: str) -> None:

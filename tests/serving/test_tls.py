@@ -16,9 +16,9 @@ from contract_model import predict_request
 from google.protobuf import text_format
 
 from serving.config.errors import ConfigFileError
+from serving.config.server_config_pb2 import SSLConfig
 from serving.config.server_options import ServerOptions
 from serving.config.ssl_config import Tls
-from serving.config.text_proto import ssl_config
 from serving.server.model_server import ModelServer, ServerStartError
 
 
@@ -32,7 +32,7 @@ def _pem(certificate: trustme.LeafCert) -> str:
 
 
 def _write(path: Path, **fields: object) -> Path:
-    message = ssl_config()
+    message = SSLConfig()
     for name, value in fields.items():
         setattr(message, name, value)
     path.write_text(text_format.MessageToString(message))

@@ -3,7 +3,6 @@
 # fmt: off
 """Messages of serving.proto, wire-compatible with TensorFlow Serving's."""
 
-# Imported to register the files that serving.proto imports.
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import message_factory as _message_factory
