@@ -29,7 +29,7 @@ for command in (
     *(queries.recommend, queries.rate, queries.similar),
     demo.demo,
 ):
-    app.command()(command)
+    app.command(context_settings=serve.CONTEXT_SETTINGS if command is serve.serve else None)(command)
 
 data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
 data_app.command()(datasets.movielens)

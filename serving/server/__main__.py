@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+from serving.config.server_options import parse
 from serving.server.model_server import run
 
 if __name__ == "__main__":
-    run()
+    run(parse(sys.argv[1:]))

@@ -1,12 +1,12 @@
 """The embedded model server: versions of SavedModels behind TensorFlow Serving's gRPC and REST ports.
 
-    python -m serving.server --model-dir DIR [--model-name recommender] [--host 127.0.0.1] [--port 8500]
-                             [--rest-port 8501] [--fail-fast] [--model-config-file FILE] … (docs/server.md)
+    python -m serving.server --model-dir DIR        (options: serving/config/server_options.py, docs/server.md)
 
-Once every model answers, one line of JSON goes to stdout: {"model": …, "version": …, "grpc": "host:port", "rest":
-"host:port"}; with a model config file also "models": {name: version}, and "model" is the first of them. Logs go to
-stderr. SIGTERM and SIGINT drain: no new calls, those running finish, exit code 0. Exit code 1: --fail-fast and a model
-without a version that loads. Exit code 2: a wrong option or configuration file, no such folder, a port in use.
+When every model has an available version, one line of JSON goes to stdout: {"model": …, "version": …, "grpc":
+"host:port", "rest": "host:port"}; with a model config file also "models": {name: version}, and "model" is the first of
+them. Logs go to stderr. SIGTERM and SIGINT drain: new requests are rejected, running ones finish, exit code 0. Exit
+code 1: --fail-fast and a model without a version that loads. Exit code 2: a wrong option or configuration file, a
+missing folder, a port in use.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ from serving.api.health import Health
 from serving.api.prometheus import ServingMetrics
 from serving.api.rest import RestServer
 from serving.api.status import ServingError
-from serving.config import flags
 from serving.config.errors import ConfigFileError
-from serving.config.flags import DEFAULT_MODEL, DEFAULT_PORT, DEFAULT_REST_PORT
 from serving.config.model_config import ModelSettings
-from serving.config.server_options import ServerOptions
+from serving.config.server_options import CommandLine, ServerOptions
 
 # TensorFlow is imported in ModelServer.start: a wrong option or file, a missing folder or a port in use is told before.
 if TYPE_CHECKING:
@@ -71,11 +69,11 @@ class ModelServer:
         self,
         model_dir: str | os.PathLike[str] | None = None,
         *,
-        model_name: str = DEFAULT_MODEL,
-        host: str = "127.0.0.1",
-        port: int = DEFAULT_PORT,
-        rest_port: int = DEFAULT_REST_PORT,
-        poll_interval_s: float = 1.0,
+        model_name: str = CommandLine.model_name,
+        host: str = CommandLine.host,
+        port: int = CommandLine.port,
+        rest_port: int = CommandLine.rest_port,
+        poll_interval_s: float = CommandLine.poll_interval_s,
         options: ServerOptions | None = None,
     ) -> None:
         """Args:
@@ -368,9 +366,8 @@ def _no_answer(versions: ServableVersions, timeout: float | None) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    options = flags.parse(arguments, sys.argv[1:])
+def main(options: CommandLine) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
     # Blocked here, before any thread exists, so that every thread inherits it and sigtimedwait below gets them: a
     # signal is then handled at a defined place, never in the middle of a lock.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -386,8 +383,8 @@ def main(arguments: list[str] | None = None) -> int:
         host=options.host,
         port=options.port,
         rest_port=options.rest_port,
-        poll_interval_s=options.poll_interval,
-        options=flags.server_options(options),
+        poll_interval_s=options.poll_interval_s,
+        options=options,
     )
     try:
         server.start()
@@ -404,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
         received = signal.sigwait(_SIGNALS)
         _logger.info("%s: draining; a second one stops at once", signal.Signals(received).name)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    server.stop(options.drain)
+    server.stop(options.drain_s)
     return 0
 
 
@@ -435,9 +432,9 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def run(arguments: list[str] | None = None) -> NoReturn:
-    """The command line in a process of its own, which ends here with `main`'s exit code."""
-    exit_code = main(arguments)
+def run(options: CommandLine) -> NoReturn:
+    """`main` in a process of its own, which ends here with `main`'s exit code."""
+    exit_code = main(options)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from conftest import Stubs, push
 from contract_model import predict_request
 
 from serving.config.model_config import Latest, read_model_config_file
-from serving.config.server_options import ServerOptions
+from serving.config.server_options import ServerOptions, parse
 from serving.server.model_server import ModelServer, ServerStartError
 
 _DEPLOYMENT = Path(__file__).resolve().parents[2] / "kubeflow" / "manifests" / "serving"
@@ -117,12 +118,14 @@ def test_two_servers_never_share_a_port(own_server: ModelServer, tmp_path: Path)
     [
         (["--model-dir", "/nonexistent/model"], "model folder /nonexistent/model does not exist"),
         (["--model-dir", __file__], "is not a folder"),
-        (["--model-dir", os.curdir, "--port", "70000"], "'70000' is not a port"),
-        ([], "give one of --model-dir and --model-config-file"),
-        (["--model-dir", os.curdir, "--model-config-file", "x"], "give one of --model-dir and --model-config-file"),
+        (["--model-dir", os.curdir, "--port", "70000"], "expected a port from 0 to 65535, got '70000'"),
+        ([], "expected either --model-dir or --model-config-file"),
+        (["--model-dir", os.curdir, "--model-config-file", "x"], "expected either --model-dir or --model-config-file"),
         (["--model-config-file", "/nonexistent.config"], "/nonexistent.config: cannot be read"),
         (["--model-dir", os.curdir, "--ssl-config-file", "/nonexistent.pem"], "/nonexistent.pem: cannot be read"),
-        (["--model-dir", os.curdir, "--enable_batching=perhaps"], "'perhaps' is neither true nor false"),
+        (["--model-dir", os.curdir, "--prot", "1"], "unknown option --prot; did you mean --port?"),
+        (["--model-dir", os.curdir, "--tensorflow"], "unknown option --tensorflow; expected one of --allow-version"),
+        (["--model-dir", os.curdir, "--enable_batching=perhaps"], "expected true or false, got 'perhaps'"),
     ],
 )
 def test_wrong_options_exit_2_before_tensorflow_is_imported(arguments: list[str], message: str) -> None:
@@ -213,7 +216,7 @@ def test_monitoring_config_can_turn_the_page_off(tmp_path: Path) -> None:
         assert ServerOptions(monitoring_config_file=file).metrics_path() == path
     assert ServerOptions().metrics_path() == "/monitoring/prometheus/metrics"
     file.write_text('prometheus_config { enable: true path: "metrics" }')
-    with pytest.raises(ServerStartError, match="does not begin with a slash"):
+    with pytest.raises(ServerStartError, match="path: expected a leading slash, got 'metrics'"):
         ModelServer(tmp_path, port=0, rest_port=0, options=ServerOptions(monitoring_config_file=file)).start()
 
 
@@ -236,6 +239,46 @@ def test_deployment_files_are_what_both_servers_read(tmp_path: Path, exported: C
         ) as page:
             assert ":tensorflow:cc:saved_model:load_attempt_count" in page.read().decode()
     assert not list((_DEPLOYMENT.parent).glob("__init__.py")), "it would hide the package of that name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), (["--prot", "1"], 2), (["--port", "70000"], 2), ([], 2)]
+)
+def test_tandem_serve_has_the_servers_options_without_tensorflow(arguments: list[str], code: int) -> None:
+    script = (
+        "import sys\nfrom commands.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert not {'tensorflow', 'grpc', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "serve", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    if code:
+        assert done.stderr.startswith("usage: tandem serve (--model-dir DIR")
+        assert done.stderr.splitlines()[-1].startswith("tandem serve: error: ")
+    else:
+        flags = {"--" + each.name.replace("_", "-") for each in dataclasses.fields(ServerOptions)}
+        flags |= {"--model-dir", "--model", "--host", "--port", "--rest-port", "--drain", "--fail-fast"}
+        missing = {flag for flag in flags if flag.removesuffix("-s") not in done.stdout}
+        assert not missing
+        assert "(default: True)" in done.stdout, "labels of unavailable models are allowed"
+
+
+def test_switches_are_spelled_in_three_ways() -> None:
+    for spelling, value in (
+        (["--enable-batching"], True),
+        (["--enable_batching=true"], True),
+        (["--enable-batching=false"], False),
+        (["--no-enable-batching"], False),
+        ([], False),
+    ):
+        assert parse(["--model_base_path=x", *spelling]).enable_batching is value
+    allowed = {"allow_version_labels_for_unavailable_models": True}
+    options = parse(["--model-dir", "x", "--model", "films"], defaults=allowed)
+    assert options.allow_version_labels_for_unavailable_models and options.model_name == "films"
+    refused = ["--model-dir", "x", "--no-allow-version-labels-for-unavailable-models"]
+    assert not parse(refused, defaults=allowed).allow_version_labels_for_unavailable_models
 
 
 def test_tandem_serve_takes_the_configuration_files(tmp_path: Path, exported: Callable[..., Path]) -> None:
