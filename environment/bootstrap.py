@@ -1,11 +1,11 @@
-"""Makes `.venv`: every package of `requirements.lock`, checked against its hashes, and Tandem itself.
+"""Create `.venv`: all packages of `requirements.lock`, checked against their hashes, and Tandem itself.
 
-Called by the Makefile before each target; standard library only, because nothing is installed yet. When nothing has
-changed since the last time it returns at once.
+The Makefile calls it before each target. It uses the standard library only, because nothing is installed yet, and
+returns immediately if nothing has changed.
 
-TFX 1.21's `ml-metadata` and `tensorflow-data-validation` wheels need glibc 2.39. On an older Debian the next release's
-glibc and libstdc++ are unpacked inside `.venv` and only the virtual environment's own interpreter is told to use them:
-the system, and every other program, stays as it is.
+The wheels of `ml-metadata` and `tensorflow-data-validation` for TFX 1.21 need glibc 2.39. On an older Debian the glibc
+and libstdc++ of the next release are unpacked inside `.venv`, and only the interpreter of `.venv` loads them. The
+system and all other programs do not change.
 """
 
 from __future__ import annotations
@@ -24,74 +24,90 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 RUNTIME = VENV / "glibc"
-# What the environment was made from; absent or different means that it has to be made again.
+# Hashes of what the environment was created from. A missing or different one means: create it again.
 PACKAGES_STAMP = VENV / ".tandem-packages"
 PROJECTS_STAMP = VENV / ".tandem-projects"
 TOOLS_LOCK = ROOT / "environment" / "tools.lock"
 PACKAGES_LOCK = ROOT / "requirements.lock"
 PROJECTS = (ROOT, ROOT / "serving" / "client")
 
-# To be raised when this script makes the environment in another way.
+# Increase it when this script creates the environment in another way.
 RECIPE = 1
 
 NEEDED_GLIBC = (2, 39)
-# Releases whose successor has a glibc that is new enough, by the codename apt knows them by.
+# Debian codenames of releases whose successor has a new enough glibc.
 SUCCESSOR = {"bookworm": "trixie"}
 RUNTIME_PACKAGES = ("libc6", "libstdc++6", "libgcc-s1")
-# What an apt source says in one line and in a stanza, where the name differs; and how a stanza is switched off.
+# Options of one-line apt sources whose stanza field has another name; and the field that disables a stanza.
 FIELDS = {"arch": "Architectures", "lang": "Languages", "target": "Targets"}
 OFF = re.compile(r"enabled:\s*(no|false|off|without|disable)\b", re.IGNORECASE)
 INSTEAD = (
-    "What to do: use Debian 13, Ubuntu 24.04 or any Linux with glibc 2.39 or newer, "
+    "Use Debian 13, Ubuntu 24.04 or any Linux with glibc 2.39 or newer, "
     "or a container of one of them (for example the image python:3.11-trixie)."
 )
 
 
 class SetupError(Exception):
-    """A reason why the environment cannot be made; its text ends with what to do about it."""
+    """The environment cannot be created. The message ends with the remedy."""
 
 
 def fingerprint(*paths: Path) -> str:
-    """What a part of the environment depends on, as one hash: files, interpreter and place."""
+    """Hash of what a part of the environment depends on: files, interpreter and location."""
     digest = hashlib.sha256(f"{RECIPE} {sys.version} {os.path.realpath(sys.executable)} {VENV}".encode())
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def is_current(stamp: Path, wanted: str) -> bool:
-    return stamp.is_file() and stamp.read_text() == wanted
+def is_current(stamp: Path, expected: str) -> bool:
+    return stamp.is_file() and stamp.read_text() == expected
+
+
+def leave_virtual_environment() -> None:
+    """Restart with the interpreter below a virtual environment.
+
+    With `.venv/bin` first on PATH, the Makefile calls the interpreter of the environment that this script replaces.
+    """
+    if sys.prefix == sys.base_prefix:
+        return
+    base = getattr(sys, "_base_executable", "")
+    if not os.path.isfile(base) or os.path.realpath(base) == os.path.realpath(sys.executable):
+        raise SetupError(
+            f"{sys.executable} belongs to a virtual environment, and its base interpreter {base or '(unknown)'} does "
+            "not exist.\nRun `make PYTHON=/path/to/python3.11 …` with an interpreter outside virtual environments."
+        )
+    os.execv(base, [base, *sys.argv])
 
 
 def check_platform() -> None:
-    """Refuses interpreters and machines for which the wheels of the lock file do not exist."""
+    """Reject interpreters and machines for which the lock file has no wheels."""
     if sys.version_info[:2] != (3, 11):
         raise SetupError(
-            f"Python 3.11 is wanted, {platform.python_version()} was found ({sys.executable}).\n"
-            "What to do: install Python 3.11 and run `make PYTHON=/path/to/python3.11 …`."
+            f"expected Python 3.11, got {platform.python_version()} ({sys.executable}).\n"
+            "Install Python 3.11 and run `make PYTHON=/path/to/python3.11 …`."
         )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise SetupError(
-            f"TFX 1.21 has wheels for Linux on x86-64 only; this is {platform.system()} on {platform.machine()}.\n"
-            "What to do: use a Linux x86-64 machine or a linux/amd64 container (for example python:3.11-trixie)."
+            f"expected Linux on x86-64, for which TFX 1.21 has wheels, got {platform.system()} on {platform.machine()}."
+            "\nUse a Linux x86-64 machine or a linux/amd64 container (for example python:3.11-trixie)."
         )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError as error:
         raise SetupError(
-            f"this Python cannot make virtual environments ({error}).\nWhat to do: install the package python3.11-venv."
+            f"{sys.executable} cannot create virtual environments ({error}).\nInstall the package python3.11-venv."
         ) from error
 
 
 def glibc_version() -> tuple[int, int]:
-    """The C library this interpreter runs on, as (major, minor); (0, 0) where it is not glibc."""
+    """Version of the interpreter's glibc as (major, minor); (0, 0) for another C library."""
     found = re.fullmatch(r"glibc (\d+)\.(\d+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Runs a command quietly and returns its output; a failure carries the last lines of it."""
+    """Run a command and return its output; an error contains the last 15 lines."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -108,7 +124,7 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
 
 
 def distribution_codename() -> str:
-    """VERSION_CODENAME of /etc/os-release, empty where there is none."""
+    """VERSION_CODENAME of /etc/os-release, or an empty string."""
     try:
         text = Path("/etc/os-release").read_text()
     except OSError:
@@ -118,9 +134,9 @@ def distribution_codename() -> str:
 
 
 def successor_sources(codename: str, successor: str, etc: Path = Path("/etc/apt")) -> str:
-    """The machine's own apt sources of its release, rewritten for the release after it.
+    """The machine's apt sources for its release, rewritten for the next release.
 
-    Only entries for exactly `codename` are kept, so that update and security suites are not asked for.
+    Only entries for exactly `codename` are kept, without the update and security suites.
     """
     kept: list[str] = []
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))]:
@@ -147,14 +163,15 @@ def successor_sources(codename: str, successor: str, etc: Path = Path("/etc/apt"
 
 
 def unpack_newer_glibc() -> None:
-    """Fetches the next release's C and C++ runtime with apt (its signatures checked) and unpacks them in `.venv`."""
+    """Download the next release's C and C++ runtime with apt, which checks signatures, and unpack it in `.venv`."""
     codename = distribution_codename()
     found = ".".join(map(str, glibc_version()))
     if codename not in SUCCESSOR or not all(shutil.which(tool) for tool in ("apt-get", "dpkg-deb")):
-        raise SetupError(f"TFX 1.21 needs glibc 2.39; this system has {found} ({codename or 'unknown'}).\n{INSTEAD}")
+        system = codename or "unknown distribution"
+        raise SetupError(f"expected glibc 2.39 or newer, which TFX 1.21 needs, got {found} ({system}).\n{INSTEAD}")
     sources = successor_sources(codename, SUCCESSOR[codename])
     if not sources:
-        raise SetupError(f"/etc/apt names no source for {codename}, so its successor cannot be asked.\n{INSTEAD}")
+        raise SetupError(f"/etc/apt has no source for {codename}, so glibc cannot be downloaded.\n{INSTEAD}")
     with tempfile.TemporaryDirectory(prefix="tandem-glibc-") as name:
         work = Path(name)
         for folder in ("lists/partial", "cache/archives/partial", "debs"):
@@ -177,10 +194,10 @@ def unpack_newer_glibc() -> None:
             try:
                 run(*apt, *step, cwd=work / "debs")
             except SetupError as error:
-                # An update fails for a vendor's repository that lacks the next release; what counts is the download.
+                # An update fails for a vendor's repository without the next release; only the download must succeed.
                 failed.append(str(error))
                 if step[0] == "download":
-                    raise SetupError(f"the newer glibc could not be fetched: {' '.join(failed)}\n{INSTEAD}") from error
+                    raise SetupError(f"cannot download a newer glibc: {' '.join(failed)}\n{INSTEAD}") from error
         for package in sorted((work / "debs").glob("*.deb")):
             run("dpkg-deb", "-x", package, work / "root")
         RUNTIME.mkdir(parents=True)
@@ -191,7 +208,7 @@ def unpack_newer_glibc() -> None:
 
 
 def use_newer_glibc() -> None:
-    """Points the virtual environment's interpreters, and nothing else, at the libraries in `.venv/glibc`."""
+    """Let the interpreters of `.venv` load the libraries in `.venv/glibc`."""
     import sysconfig
 
     search = [str(RUNTIME)]
@@ -208,7 +225,7 @@ def use_newer_glibc() -> None:
 
 
 def installer_environment() -> dict[str, str]:
-    """uv does not read pip's settings: hands over a mirror and a patience that the user gave to pip."""
+    """The environment variables for uv, with pip's index and certificate, which uv does not read itself."""
     env = dict(os.environ)
     for pip_name, uv_name in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_CERT", "SSL_CERT_FILE")):
         if pip_name in env:
@@ -218,24 +235,24 @@ def installer_environment() -> dict[str, str]:
 
 
 def install_packages() -> None:
-    """Makes `.venv` from nothing, with everything but Tandem itself."""
+    """Create `.venv` with all packages except Tandem itself."""
     shutil.rmtree(VENV, ignore_errors=True)
-    say("making .venv (first time only; 3.5 GB on disk)")
+    say("creating .venv (first time only; 3.5 GB on disk)")
     run(sys.executable, "-m", "venv", "--copies", VENV)
     python, env = VENV / "bin" / "python", installer_environment()
     run(python, "-m", "pip", "install", "-q", "--require-hashes", "--only-binary", ":all:", "-r", TOOLS_LOCK)
     if glibc_version() < NEEDED_GLIBC:
-        say("this system's glibc is older than 2.39: putting a newer one inside .venv")
+        say("glibc is older than 2.39: unpacking a newer one inside .venv")
         unpack_newer_glibc()
         use_newer_glibc()
     say("installing the packages of requirements.lock")
-    # Some machines forbid Python to write bytecode; importing TFX then takes half a minute in every process.
-    # The lock is complete; asking each package for its dependencies again would refuse what lock.py overrides.
+    # Without compiled bytecode, on machines where Python may not write it, importing TFX takes 30 s in each process.
+    # --no-deps, because resolving again would reject what lock.py overrides; the lock is complete.
     run(*uv_install(), "--no-deps", "--require-hashes", "--compile-bytecode", "-r", PACKAGES_LOCK, env=env)
 
 
 def install_projects() -> None:
-    """Installs Tandem and its client as they stand here, so that a change needs no new installation."""
+    """Install Tandem and its client as editable projects, so that a change needs no new installation."""
     editable = [part for project in PROJECTS for part in ("-e", project)]
     run(*uv_install(), "--no-deps", "--no-build-isolation", *editable, env=installer_environment())
     say("ready: .venv/bin/tandem --help")
@@ -251,10 +268,11 @@ def say(message: str) -> None:
 
 def main() -> int:
     try:
+        leave_virtual_environment()
         check_platform()
         with open(ROOT / ".venv.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # A stamp is written last, so that a broken attempt is never taken for a good one.
+            # A stamp is written last: an interrupted installation has none.
             packages = fingerprint(TOOLS_LOCK, PACKAGES_LOCK)
             if not is_current(PACKAGES_STAMP, packages):
                 install_packages()

@@ -1,4 +1,4 @@
-"""What several test folders share: the real data, and one real run of the whole DAG through the command line."""
+"""Shared fixtures: the real data, and one real run of the whole DAG through the command line."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ pytest_plugins = ("orchestrator_summary",)
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 FIRST_RUN = "first_run"
-# These run the pipeline again in the first run's workdir, which takes one run at a time.
-RUN_AGAIN = ("tests/end_to_end/test_movielens.py", "tests/commands/test_report_page.py")
-# What takes the first run's result, and would have to wait for it elsewhere.
-OF_FIRST_RUN = (*RUN_AGAIN, "tests/serving/test_pushed_model.py", "tests/end_to_end/test_devices.py")
+# These share the fixture `first_run`: another process would wait for it, or run in its workdir at the same time.
+OF_FIRST_RUN = (
+    "tests/end_to_end/test_movielens.py",
+    "tests/commands/test_report_page.py",
+    "tests/serving/test_pushed_model.py",
+    "tests/end_to_end/test_devices.py",
+)
 
 
-class Together(LoadScopeScheduling):
-    """`pytest -n`: tests that share something expensive run in one process, one after the other."""
+class FixtureScheduling(LoadScopeScheduling):
+    """Scheduler of `pytest -n`: tests that share an expensive fixture run one after the other in one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return together(nodeid.split("::")[0])
+        return group(nodeid.split("::")[0])
 
 
-def together(path: str) -> str:
-    """What tests of a file share, by its path from the project's folder.
+def group(path: str) -> str:
+    """The scheduling group of a test file, by its path from the project's folder.
 
-    That is the workdir of the first run, or what a folder's conftest.py makes once a session.
+    Files share the workdir of the first run, or the session fixtures of their folder's conftest.py; others are alone.
     """
     if path in OF_FIRST_RUN:
         return FIRST_RUN
@@ -52,20 +55,24 @@ def together(path: str) -> str:
     return str(folder if folder.parent.name == "components" or folder.name == "serving" else path)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
-    return Together(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FixtureScheduling:
+    return FixtureScheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no process is left alone with it in the end."""
-    places = {item: together(item.nodeid.split("::")[0]) for item in items}
-    slow = {places[item] for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (places[item] != FIRST_RUN, places[item] not in slow))
+    """Mark tests of the first run as slow, and start the longest groups first so that both processes end together."""
+    for item in items:
+        if FIRST_RUN in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    groups = {item: group(item.nodeid.split("::")[0]) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (groups[item] != FIRST_RUN, groups[item] not in slow))
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -78,7 +85,7 @@ class Outcome:
 
 @pytest.fixture(scope="session")
 def tandem() -> Callable[..., Outcome]:
-    """Runs the `tandem` command as a user does, in a process of its own."""
+    """Run the `tandem` command as a user does, in a process of its own."""
 
     def run(*arguments: str | Path) -> Outcome:
         done = subprocess.run(
@@ -97,7 +104,7 @@ def tandem() -> Callable[..., Outcome]:
 def serve() -> Callable[..., AbstractContextManager[dict[str, str]]]:
     """`with serve(folder, *options) as addresses`: `tandem serve` on a folder of versions.
 
-    Gives HOST:PORT of `grpc` and `rest`.
+    Yields HOST:PORT of `grpc` and `rest`.
     """
 
     @contextlib.contextmanager
@@ -119,7 +126,7 @@ def serve() -> Callable[..., AbstractContextManager[dict[str, str]]]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of `pytest -n` have in common; whoever makes something there holds its lock."""
+    """A folder that all processes of `pytest -n` share; a fixture that creates something there holds its lock."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -136,7 +143,7 @@ def movielens(shared: Path, tandem: Callable[..., Outcome]) -> Path:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory, movielens: Path) -> Path:
-    """Every film, and each fifth user with all their ratings."""
+    """MovieLens with all films and every fifth user."""
     folder = tmp_path_factory.mktemp("sample")
     for name in ("items.csv", "users.csv"):
         shutil.copy(movielens / name, folder)
@@ -151,7 +158,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory, movielens: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def schema_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped recipe, trained for two epochs, with a gate that this passes."""
+    """The shipped recipe with two epochs and gates that such a model passes."""
     folder = tmp_path_factory.mktemp("schemas") / "movielens"
     shutil.copytree(ROOT / "schemas" / "movielens", folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -178,7 +185,7 @@ class PipelineRun:
         return Path(self.result["pushed_model"])
 
     def again(self, tandem: Callable[..., Outcome], *arguments: str | Path) -> Outcome:
-        """Runs in the same workdir; later arguments win."""
+        """Run in the same workdir; later arguments override earlier ones."""
         return tandem(
             "run", SCHEMA_DIR, "--data", self.data, "--workdir", self.workdir, "--json", *arguments
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a test session says at its end: on which orchestrators the whole DAG ran. A plugin, which conftest.py loads.
+"""pytest plugin, loaded by conftest.py: reports on which orchestrators the whole DAG ran.
 
-`--orchestrators local,kubeflow`, which the Makefile gives, names those that must take part: a test of theirs that is
-skipped has failed, and a session in which none of their tests ran has failed as well.
+`--orchestrators local,kubeflow`, which the Makefile sets, names the required ones: a skipped test of theirs fails, and
+so does a session in which none of their tests ran.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROPERTY = "orchestrators"
 NAMES = {"local": "local", "airflow": "Airflow", "kubeflow": "Kubeflow"}
-TARGETS = {"local": "make test", "airflow": "make test-airflow", "kubeflow": "make test"}
+TARGETS = {"local": "make tests-all", "airflow": "make test-airflow", "kubeflow": "make tests-all"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,12 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "orchestrator(name, …): looks at a run of the whole DAG on these orchestrators")
+    config.addinivalue_line("markers", "orchestrator(name, …): tests a run of the whole DAG on these orchestrators")
     config.pluginmanager.register(Orchestrators(config.getoption("--orchestrators")), "orchestrators")
 
 
 class Orchestrators:
-    """Counts the tests that look at runs of the whole DAG, by orchestrator and outcome."""
+    """Count of the tests of whole-DAG runs, by orchestrator and outcome."""
 
     def __init__(self, required: tuple[str, ...]) -> None:
         self._required = required
@@ -45,7 +45,7 @@ class Orchestrators:
         names = [name for mark in item.iter_markers("orchestrator") for name in mark.args]
         if names and report.skipped and set(names) & set(self._required):
             report.outcome = "failed"
-            report.longrepr = f"{item.nodeid} was skipped; --orchestrators says that it must run\n{report.longrepr}"
+            report.longrepr = f"{item.nodeid} was skipped, but --orchestrators requires it\n{report.longrepr}"
         # The properties are what pytest-xdist sends along with a report.
         report.user_properties.append((PROPERTY, names))
         return report
@@ -75,7 +75,7 @@ class Orchestrators:
         if found:
             return ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.items(), reverse=True))
         if name in self._missing():
-            return "DID NOT RUN, and --orchestrators says that it must"
+            return "DID NOT RUN, but --orchestrators requires it"
         return f"not in this session; `{TARGETS[name]}` runs it"
 
     def _missing(self) -> set[str]:
@@ -87,7 +87,7 @@ def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: of {', '.join(NAMES)} was wanted")
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
     return names
 
 

@@ -1,4 +1,7 @@
-"""Every shipped recipe on its sample, and what `tandem init` writes: through the gate, pushed, served and asked."""
+"""End-to-end runs of the shipped recipes on their samples, and of recipes from `tandem init`, to served responses.
+
+`make test` runs `books`; the others are slow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 from components.infra_validator.server_process import serving
 from tandem_client import Recommender
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
@@ -113,7 +116,13 @@ def plain_csv(path: Path, explicit: bool) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=["hm", "olist", "books", "synthetic", "interactions explicit", "interactions implicit", "movielens"],
+    params=[
+        "books",
+        *(
+            pytest.param(recipe, marks=pytest.mark.slow)
+            for recipe in ("hm", "olist", "synthetic", "interactions explicit", "interactions implicit", "movielens")
+        ),
+    ],
 )
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tandem: Tandem

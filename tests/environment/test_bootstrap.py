@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,13 +16,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "environment" / "bootstrap.py"
+BASE = getattr(sys, "_base_executable", sys.executable)
 LOCKS = [
     ROOT / "requirements.lock",
     ROOT / "requirements-airflow.lock",
     ROOT / "environment" / "tools.lock",
 ]
 
-# Runs set-up, but leaves with 99 where it would install something: a test must not rebuild the environment it runs in.
+# Runs set-up, but exits with 99 instead of installing: a test must not rebuild the environment that it runs in.
 CAREFULLY = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("bootstrap", {str(SCRIPT)!r})
@@ -50,17 +52,54 @@ def bootstrap() -> Iterator[ModuleType]:
 
 
 def test_set_up_of_what_is_set_up_takes_less_than_two_seconds() -> None:
-    base = getattr(sys, "_base_executable", sys.executable)
     seconds = []
     for _ in range(3):
         start = time.monotonic()
-        done = subprocess.run([base, "-c", CAREFULLY], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([BASE, "-c", CAREFULLY], capture_output=True, text=True, timeout=60, check=False)
         seconds.append(time.monotonic() - start)
         if done.returncode == 99:
-            pytest.skip("this environment was not made by `make setup` as things stand now")
+            pytest.skip("`make setup` has not run since the lock files changed")
         assert done.returncode == 0, done.stderr
         assert not done.stdout and not done.stderr
     assert min(seconds) < 2
+
+
+def copied(root: Path) -> Path:
+    """A project of its own with the script, empty lock files and an environment without packages."""
+    script = root / "environment" / "bootstrap.py"
+    for path in (script, root / "environment" / "tools.lock", root / "requirements.lock", root / "pyproject.toml",
+                 root / "serving" / "client" / "pyproject.toml"):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    shutil.copy(SCRIPT, script)
+    subprocess.run([BASE, "-m", "venv", "--copies", "--without-pip", root / ".venv"], check=True)
+    return script
+
+
+def test_set_up_called_by_the_environment_s_own_python_keeps_the_environment(tmp_path: Path) -> None:
+    """With .venv/bin first on PATH, `make` calls the interpreter that set-up would remove."""
+    script = copied(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(script.parent)!r}); import bootstrap as b;"
+        "b.PACKAGES_STAMP.write_text(b.fingerprint(b.TOOLS_LOCK, b.PACKAGES_LOCK));"
+        "b.PROJECTS_STAMP.write_text(b.fingerprint(*(each / 'pyproject.toml' for each in b.PROJECTS)))"
+    )
+    subprocess.run([BASE, "-c", code], check=True)
+    own = tmp_path / ".venv" / "bin" / "python3.11"
+    done = subprocess.run([own, script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert own.exists(), "the environment was removed"
+
+
+def test_an_environment_without_its_base_interpreter_is_rejected_before_anything_is_removed(tmp_path: Path) -> None:
+    script = copied(tmp_path)
+    own = tmp_path / ".venv" / "bin" / "python3.11"
+    code = "import runpy, sys; sys._base_executable = '/no/python3.11';"
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = subprocess.run([own, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "/no/python3.11 does not exist" in done.stderr and "make PYTHON=" in done.stderr
+    assert own.exists()
 
 
 # --- lock files -------------------------------------------------------------------------------------------------------
@@ -229,7 +268,7 @@ def test_a_wrong_python_is_told_how_to_name_the_right_one(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "sys", SimpleNamespace(version_info=(3, 12, 1), executable="/some/python3.12"))
-    with pytest.raises(bootstrap.SetupError, match=r"(?s)Python 3\.11 is wanted.*python3\.12.*make PYTHON="):
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)expected Python 3\.11, got .*python3\.12.*make PYTHON="):
         bootstrap.check_platform()
 
 
@@ -249,9 +288,7 @@ def test_an_unknown_distribution_is_told_what_to_use(
 ) -> None:
     monkeypatch.setattr(bootstrap, "distribution_codename", lambda: codename)
     monkeypatch.setattr(bootstrap, "glibc_version", lambda: (2, 35))
-    with pytest.raises(
-        bootstrap.SetupError, match=r"(?s)needs glibc 2\.39; this system has 2\.35.*What to do: use Deb"
-    ):
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)expected glibc 2\.39 or newer.*got 2\.35.*Use Debian 13"):
         bootstrap.unpack_newer_glibc()
 
 
@@ -265,7 +302,7 @@ def test_an_apt_that_cannot_fetch_is_told_what_to_do(
     monkeypatch.setattr(bootstrap, "distribution_codename", lambda: "bookworm")
     monkeypatch.setattr(bootstrap.shutil, "which", lambda tool: tool)
     monkeypatch.setattr(bootstrap, "successor_sources", lambda *_: "Types: deb\n")
-    with pytest.raises(bootstrap.SetupError, match=r"(?s)could not be fetched.*no network.*What to do: use Debian 13"):
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)cannot download.*no network.*Use Debian 13"):
         bootstrap.unpack_newer_glibc()
 
 
@@ -275,7 +312,7 @@ def test_apt_sources_that_name_no_mirror_are_told_what_to_do(
     monkeypatch.setattr(bootstrap, "distribution_codename", lambda: "bookworm")
     monkeypatch.setattr(bootstrap.shutil, "which", lambda tool: tool)
     monkeypatch.setattr(bootstrap, "successor_sources", lambda *_: "")
-    with pytest.raises(bootstrap.SetupError, match=r"(?s)names no source for bookworm.*What to do"):
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)has no source for bookworm.*Use Debian 13"):
         bootstrap.unpack_newer_glibc()
 
 

@@ -79,7 +79,7 @@ def test_a_skip_is_a_failure_where_the_orchestrator_must_run(session: Session, p
 def test_a_session_that_leaves_one_out_fails(session: Session, processes: tuple[str, ...]) -> None:
     code, said = session("--orchestrators", "local,airflow", *processes)
     assert code == 1
-    assert said["Airflow"].endswith("DID NOT RUN, and --orchestrators says that it must")
+    assert said["Airflow"].endswith("DID NOT RUN, but --orchestrators requires it")
 
 
 def test_a_session_without_runs_says_nothing(session: Session) -> None:
