@@ -20,7 +20,7 @@ from rich.console import Console
 
 from commands.compare.comparison import Comparison, PresetTraining, headline, summed_up
 from components.evaluator.verdict import VERDICT_FILE, Verdict
-from components.example_gen.check import check_sources, interactions_bytes
+from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import Progress, output_to_file
 from pipeline.runners.local import explained, start_tfx
@@ -72,8 +72,12 @@ def compare_presets(
     recipes = {name: load_recipe(schema_dir, overrides, name) for name in presets}
     for recipe in recipes.values():
         schema = load_schema(schema_dir, recipe)
-        check_sources(data, recipe.data, schema, recipe.features)
+    # A preset changes neither data nor schema, so all recipes have the same sources.
+    sources = resolve_sources(data, recipe.data, schema)
+    for recipe in recipes.values():
+        check_features(recipe.features, recipe.data.columns, sources)
     beam.check()
+    beam_args = beam.pipeline_args(sources.interactions.bytes)
     slice_ = _common_slice(recipes, overrides) if curves else None
     if slice_ is not None:
         recipes = {name: _with_training(recipe, validation=slice_) for name, recipe in recipes.items()}
@@ -83,7 +87,7 @@ def compare_presets(
         _take_over_metadata(workdir.absolute() / METADATA_FILE, home / METADATA_FILE)
         folder = new_folder(home / "runs")
         with output_to_file(folder / "log.txt") as terminal:
-            trainings = _Trainings(schema, data.absolute(), home, folder, beam, terminal)
+            trainings = _Trainings(schema, data.absolute(), home, folder, beam_args, terminal)
             trained = trainings.run(recipes, seeds)
         comparison = Comparison(
             run_id=folder.name,
@@ -112,11 +116,11 @@ class _Trainings:
         data: Path,
         home: Path,
         folder: Path,
-        beam: BeamOptions,
+        beam_args: Sequence[str],
         terminal: Any,
     ) -> None:
         self._schema = schema
-        self._beam = beam
+        self._beam_args = beam_args
         self._data = data
         self._home = home
         self._run_id = folder.name
@@ -149,7 +153,7 @@ class _Trainings:
             data_root=str(self._data),
             pipeline_root=str(self._home / "artifacts"),
             metadata=metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
-            beam_pipeline_args=self._beam.pipeline_args(interactions_bytes(self._data, recipe.data)),
+            beam_pipeline_args=self._beam_args,
             last="Evaluator",
         )
         start = time.monotonic()

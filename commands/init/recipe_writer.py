@@ -27,7 +27,7 @@ from commands.init.inspection import (
     SideTable,
     inspect_data,
 )
-from components.example_gen.check import check_sources
+from components.example_gen.resolve import check_features, resolve_sources
 from recipe import load_recipe, load_schema
 from recipe.columns import IS_POSITIVE, ColumnType
 from recipe.evaluation import METRICS
@@ -75,7 +75,8 @@ def init_recipe(schema_dir: Path, data: Path, roles: ColumnRoles) -> InitResult:
         (folder / SCHEMA_FILE).write_text(schema_text(found), encoding="utf-8")
         # What is written must pass what a run checks first.
         recipe = load_recipe(folder)
-        check_sources(found.folder, recipe.data, load_schema(folder, recipe), recipe.features)
+        sources = resolve_sources(found.folder, recipe.data, load_schema(folder, recipe))
+        check_features(recipe.features, recipe.data.columns, sources)
         _publish(folder, schema_dir)
     return InitResult(found.folder, tuple(_summary(found)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from commands.subcommands.shared_options import (
 )
 from pipeline.beam import BeamOptions, BeamRunner
 from pipeline.exit_codes import FAILED, NOT_BLESSED
-
-if TYPE_CHECKING:
-    from recipe import Recipe
 
 
 def run(
@@ -114,22 +111,22 @@ def compare(
 
 def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
     """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
-    from components.example_gen.check import check_sources
+    from components.example_gen.resolve import check_features, resolve_sources
     from recipe import BadInput, load_recipe, load_schema, preset_names
 
     folder = data or Path("data") / schema_dir.resolve().name
 
-    def checked(name: str | None) -> Recipe:
-        recipe = load_recipe(schema_dir, preset=name)
-        check_sources(folder, recipe.data, load_schema(schema_dir, recipe), recipe.features)
-        return recipe
-
-    recipe = checked(preset)
+    recipe = load_recipe(schema_dir, preset=preset)
+    sources = resolve_sources(folder, recipe.data, load_schema(schema_dir, recipe))
+    check_features(recipe.features, recipe.data.columns, sources)
     names = preset_names(schema_dir) if preset is None else []
     problems = []
     for name in names:
         try:
-            checked(name)
+            changed = load_recipe(schema_dir, preset=name)
+            load_schema(schema_dir, changed)
+            # A preset changes neither data nor schema, so its sources are the recipe's.
+            check_features(changed.features, changed.data.columns, sources)
         except BadInput as error:
             problems.append(str(error))
     if problems:

@@ -44,7 +44,15 @@ from components.example_gen.examples import Shard, encode
 from components.example_gen.join import Lookup, LookupPart, assemble, join_all, one_chunk
 from components.example_gen.negatives import sample_negatives
 from components.example_gen.rows import ARROW_TYPES, read_rows, reason
-from components.example_gen.sources import INTERACTIONS, ITEMS, Column, Sources, Table, inspect_sources, no_file
+from components.example_gen.sources import (
+    INTERACTIONS,
+    ITEMS,
+    Column,
+    ResolvedSources,
+    Table,
+    no_file,
+    read_headers,
+)
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
 from components.example_gen.split import Mask, Splitter, hash_values, splitter_of
 from recipe.columns import IS_POSITIVE
@@ -137,7 +145,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         _clear(artifact.uri)  # of what an interrupted attempt may have left
         fileio.makedirs(scratch)
         try:
-            sources = inspect_sources(_find_files(exec_properties, data), data, schema, _open)
+            sources = read_headers(_find_files(exec_properties), data, schema, _open)
             reports = self._run(sources, data, scratch)
             _check(reports, data)
             artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
@@ -149,7 +157,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         _describe(reports, artifact, exec_properties)
         logging.info("Examples generated.")
 
-    def _run(self, sources: Sources, data: Data, scratch: str) -> list[Report]:
+    def _run(self, sources: ResolvedSources, data: Data, scratch: str) -> list[Report]:
         """Runs the Beam pipeline and returns what it reported, in order."""
         result = os.path.join(scratch, "reports.json")
         with self._make_beam_pipeline() as pipeline:
@@ -177,7 +185,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
                 written = units | "Write[interactions]" >> beam.Map(_write_rows, lookups, sources, data, scratch)
                 others = pipeline | "No partitions" >> beam.Create([])
             else:
-                partitions = count_partitions(sum(map(_size, sources.interactions.files)))
+                partitions = count_partitions(_uncompressed_bytes(sources.interactions))
                 written = units | "Spill[interactions]" >> beam.Map(
                     _spill_rows, lookups, sources, data, scratch, partitions
                 )
@@ -285,7 +293,7 @@ def _assemble(parts: Sequence[tuple[Report, LookupPart | None]], table: Table) -
     return _Assembled(table.name, reports, lookup)
 
 
-def _gather_lookups(_: None, assembled: Sequence[_Assembled], sources: Sources) -> _Lookups:
+def _gather_lookups(_: None, assembled: Sequence[_Assembled], sources: ResolvedSources) -> _Lookups:
     """Joins the lookups of items and users onto them."""
     reports = [report for one in assembled for report in one.reports]
     ready = {one.name: one.lookup for one in assembled if one.lookup is not None}
@@ -317,7 +325,7 @@ class _Read:
 
 def _cut(unit: Unit, table: Table) -> list[Unit]:
     """The unit in spans, if its file is large and can be read from the middle."""
-    if table.format != "csv" or unit.file.endswith(".gz") or _size(unit.file) <= 2 * SPAN_BYTES:
+    if table.format != "csv" or unit.file.endswith(".gz") or table.sizes[unit.index] <= 2 * SPAN_BYTES:
         return [unit]
     with _open(unit.file) as stream:
         spans = find_spans(stream, SPAN_BYTES)
@@ -325,7 +333,7 @@ def _cut(unit: Unit, table: Table) -> list[Unit]:
 
 
 def _interactions(
-    unit: Unit, sources: Sources, lookups: Sequence[Lookup], data: Data, rejects: _Rejects
+    unit: Unit, sources: ResolvedSources, lookups: Sequence[Lookup], data: Data, rejects: _Rejects
 ) -> Iterator[pa.RecordBatch]:
     """The good rows of a unit, block by block, with the columns of the interactions' own lookups.
 
@@ -356,7 +364,7 @@ def _unmatched(column: Column, lookups: Sequence[Lookup]) -> str:
     return f" (by {table.key} from {table.name})" if table is not None else ""
 
 
-def _write_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scratch: str) -> _Read:
+def _write_rows(unit: Unit, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str) -> _Read:
     """Reads a unit, splits it row by row and writes its train and eval shard."""
     item_ids = pa.array([], pa.string())
     if not lookups.usable:
@@ -379,7 +387,9 @@ def _write_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scr
     return _Read(rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids)
 
 
-def _spill_rows(unit: Unit, lookups: _Lookups, sources: Sources, data: Data, scratch: str, partitions: int) -> _Read:
+def _spill_rows(
+    unit: Unit, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str, partitions: int
+) -> _Read:
     """Reads a unit and spreads its rows over the partitions."""
     item_ids = pa.array([], pa.string())
     if not lookups.usable:
@@ -400,7 +410,7 @@ def _spill(unit: Unit, scratch: str, partitions: int) -> Spill:
     return Spill(partitions, lambda partition: _scratch_file(scratch, f"spill-{partition:05d}", unit), _create)
 
 
-def _features(rows: pa.RecordBatch, lookups: _Lookups, sources: Sources) -> pa.RecordBatch:
+def _features(rows: pa.RecordBatch, lookups: _Lookups, sources: ResolvedSources) -> pa.RecordBatch:
     """The rows with the columns of items and users: every feature of the schema, in its order."""
     joined = join_all(rows, lookups.roots)
     return pa.RecordBatch.from_arrays([joined.column(name) for name in sources.features], list(sources.features))
@@ -443,7 +453,9 @@ class _Whole:
     item_ids: pa.Array | None = None
 
 
-def _merge_partition(number: int, read: Sequence[_Read], sources: Sources, data: Data, scratch: str) -> _Partition:
+def _merge_partition(
+    number: int, read: Sequence[_Read], sources: ResolvedSources, data: Data, scratch: str
+) -> _Partition:
     """Puts a partition together from all units, and merges duplicates."""
     if any(one.report.problem is not None for one in read):
         return _Partition(number)
@@ -465,7 +477,12 @@ def _merge_partition(number: int, read: Sequence[_Read], sources: Sources, data:
 
 
 def _sum_up(
-    _: None, read: Sequence[_Read], partitions: Sequence[_Partition], lookups: _Lookups, sources: Sources, data: Data
+    _: None,
+    read: Sequence[_Read],
+    partitions: Sequence[_Partition],
+    lookups: _Lookups,
+    sources: ResolvedSources,
+    data: Data,
 ) -> _Whole:
     item_ids = None
     ordered = sorted(partitions, key=lambda one: one.number)
@@ -478,7 +495,7 @@ def _sum_up(
 
 
 def _write_partition(
-    partition: _Partition, whole: _Whole, lookups: _Lookups, sources: Sources, data: Data, scratch: str
+    partition: _Partition, whole: _Whole, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str
 ) -> Report:
     """Splits a partition, adds its negatives, and writes its train and eval shard."""
     unit = Unit(PARTITIONS, partition.number, "")
@@ -508,7 +525,7 @@ def _write_partition(
 
 
 def _negatives(
-    rows: pa.Table, is_eval: Mask, item_ids: pa.Array, data: Data, sources: Sources
+    rows: pa.Table, is_eval: Mask, item_ids: pa.Array, data: Data, sources: ResolvedSources
 ) -> tuple[pa.Table, npt.NDArray[np.int64]]:
     """Negatives for the rows, with the columns that they share with them, and the row that each belongs to."""
     assert data.negatives is not None
@@ -540,7 +557,7 @@ def _finish(
     read: Sequence[_Read],
     others: Sequence[Report],
     lookups: _Lookups,
-    sources: Sources,
+    sources: ResolvedSources,
     data: Data,
     scratch: str,
     result: str,
@@ -570,7 +587,7 @@ def _report(entry: dict[str, Any]) -> Report:
     return Report(**{**entry, "unit": unit})
 
 
-def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: Sources, item_id: str) -> pa.Table:
+def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: ResolvedSources, item_id: str) -> pa.Table:
     """Every known item once: the items table in its order, then other items that somebody touched, sorted by id."""
     ids = pc.unique(pa.concat_arrays([pa.array([], pa.string()), *seen]))
     table = pa.table({item_id: pa.array([], pa.string())})
@@ -622,8 +639,13 @@ class _Rejects:
 # --- before and after the pipeline ------------------------------------------------------------------------------------
 
 
-def _find_files(exec_properties: Mapping[str, Any], data: Data) -> dict[str, list[str]]:
-    """The files of each table; the patterns come from the driver, which has filled in span and version."""
+def _find_files(exec_properties: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the files of each table.
+
+    The command has resolved them before the run, for its own check. They are resolved once more here, because the
+    executor may run on another machine and later, and must read what TFX's driver has put into the cache key: the
+    driver fills span and version into the patterns and fingerprints the files that match them.
+    """
     config = example_gen_pb2.Input()
     proto_utils.json_to_proto(exec_properties[standard_component_specs.INPUT_CONFIG_KEY], config)
     base = exec_properties[standard_component_specs.INPUT_BASE_KEY]
@@ -728,11 +750,12 @@ def _create(file: str) -> IO[bytes]:
     return stream
 
 
-def _size(file: str) -> int:
-    """Bytes in a file, or about what they will be once decompressed."""
-    with _open(file) as stream:
-        stream.seek(0, os.SEEK_END)
-        return stream.tell() * (_COMPRESSION if file.endswith(".gz") else 1)
+def _uncompressed_bytes(table: Table) -> int:
+    """The bytes of a table's files, or about what they will be once decompressed."""
+    return sum(
+        size * (_COMPRESSION if file.endswith(".gz") else 1)
+        for file, size in zip(table.files, table.sizes, strict=True)
+    )
 
 
 def _scratch_file(scratch: str, kind: str, unit: Unit) -> str:

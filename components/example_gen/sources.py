@@ -1,8 +1,13 @@
-"""Decides, from the files' headers, which table gives which column; shared by the executor and the check before."""
+"""Resolves the recipe's `data.sources`: the files of each table, their sizes, and which table gives which column.
+
+`resolve.resolve_sources` does so before a run, the executor where it runs. Both hand the result on, so that the files
+are neither listed nor opened again to find out about them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Literal
 
@@ -60,6 +65,7 @@ class Table:
         duplicates: For a lookup, what happens to a key that stands in several rows.
         format: How the files are written.
         records: Where the records of a JSON file stand.
+        sizes: The bytes of each file, compressed if the file is.
     """
 
     name: str
@@ -70,9 +76,15 @@ class Table:
     duplicates: Literal["error", "first", "last"] = "error"
     format: Literal["csv", "json"] = "csv"
     records: str | None = None
+    sizes: tuple[int, ...] = ()
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files together."""
+        return sum(self.sizes)
 
     @property
     def root(self) -> str:
@@ -86,7 +98,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sources:
+class ResolvedSources:
     """All tables of a run.
 
     Attributes:
@@ -116,35 +128,38 @@ class Sources:
         return [name for name, table in self.lookups.items() if table.root == root and name != root]
 
 
-def inspect_sources(
+def read_headers(
     files: Mapping[str, Sequence[str]],
     data: Data,
     schema: schema_pb2.Schema,
     open_file: Callable[[str], IO[bytes]],
-) -> Sources:
-    """Reads the headers of all files and decides which table gives which feature of the schema.
+) -> ResolvedSources:
+    """Read the headers of all files and decide which table gives which feature of the schema.
 
     Args:
-        files: The files of each table in `data.sources`.
+        files: The files of each table in `data.sources`, at least one each.
         data: The recipe's data section.
         schema: Every feature in it is read from some table, or made as the recipe says.
         open_file: Opens a file for reading bytes.
 
     Raises:
-        DataError: A file is missing, empty or unreadable, a column is missing or stands in two tables.
+        DataError: A file is empty or unreadable, a column is missing or is in two tables.
     """
-    headers: dict[str, list[Header]] = {}
-    for name, source in data.sources.tables().items():
-        if not files.get(name):
-            raise no_file(name, source.files)
-        headers[name] = []
+    tables = data.sources.tables()
+    headers: dict[str, list[Header]] = {name: [] for name in tables}
+    sizes: dict[str, int] = {}
+    for name, source in tables.items():
         for file in sorted(files[name]):
             with open_file(file) as stream:
+                stream.seek(0, os.SEEK_END)
+                sizes[file] = stream.tell()
+                stream.seek(0)
                 if source.file_format == "json":
-                    headers[name].append(read_json_header(stream, file, source.records))
+                    header = read_json_header(stream, file, source.records)
                 else:
-                    headers[name].append(read_header(stream, file, data.max_bad_rows > 0))
-    return lay_out(headers, data, schema)
+                    header = read_header(stream, file, data.max_bad_rows > 0)
+            headers[name].append(_renamed(header, name, source))
+    return _lay_out(headers, sizes, tables, data, schema)
 
 
 def no_file(table: str, pattern: str, folder: str = "", there: Sequence[str] = ()) -> DataError:
@@ -156,10 +171,13 @@ def no_file(table: str, pattern: str, folder: str = "", there: Sequence[str] = (
                      "Put the file there, or correct the pattern in the recipe.")  # fmt: skip
 
 
-def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_pb2.Schema) -> Sources:
-    """As `inspect_sources`, for headers already read."""
-    tables = data.sources.tables()
-    headers = {name: [_renamed(header, name, tables[name]) for header in headers[name]] for name in tables}
+def _lay_out(
+    headers: Mapping[str, Sequence[Header]],
+    sizes: Mapping[str, int],
+    tables: Mapping[str, Source],
+    data: Data,
+    schema: schema_pb2.Schema,
+) -> ResolvedSources:
     types = column_types(schema)
     made = _made(data)
     keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
@@ -199,12 +217,25 @@ def lay_out(headers: Mapping[str, Sequence[Header]], data: Data, schema: schema_
         if types_of[column] == "BYTES":
             raise DataError(f"data.aggregate.sum adds up {column!r}, which is text in the schema. "
                             "Make it INT or FLOAT there, or drop the sum.")  # fmt: skip
-    laid_out = {name: _table(name, headers[name], list(wanted[name]), types, types_of, data, schema) for name in tables}
-    for laid in laid_out.values():
-        _check_files(laid, headers[laid.name])
+    laid_out = {}
+    for name, source in tables.items():
+        columns = _columns(name, source, list(wanted[name]), types_of, data, schema)
+        _check_files(columns, source, headers[name])
+        files = tuple(header.file for header in headers[name])
+        laid_out[name] = Table(
+            name,
+            files,
+            columns,
+            tuple(column for column in types if column in wanted[name] and column != keys.get(name)),
+            keys.get(name),
+            source.duplicates if isinstance(source, Lookup) else "error",
+            source.file_format,
+            source.records,
+            tuple(sizes[file] for file in files),
+        )
     by_joining = [column for name in joined for column in laid_out[name].columns if column.name != keys.get(name)]
     needed = {*types, *_required(data), *sums, *(keys[name] for name in keys if "." not in name)}
-    return Sources(
+    return ResolvedSources(
         interactions=laid_out.pop(INTERACTIONS),
         lookups=laid_out,
         features=tuple(types),
@@ -237,13 +268,13 @@ def _check_keys(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]
                 raise _missing(key, place, f"{table} is joined by it")
 
 
-def _check_files(table: Table, headers: Sequence[Header]) -> None:
+def _check_files(columns: Sequence[Column], source: Source, headers: Sequence[Header]) -> None:
     """Every file must have every column of its table once."""
     for header in headers:
-        for column in table.columns:
+        for column in columns:
             if header.names.count(column.name) > 1:
                 raise DataError(f"{header.place}: the column {column.name!r} stands twice in the header; rename one.")
-            if column.name not in header.names and table.format == "csv":
+            if column.name not in header.names and source.file_format == "csv":
                 raise _missing(column.name, [header], "the other files of the table have it")
 
 
@@ -299,41 +330,29 @@ def _missing(column: str, headers: Sequence[Header], why: str) -> DataError:
     return DataError(f"{place}: there is no column {column!r}; {why}{close} Columns there: {', '.join(known)}.")
 
 
-def _table(
-    name: str,
-    headers: Sequence[Header],
+def _columns(
+    table: str,
+    source: Source,
     wanted: Sequence[str],
     types: Mapping[str, ColumnType],
-    types_of: Mapping[str, ColumnType],
     data: Data,
     schema: schema_pb2.Schema,
-) -> Table:
-    source = data.sources.tables()[name]
+) -> tuple[Column, ...]:
+    """The columns to read from a table, with their types and bounds."""
     key = source.key if isinstance(source, Lookup) else None
     required = [key] if key is not None else _required(data)
-    ranges = _ranges(data, schema) if _root(name) == INTERACTIONS else {}
+    ranges = _ranges(data, schema) if _root(table) == INTERACTIONS else {}
     cells = {new: old for old, new in source.rename.items()}
-    columns = tuple(
+    return tuple(
         Column(
             column,
-            types_of.get(column, "BYTES"),
+            types.get(column, "BYTES"),
             column in required,
             *ranges.get(column, (None, None)),
             cell=cells.get(column, ""),
             time_format=data.timestamp_format if column == data.columns.timestamp and column != key else None,
         )
         for column in wanted
-    )
-    files = tuple(header.file for header in headers)
-    return Table(
-        name,
-        files,
-        columns,
-        tuple(column for column in types if column in wanted and column != key),
-        key,
-        source.duplicates if isinstance(source, Lookup) else "error",
-        source.file_format,
-        source.records,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from components.example_gen.check import check_sources, interactions_bytes
+from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.best_possible import best_possible
 from pipeline.console import CACHED, Progress, output_to_file
@@ -71,7 +71,8 @@ def run_recipe(
     """
     recipe = load_recipe(schema_dir, overrides, preset)
     schema = load_schema(schema_dir, recipe)
-    check_sources(data, recipe.data, schema, recipe.features)
+    sources = resolve_sources(data, recipe.data, schema)
+    check_features(recipe.features, recipe.data.columns, sources)
     beam.check()
     workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
@@ -82,8 +83,9 @@ def run_recipe(
         (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
         (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
+            beam_args = beam.pipeline_args(sources.interactions.bytes)
             seconds, components = _run(
-                recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam, terminal
+                recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam_args, terminal
             )  # fmt: skip
         best = best_possible(data, recipe.data.split.model_dump())
         result = result_of(workdir, folder.name, recipe.name, preset, seconds, components, best)
@@ -98,7 +100,7 @@ def _run(
     data: Path,
     workdir: Path,
     serving_dir: Path,
-    beam: BeamOptions,
+    beam_args: Sequence[str],
     terminal: Any,
 ) -> tuple[float, tuple[ComponentTime, ...]]:
     console = Console(file=terminal)
@@ -116,7 +118,7 @@ def _run(
             pipeline_root=str(workdir / "artifacts"),
             serving_dir=str(serving_dir),
             metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
-            beam_pipeline_args=beam.pipeline_args(interactions_bytes(data, recipe.data)),
+            beam_pipeline_args=beam_args,
         )
         progress = Progress(console, len(dag.components))
         try:

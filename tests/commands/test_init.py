@@ -18,7 +18,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from commands.init.feature_inference import infer_feature
 from commands.init.inspection import ColumnRoles
 from commands.init.recipe_writer import gate_k, init_recipe
-from components.example_gen.check import check_sources
+from components.example_gen.resolve import check_features, resolve_sources
 from recipe import BadInput, Recipe, load_recipe, load_schema
 from recipe.columns import column_types
 
@@ -66,7 +66,7 @@ def loaded(schema_dir: Path, data: Path) -> tuple[Recipe, schema_pb2.Schema]:
     """What was written, checked as a run checks it."""
     recipe = load_recipe(schema_dir)
     schema = load_schema(schema_dir, recipe)
-    check_sources(data, recipe.data, schema, recipe.features)
+    check_features(recipe.features, recipe.data.columns, resolve_sources(data, recipe.data, schema))
     return recipe, schema
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,7 +322,10 @@ def stopping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseE
             raise error
 
         monkeypatch.setattr(running, "_run", raise_it)
-        monkeypatch.setattr(running, "check_sources", lambda *_: None)
+        monkeypatch.setattr(
+            running, "resolve_sources", lambda *_: SimpleNamespace(interactions=SimpleNamespace(bytes=0))
+        )
+        monkeypatch.setattr(running, "check_features", lambda *_: None)
         with pytest.raises(type(error)):
             running.run_recipe(Path(__file__).resolve().parents[2] / "schemas" / "movielens", tmp_path, tmp_path / "w")
         return tmp_path / "w"

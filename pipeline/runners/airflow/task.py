@@ -18,7 +18,7 @@ from absl import logging
 from google.protobuf import json_format
 from tfx.proto.orchestration import pipeline_pb2
 
-from components.example_gen.check import interactions_bytes
+from components.example_gen.resolve import interactions_bytes
 from pipeline.exit_codes import BAD_INPUT, FAILED
 from pipeline.lineage import Lineage
 from pipeline.runners.airflow.plan import Plan, read_plan, say_why
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 def _launch(plan: Plan, run_id: str, name: str, start: float) -> int:
     compiled = json_format.ParseDict(plan.pipeline, pipeline_pb2.Pipeline())
-    # The plan is older than the data may be.
+    # Not in the plan, which is compiled once and may be older than the files; only their size is needed here.
     input_bytes = interactions_bytes(Path(plan.deployment.data), Data.model_validate(plan.recipe["data"]))
     launches = Launches(compiled, run_id, plan.deployment.beam.pipeline_args(input_bytes))
     _remove_half_written(plan, run_id, name)

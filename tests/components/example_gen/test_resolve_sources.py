@@ -1,4 +1,4 @@
-"""The check before a run: names what is wrong with the files, fast and without TensorFlow."""
+"""Resolving sources before a run: finds the files and names what is wrong with them, fast and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ingestion import SCHEMA, make_data, make_features, make_schema, make_tables, write_tables
+from ingestion import SCHEMA, make_data, make_features, make_interactions, make_schema, make_tables, write_tables
 
-from components.example_gen.check import check_sources
 from components.example_gen.errors import DataError
+from components.example_gen.resolve import check_features, interactions_bytes, resolve_sources
 from recipe.data import Data
 
 
 def test_good_tables_pass(folder: Path) -> None:
     write_tables(folder, make_tables())
-    check_sources(folder, make_data(), make_schema(), make_features())
+    sources = resolve_sources(folder, make_data(), make_schema())
+    check_features(make_features(), make_data().columns, sources)
+    assert [table.files for table in (sources.interactions, *sources.lookups.values())] == [
+        (str(folder / f"{name}.csv"),) for name in ("interactions", "items", "users")
+    ]
+
+
+def test_the_size_of_the_interactions(folder: Path) -> None:
+    tables = {**make_tables(), "interactions-2.csv": make_interactions(7)}
+    write_tables(folder, tables)
+    size = sum(len(tables[name]) for name in ("interactions.csv", "interactions-2.csv"))
+    assert resolve_sources(folder, make_data(), make_schema()).interactions.bytes == size
+    assert interactions_bytes(folder, make_data()) == size
 
 
 def test_gzip_and_several_files_pass(folder: Path) -> None:
@@ -29,12 +41,12 @@ def test_gzip_and_several_files_pass(folder: Path) -> None:
     for part in range(2):
         tables[f"interactions-{part}.csv.gz"] = gzip.compress(content.encode())
     write_tables(folder, tables)
-    check_sources(folder, make_data(), make_schema(), make_features())
+    resolve_sources(folder, make_data(), make_schema())
 
 
 def test_no_tensorflow() -> None:
     code = (
-        "import components.example_gen.check, sys; "
+        "import components.example_gen.resolve, sys; "
         "print([name for name in ('tensorflow', 'tfx', 'apache_beam', 'tfx_bsl') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -64,7 +76,7 @@ def test_what_is_wrong_is_named(folder: Path, table: str, content: str | bytes |
         tables[table] = content
     write_tables(folder, tables)
     with pytest.raises(DataError, match=message):
-        check_sources(folder, make_data(), make_schema(), make_features())
+        resolve_sources(folder, make_data(), make_schema())
 
 
 def test_a_feature_that_no_table_has(folder: Path) -> None:
@@ -73,14 +85,14 @@ def test_a_feature_that_no_table_has(folder: Path) -> None:
     with pytest.raises(
         DataError, match=r"there is no column 'titles'; the schema has this feature; did you mean 'title'\?"
     ):
-        check_sources(folder, make_data(), schema, make_features())
+        resolve_sources(folder, make_data(), schema)
 
 
 def test_the_error_is_one_line_that_ends_in_a_remedy(folder: Path) -> None:
     with pytest.raises(
         DataError, match=re.escape(f"in {folder}. Put the file there, or correct the pattern in the recipe.")
     ):
-        check_sources(folder, make_data(), make_schema(), make_features())
+        resolve_sources(folder, make_data(), make_schema())
 
 
 def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
@@ -91,7 +103,7 @@ def test_the_latest_span_and_version_are_checked(folder: Path) -> None:
         (path / "interactions.csv").write_text(content)
     data = make_data(sources={**make_data().sources.model_dump(),
                               "interactions": {"files": "span-{SPAN}/v{VERSION}/interactions.csv"}})  # fmt: skip
-    check_sources(folder, data, make_schema(), make_features())
+    resolve_sources(folder, data, make_schema())
 
 
 def lookup_data(**items: Any) -> Data:
@@ -114,10 +126,10 @@ def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             data = lookup_data(rename={"id": "item_id"}, lookups=[lookup])
-            check_sources(folder, data, make_schema(), make_features())
+            resolve_sources(folder, data, make_schema())
     write_tables(folder, {"kinds.json": '{"all": [null, {"kind": "k", "name": "Film"}]}'})
     renamed = {**kinds, "rename": {"name": "title"}}
-    check_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[renamed]), make_schema(), make_features())
+    resolve_sources(folder, lookup_data(rename={"id": "item_id"}, lookups=[renamed]), make_schema())
 
 
 @pytest.mark.parametrize(
@@ -133,4 +145,4 @@ def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
 def test_made_columns_are_new_and_named_columns_are_there(folder: Path, changes: dict[str, Any], message: str) -> None:
     write_tables(folder, make_tables())
     with pytest.raises(DataError, match=message):
-        check_sources(folder, make_data(**changes), make_schema(), make_features())
+        resolve_sources(folder, make_data(**changes), make_schema())

@@ -1,4 +1,9 @@
-"""Checks a folder of tables before a run, in well under a second and without TensorFlow. The command line calls it."""
+"""Resolves a recipe's sources before a run, in well under a second and without TensorFlow. The commands call it.
+
+sources = resolve_sources(Path("data/movielens"), recipe.data, schema)
+check_features(recipe.features, recipe.data.columns, sources)
+beam_args = beam.pipeline_args(sources.interactions.bytes)
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,8 @@ from typing import IO
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.example_gen.errors import DataError
-from components.example_gen.sources import inspect_sources, no_file
+from components.example_gen.sources import ResolvedSources, no_file, read_headers
+from recipe.columns import Columns
 from recipe.data import Data
 from recipe.features import Features
 
@@ -18,20 +24,18 @@ from recipe.features import Features
 _PLACEHOLDER = re.compile(r"\{(?:SPAN|VERSION)(?::\d+)?\}|\{(?:YYYY|MM|DD)\}")
 
 
-def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema, features: Features) -> None:
-    """Checks that every table is there with a readable header, the columns needed and at least one row.
+def resolve_sources(input_base: Path, data: Data, schema: schema_pb2.Schema) -> ResolvedSources:
+    """Find the files of every table, and check that each has a readable header, the columns needed and a row.
 
     Only the first block of each file is read; rows are checked by the run itself.
 
     Args:
         input_base: The folder that the recipe's patterns are relative to.
         data: The recipe's data section.
-        schema: The curated schema; every feature in it must stand in some table.
-        features: The recipe's features. What the query tower sees must not come from the item it has to find, and what
-            the candidate tower sees must be known of every item.
+        schema: The curated schema; every feature in it must be in some table.
 
     Raises:
-        DataError: Names the file, and the line where there is one, and says what to do.
+        DataError: Names the file, the line if there is one, and the remedy.
     """
     files = {}
     for name, source in data.sources.tables().items():
@@ -39,7 +43,22 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema, featu
         if not files[name]:
             there = sorted(path.name for path in input_base.iterdir()) if input_base.is_dir() else []
             raise no_file(name, source.files, str(input_base), there)
-    items = {*inspect_sources(files, data, schema, _open).item_features}
+    return read_headers(files, data, schema, _open)
+
+
+def check_features(features: Features, columns: Columns, sources: ResolvedSources) -> None:
+    """Check that each tower's features come from a table that the tower may use.
+
+    Args:
+        features: The recipe's features. A feature of the query tower must not come from the items table, which would
+            show it the item to find; a feature of the candidate tower must, so that every item has it.
+        columns: The recipe's `data.columns`.
+        sources: The tables.
+
+    Raises:
+        DataError: Names the key of the feature and the remedy.
+    """
+    items = {*sources.item_features}
     for index, feature in enumerate(features.query):
         if feature.column in items:
             raise DataError(
@@ -47,19 +66,18 @@ def check_sources(input_base: Path, data: Data, schema: schema_pb2.Schema, featu
                 "the query tower the item that it has to find. List it under features.candidate, or drop it."
             )
     for index, feature in enumerate(features.candidate):
-        if feature.column not in items and feature.column != data.columns.item_id:
+        if feature.column not in items and feature.column != columns.item_id:
             raise DataError(
-                f"features.candidate.{index}.column: {feature.column!r} is no column of the items table, so most of "
-                "the catalogue would be without it. List it under features.query, or add it to the items table."
+                f"features.candidate.{index}.column: {feature.column!r} is not a column of the items table, so most "
+                "items would have no value. List it under features.query, or add it to the items table."
             )
 
 
 def interactions_bytes(input_base: Path, data: Data) -> int:
-    """Size of the files of interactions that a run reads, 0 where there are none.
+    """Return the size of the files of interactions, 0 if there are none, without opening them.
 
-    Args:
-        input_base: The folder that the recipe's patterns are relative to.
-        data: The recipe's data section.
+    For a process that runs one component of a DAG compiled earlier; where the sources are resolved, their
+    `interactions.bytes` is the same figure.
     """
     return sum(Path(file).stat().st_size for file in _latest_span(input_base, data.sources.interactions.files))
 
