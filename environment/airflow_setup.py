@@ -1,7 +1,7 @@
-"""Makes `.venv-airflow`: Airflow from `requirements-airflow.lock`, checked against its hashes, and Tandem without TFX.
+"""Create `.venv-airflow`: Airflow from `requirements-airflow.lock`, checked against its hashes, and Tandem without TFX.
 
-Called by `make airflow-setup` after bootstrap.py. Airflow's processes read plans and start others; what they start runs
-in `.venv`, so this environment needs neither TensorFlow nor a newer glibc.
+`make airflow-setup` calls it after bootstrap.py. Airflow's processes read plans and start components in `.venv`, so this
+environment needs neither TensorFlow nor a newer glibc.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STAMP = VENV / ".tandem-airflow"
 
 
 def install() -> None:
-    """Makes the environment from nothing."""
+    """Create the environment."""
     shutil.rmtree(VENV, ignore_errors=True)
-    say("making .venv-airflow (first time only; 300 MB on disk)")
-    # Of the system's own Python: the one of .venv brings a glibc of its own along.
+    say("creating .venv-airflow (first time only; 300 MB on disk)")
+    # From the base interpreter: the one of .venv may load another glibc.
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--without-pip", VENV)
     uv = [
         bootstrap.VENV / "bin" / "uv",
@@ -46,10 +46,10 @@ def main() -> int:
     try:
         with open(ROOT / ".venv.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            wanted = bootstrap.fingerprint(LOCK, ROOT / "pyproject.toml")
-            if not bootstrap.is_current(STAMP, wanted):
+            expected = bootstrap.fingerprint(LOCK, ROOT / "pyproject.toml")
+            if not bootstrap.is_current(STAMP, expected):
                 install()
-                STAMP.write_text(wanted)
+                STAMP.write_text(expected)
     except SetupError as error:
         say(f"failed: {error}")
         return 1

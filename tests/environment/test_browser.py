@@ -34,17 +34,17 @@ def test_an_installed_browser_with_its_driver_is_taken(browser: ModuleType, monk
     assert browser.browser() == {"browser": "/bin/google-chrome", "driver": "/bin/chromedriver"}
 
 
-def test_without_a_browser_and_without_apt_it_says_what_to_do(
+def test_error_without_a_browser_and_apt_has_a_remedy(
     browser: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed(browser, monkeypatch, "chromium")
     assert browser.main() == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert "What to do: install Chromium" in said.err and "chromedriver" in said.err
+    assert "Install Chromium" in said.err and "chromedriver" in said.err
 
 
-def test_when_apt_fails_its_own_words_are_told_and_nothing_half_done_stays(
+def test_error_of_apt_is_reported_and_no_partial_folder_remains(
     browser: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed(browser, monkeypatch, "apt-get", "dpkg-deb")

@@ -34,9 +34,9 @@ def tools(folder: Path, **scripts: str) -> str:
 @pytest.mark.parametrize(
     ("there", "told"),
     [
-        ({"mvn": ""}, ["java was not found on PATH", "openjdk-17-jre-headless"]),
-        ({"java": 'openjdk version "17.0.15"'}, ["mvn was not found on PATH", "maven"]),
-        ({"java": 'java version "1.8.0_402"', "mvn": ""}, ["Java 17 or newer was wanted", '"1.8.0_402"']),
+        ({"mvn": ""}, ["java is not on PATH", "openjdk-17-jre-headless"]),
+        ({"java": 'openjdk version "17.0.15"'}, ["mvn is not on PATH", "maven"]),
+        ({"java": 'java version "1.8.0_402"', "mvn": ""}, ["expected Java 17 or newer", "1.8.0_402"]),
     ],
     ids=["no java", "no maven", "old java"],
 )
