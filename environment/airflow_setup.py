@@ -1,7 +1,7 @@
 """Create `.venv-airflow`: Airflow from `requirements-airflow.lock`, checked against its hashes, and Tandem without TFX.
 
-`make airflow-setup` calls it after bootstrap.py. Airflow's processes read plans and start components in `.venv`, so this
-environment needs neither TensorFlow nor a newer glibc.
+`make airflow-setup` calls it after bootstrap.py. Airflow's processes read plans and start components in `.venv`, so
+this environment needs neither TensorFlow nor a newer glibc.
 """
 
 from __future__ import annotations

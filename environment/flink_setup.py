@@ -1,7 +1,7 @@
 """Create `.flink`: Apache Flink and Beam's job server for it, from Maven Central, checked against their hashes.
 
-`make flink-setup` calls it. After a change of environment/flink/pom.xml, `python environment/flink_setup.py --pin` writes
-the new hashes.
+`make flink-setup` calls it. After a change of environment/flink/pom.xml, `python environment/flink_setup.py --pin`
+writes the new hashes.
 """
 
 from __future__ import annotations

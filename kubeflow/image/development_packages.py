@@ -1,7 +1,7 @@
-"""Prints the installed packages that Tandem does not need at run time, one a line, for kubeflow/image/Dockerfile.
+"""Print the installed packages that Tandem does not need at run time, one per line, for kubeflow/image/Dockerfile.
 
-The lock file has one list for users and developers. What an image needs is what the projects' own dependencies and the
-extra `kubeflow` ask for, and what those ask for in turn; the rest (linters, test tools) only makes it larger.
+The lock file has one list for users and developers. An image needs the dependencies of both projects and of the extra
+`kubeflow`, with their own dependencies; other packages (linters, test tools) would only make it larger.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Extras of ours that an image needs.
+# Extras that an image needs.
 EXTRAS = ("kubeflow",)
 
 
-def wanted(projects: list[Path]) -> list[Requirement]:
-    """What the projects ask for at run time, our own distributions left out.
+def requirements(projects: list[Path]) -> list[Requirement]:
+    """Run-time requirements of the projects, without our own distributions.
 
     Args:
-        projects: their `pyproject.toml` files.
+        projects: The `pyproject.toml` files.
     """
     found: list[Requirement] = []
     for path in projects:
@@ -34,10 +34,10 @@ def wanted(projects: list[Path]) -> list[Requirement]:
     return [requirement for requirement in found if not requirement.name.startswith("tandem")]
 
 
-def needed(requirements: list[Requirement]) -> set[str]:
-    """Canonical names of the installed packages that the requirements lead to, extras and markers honoured."""
+def needed(roots: list[Requirement]) -> set[str]:
+    """Canonical names of the installed packages that `roots` need, with extras and markers evaluated."""
     extras: dict[str, set[str]] = {}
-    waiting = list(requirements)
+    waiting = list(roots)
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
@@ -46,12 +46,10 @@ def needed(requirements: list[Requirement]) -> set[str]:
         known = extras.setdefault(name, {""})
         known |= requirement.extras
         try:
-            asks = metadata.requires(name) or []
+            found = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            raise SystemExit(
-                f"{name} is needed and not installed. Run `make lock` and build the image again."
-            ) from None
-        for each in map(Requirement, asks):
+            raise SystemExit(f"{name} is required but not installed. Run `make lock` and rebuild the image.") from None
+        for each in map(Requirement, found):
             if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in known):
                 waiting.append(each)
     return set(extras)
@@ -62,7 +60,7 @@ def main(projects: list[str]) -> int:
         raise SystemExit("usage: development_packages.py PYPROJECT.TOML…")
     installed = {canonicalize_name(each.metadata["Name"]) for each in metadata.distributions()}
     ours = {name for name in installed if name.startswith("tandem")}
-    print("\n".join(sorted(installed - ours - needed(wanted([Path(each) for each in projects])))))
+    print("\n".join(sorted(installed - ours - needed(requirements([Path(each) for each in projects])))))
     return 0
 
 

@@ -1,15 +1,15 @@
-# The official TensorFlow Serving with Tandem's configuration inside, for plain Docker and for clusters that want one
-# image without a ConfigMap. The manifests in kubeflow/manifests/base use the official image as it is, with the same flags.
-# Its version is the TensorFlow that writes the SavedModels.
+# The official TensorFlow Serving image with Tandem's configuration, for plain Docker and for clusters without a
+# ConfigMap. kubeflow/manifests/base runs the official image with the same flags. Its version is that of the TensorFlow
+# that writes the SavedModels.
 FROM tensorflow/serving:2.21.0
 COPY kubeflow/manifests/serving/models.config kubeflow/manifests/serving/batching.config kubeflow/manifests/serving/monitoring.config \
      /etc/tensorflow-serving/
 EXPOSE 8500 8501
 USER 10001:10001
-# The image has no curl; bash opens sockets by itself.
+# The image has no curl, so bash opens the socket.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8501 && printf 'GET /v1/models/recommender HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q '\"AVAILABLE\"' <&3"]
-# The image's own entry point is a shell that serves one model from MODEL_NAME.
+# The image's entry point is a shell script that serves one model, MODEL_NAME.
 ENTRYPOINT ["/usr/bin/tensorflow_model_server"]
 CMD ["--port=8500", \
      "--rest_api_port=8501", \

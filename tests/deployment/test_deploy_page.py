@@ -64,10 +64,12 @@ def test_every_command_of_tandem_is_one() -> None:
         parsed(arguments)
 
 
-def test_a_command_that_is_none_is_noticed() -> None:
-    with pytest.raises(LookupError, match="'server' is no command"):
+def test_unknown_command_and_option_are_noticed() -> None:
+    with pytest.raises(LookupError, match="got 'server'"):
         parsed(["server"])
     with pytest.raises(typer.TyperException, match="--model-folder"):
+        parsed(["batch", "--model-folder", "x"])
+    with pytest.raises(SystemExit):
         parsed(["serve", "--model-folder", "x"])
 
 

@@ -73,7 +73,7 @@ def test_a_package_that_is_needed_and_missing_is_named(tmp_path: Path) -> None:
     project.write_text('[project]\ndependencies = ["no-such-package-of-tandem>=1"]\n')
     done = subprocess.run([sys.executable, SCRIPT, project], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "no-such-package-of-tandem is needed and not installed" in done.stderr
+    assert "no-such-package-of-tandem is required but not installed" in done.stderr
 
 
 @pytest.mark.slow

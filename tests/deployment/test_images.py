@@ -196,7 +196,7 @@ def test_entry_points_exist(tandem: dict[str, Stage]) -> None:
         arguments = dockerfile.exec_form(dockerfile.inherited(found, tandem[name], "CMD"))
         if arguments != ["--help"]:
             parameters = parsed(arguments)
-            assert parameters["model"] == DEFAULT_MODEL
+            assert parameters["model_name"] == DEFAULT_MODEL
             assert parameters["host"] == "0.0.0.0", "on loopback nobody outside the container would reach it"
             exposed = str(tandem[name].last("EXPOSE")).split()
             assert exposed == [str(parameters["port"]), str(parameters["rest_port"])]
