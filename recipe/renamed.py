@@ -84,7 +84,7 @@ class _Walk:
                 current, inner = _step(annotation, name, values.get("kind"))
             if current != name:
                 renamed = Renamed((*old, name), (*new, current))
-                if current in values:
+                if current in values or current in result:
                     raise Contradiction(
                         renamed.old,
                         f"{dotted(renamed.old)} is an old name of {dotted(renamed.new)}; remove one of them",

@@ -47,7 +47,7 @@ class Optimizer(Section):
     """Decay of an exponential moving average (EMA) of the weights, with bias correction. The average is evaluated on
     the validation split and exported. If not set, the last weights are used, or the slow weights of `lookahead`."""
     lookahead: Lookahead | None = None
-    """If not set, Lookahead is not used."""
+    """Lookahead (Zhang et al. 2019). If not set, it is not used."""
 
     @pydantic.model_validator(mode="after")
     def _supports_weight_decay(self) -> Optimizer:
@@ -106,9 +106,9 @@ class Training(Section):
     rating_recency_half_life_days: PositiveFloat | None = None
     """Half-life of the weight of interactions in the rating loss, as `recency_half_life_days`."""
     validation: ValidationSplit | None = None
-    """If not set, no rows are held out, and the learning curves have no accuracy and no RMSE."""
+    """Validation split. If not set, no rows are held out, and the learning curves have no accuracy and no RMSE."""
     early_stopping: EarlyStopping | None = None
-    """Requires `validation`. If not set, training runs for all epochs."""
+    """Early stopping, which requires `validation`. If not set, training runs for all epochs."""
     mixed_precision: bool = False
     """Whether to compute in mixed precision: float16 on GPUs, bfloat16 on other devices."""
     xla: bool = False

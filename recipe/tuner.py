@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from recipe.keys import DottedKey
 from recipe.section import Section
 from recipe.trainer import TrainerRecipe
 
@@ -74,7 +75,7 @@ class Tuner(Section):
     evaluated on the validation split. The eval split is not used.
     """
 
-    search: Annotated[dict[str, Search], Field(min_length=1)]
+    search: Annotated[dict[DottedKey, Search], Field(min_length=1)]
     """Search space by dotted key of `model` or `training`, such as `training.optimizer.learning_rate`."""
     objective: Objective = Objective(top_100_accuracy=1, rmse=1)
     """Objective of a trial. If not set, both metrics have weight 1."""

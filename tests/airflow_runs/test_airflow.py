@@ -286,7 +286,7 @@ def pages(scheduled: Scheduled) -> Iterator[Pages]:
 
 def test_the_api_tells_what_the_dag_is_and_how_its_tasks_are_tried(pages: Pages) -> None:
     dag = pages.api("/dags/movielens/details")
-    assert dag["description"] == "Films for people who rate films (MovieLens-100K)."
+    assert dag["description"] == "Film ratings from 1 to 5 stars (MovieLens-100K)."
     assert dag["schedule_interval"] == {"__type": "CronExpression", "value": NIGHTLY}
     assert {tag["name"] for tag in dag["tags"]} == {"tandem", "movielens"}
     assert (dag["catchup"], dag["is_paused"], dag["has_import_errors"]) == (False, False, False)
@@ -311,7 +311,7 @@ def test_the_api_tells_which_run_is_red_and_where(pages: Pages, scheduled: Sched
 
 def test_the_dag_s_page_shows_its_description_and_schedule(pages: Pages) -> None:
     text = pages.page("/dags/movielens/grid")
-    assert "Films for people who rate films (MovieLens-100K)." in text
+    assert "Film ratings from 1 to 5 stars (MovieLens-100K)." in text
     assert f"Schedule: {NIGHTLY}" in text
     listed = pages.page("/home")
     for shown in ("movielens", "tandem", NIGHTLY):

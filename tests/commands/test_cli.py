@@ -300,6 +300,18 @@ def test_check_finds_what_run_would_find(inputs: Inputs, case: str) -> None:
         assert part in done.stderr
 
 
+def test_check_warns_of_a_renamed_key_in_one_line_on_stderr(inputs: Inputs) -> None:
+    replaced("recipe.yaml", "  id_dropout: 0\n", "  id_dropout: 0\n  stranger_dropout: 0.1\n")(inputs)
+    recipe = inputs.path("recipe.yaml")
+    line = recipe.read_text().split("stranger_dropout")[0].count("\n") + 1
+    done = tandem("check", inputs.schema_dir, "--data", inputs.data)
+    assert done.returncode == 0 and "4 gates" in done.stdout
+    assert done.stderr == (
+        f"tandem: warning: {recipe}:{line}: model.stranger_dropout is deprecated; "
+        "rename it to model.cold_start_dropout\n"
+    )
+
+
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ def test_the_sdk_loads_it_with_the_parameters_of_a_run(compiled: Compile) -> Non
 
 def test_the_header_tells_people_what_a_run_takes(compiled: Compile) -> None:
     text = compiled("books", data_root="").read_text()
-    assert text.startswith("# PIPELINE DEFINITION\n# Name: books\n# Description: Books for the readers")
+    assert text.startswith("# PIPELINE DEFINITION\n# Name: books\n# Description: Book ratings of an app")
     assert "#    data_root: str\n" in text
     assert "#    epochs: int [Default: 20]\n" in text
 
