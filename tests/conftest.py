@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import pytest
@@ -22,6 +22,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Last, because every folder of tests has a conftest.
 sys.path.append(str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from run_marks import Marks
 
 pytest_plugins = ("orchestrator_summary",)
 
@@ -98,6 +101,14 @@ def tandem() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Marks:
+    """A workdir in which a test writes the files and metadata of runs."""
+    from run_marks import Marks
+
+    return Marks(tmp_path / "work")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Workdirs with the marks that runs leave, and a real browser."""
+"""A real browser."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ from selenium.webdriver.chrome.service import Service
 sys.path.append(str(Path(__file__).parent))
 
 from chromium import Browser
-from run_marks import Marks
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def marks(tmp_path: Path) -> Marks:
-    return Marks(tmp_path / "work")
 
 
 @pytest.fixture(scope="session")

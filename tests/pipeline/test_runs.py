@@ -177,6 +177,15 @@ def test_the_previous_run_is_the_one_before_of_the_same_recipe(marks: Marks) -> 
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
+def test_renamed_key_is_no_difference(marks: Marks) -> None:
+    """The recipe of a run of an earlier version has the old name."""
+    model = {"embedding_dim": 64}
+    marks.folder(FIRST, recipe=RECIPE | {"model": model | {"stranger_dropout": 0.1}})
+    marks.folder(SECOND, recipe=RECIPE | {"model": model | {"cold_start_dropout": 0.1}})
+    lineage = Lineage(marks.workdir)
+    assert read_run(marks.workdir, FIRST, lineage).recipe == read_run(marks.workdir, SECOND, lineage).recipe
+
+
 def test_recipes_differ_by_key_as_set_writes_them() -> None:
     before = {"model": {"dim": 64, "layers": [64, 32]}, "gates": [{"at_least": 0.3}], "old": True}
     after = {"model": {"dim": 32, "layers": [64]}, "gates": [{"at_least": 0.3}, {"at_most": 1}], "new": None}
