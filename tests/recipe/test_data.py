@@ -1,4 +1,4 @@
-"""The data section: other people's tables can be described, and what makes no sense is refused with a remedy."""
+"""The section `data`: every key is loaded, and contradictions are errors with a remedy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Load = Callable[..., Recipe]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Loads a recipe whose data section was changed: keys with dots to new values; `...` takes a key away."""
+    """Loads a recipe with changes of its section `data`: dotted keys to new values; `...` removes a key."""
 
     def run(changes: dict[str, Any] | None = None, schema: str = SCHEMA + POSITIVE, **others: Any) -> Recipe:
         values = {**copy.deepcopy(RECIPE), **others}
@@ -86,7 +86,7 @@ def load(tmp_path: Path) -> Load:
     return run
 
 
-def test_every_key_arrives_and_survives_json(load: Load) -> None:
+def test_every_key_is_loaded_and_the_same_after_json(load: Load) -> None:
     recipe = load()
     assert recipe.data.model_dump(mode="json", exclude_unset=True) == DATA
     assert Data.model_validate_json(recipe.data.model_dump_json()) == recipe.data
@@ -96,7 +96,7 @@ def test_every_key_arrives_and_survives_json(load: Load) -> None:
     ]  # fmt: skip
 
 
-def test_the_smallest_data_section(load: Load) -> None:
+def test_required_keys_are_sufficient(load: Load) -> None:
     smallest = {"sources": {"interactions": {"files": "log.csv"}},
                 "columns": {"user_id": "user_id", "item_id": "item_id", "label": "purchases"}}  # fmt: skip
     features = {**RECIPE["features"], "query": RECIPE["features"]["query"][:1]}
@@ -105,14 +105,14 @@ def test_the_smallest_data_section(load: Load) -> None:
     assert recipe.for_trainer().negatives is None
 
 
-def test_the_format_is_that_of_the_files_name(load: Load) -> None:
+def test_format_follows_the_file_extension(load: Load) -> None:
     tables = load().data.sources.tables()
     assert {name: table.file_format for name, table in tables.items() if table.file_format == "json"} == {
         "interactions.lookups.1": "json", "items": "json"
     }  # fmt: skip
 
 
-def test_the_trainer_knows_of_negatives(load: Load) -> None:
+def test_trainers_recipe_contains_negatives(load: Load) -> None:
     trainer = load().for_trainer()
     assert trainer.negatives is not None
     assert trainer.negatives.per_positive == 4
@@ -134,7 +134,7 @@ def test_the_trainer_knows_of_negatives(load: Load) -> None:
         ("split", "m", ""),
     ],
 )
-def test_unknown_keys_name_the_closest(load: Load, place: str, key: str, closest: str) -> None:
+def test_unknown_key_names_the_closest_one(load: Load, place: str, key: str, closest: str) -> None:
     dotted = ".".join(filter(None, ("data", place, key)))
     hint = f"; did you mean {closest!r}?" if closest else ""
     with pytest.raises(RecipeError, match=re.escape(f"{dotted}: unknown key{hint}")):
@@ -178,28 +178,28 @@ def test_unknown_keys_name_the_closest(load: Load, place: str, key: str, closest
         ({"split": {"kind": "by_user", "eval_fraction": 1}}, "data.split.eval_fraction: "),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_with_a_remedy(load: Load, changes: dict[str, Any], message: str) -> None:
+def test_contradiction_is_an_error_with_a_remedy(load: Load, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         load(changes)
 
 
 @pytest.mark.parametrize("time_format", ["iso", "milliseconds", "%d/%m/%y", "%Y-%m-%dT%H:%M:%S%z", "%c"])
-def test_time_formats(load: Load, time_format: str) -> None:
+def test_timestamp_formats_are_accepted(load: Load, time_format: str) -> None:
     assert load({"timestamp_format": time_format}).data.timestamp_format == time_format
 
 
-def test_last_by_file_order_needs_no_timestamp(load: Load) -> None:
+def test_duplicates_last_requires_no_timestamp(load: Load) -> None:
     data = load({"duplicates": "last", "aggregate": ..., "columns.timestamp": ..., "timestamp_format": ...,
                  "split": {"kind": "by_user"}}).data  # fmt: skip
     assert data.duplicates == "last"
 
 
-# --- against the schema and the features ------------------------------------------------------------------------------
+# --- validation against the schema and the features -------------------------------------------------------------------
 
 
-def test_negatives_need_their_feature_in_the_schema(load: Load) -> None:
-    wanted = 'Add `feature { name: "is_positive" type: FLOAT }`.'
-    with pytest.raises(RecipeError, match=re.escape(wanted)):
+def test_negatives_require_their_feature_in_the_schema(load: Load) -> None:
+    remedy = 'Add `feature { name: "is_positive" type: FLOAT }`.'
+    with pytest.raises(RecipeError, match=re.escape(remedy)):
         load(schema=SCHEMA)
     with pytest.raises(RecipeError, match=r"column 'is_positive': expected type FLOAT for data\.negatives, got INT"):
         load(schema=SCHEMA + POSITIVE.replace("FLOAT", "INT"))
@@ -216,12 +216,12 @@ def test_negatives_need_their_feature_in_the_schema(load: Load) -> None:
          "data.negatives.label: expected a number ≥ 1, the domain of 'purchases' in schema.pbtxt, got 0"),
     ],
 )  # fmt: skip
-def test_made_columns_are_held_against_the_schema(load: Load, schema: str, message: str) -> None:
+def test_added_columns_are_validated_against_the_schema(load: Load, schema: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         load(schema=schema + POSITIVE)
 
 
-def test_a_constant_label_is_held_against_the_schema(load: Load) -> None:
+def test_constant_label_is_validated_against_the_schema(load: Load) -> None:
     schema = SCHEMA + POSITIVE + 'feature { name: "y" type: INT int_domain { min: 0 max: 1 } }\n'
     changes = {"columns.label": "y", "label": {"constant": 1}}
     assert load(changes, schema).data.label is not None
@@ -233,7 +233,7 @@ def test_a_constant_label_is_held_against_the_schema(load: Load) -> None:
 
 
 @pytest.mark.parametrize("column", ["spent", IS_POSITIVE])
-def test_the_query_tower_cannot_know_the_answer(load: Load, column: str) -> None:
+def test_outcome_cannot_be_a_query_feature(load: Load, column: str) -> None:
     features = copy.deepcopy(RECIPE["features"])
     features["query"].append({"column": column, "kind": "normalized"})
     with pytest.raises(
@@ -242,7 +242,7 @@ def test_the_query_tower_cannot_know_the_answer(load: Load, column: str) -> None
         load(features=features)
 
 
-def test_a_query_feature_that_negatives_would_lack(load: Load) -> None:
+def test_query_feature_that_negatives_lack_is_an_error(load: Load) -> None:
     with pytest.raises(RecipeError, match=r"add 'age' to data\.negatives\.context"):
         load({"sources.users": ...})
     assert load({"sources.users": ..., "negatives.context": ["age"]})

@@ -1,4 +1,4 @@
-"""Gates and slices of the recipe: what a gate may ask, of what, and what a wrong one is told."""
+"""The sections `gates` and `slices`: valid metrics, slices and thresholds, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def problem(*overrides: str) -> str:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_can_be_gated_on_a_slice_against_all_there_is(metric: str) -> None:
+def test_every_metric_can_have_all_thresholds_on_a_slice(metric: str) -> None:
     change = "may_drop" if METRICS[metric] == "higher" else "may_rise"
     gate = f"{{metric: {metric}, slice: {{item_popularity: tail}}, at_least: 0, {change}: 1, beats_baseline_by: 0}}"
     recipe = load_recipe(MOVIELENS, [f"gates=[{gate}]"])
@@ -28,7 +28,7 @@ def test_every_metric_can_be_gated_on_a_slice_against_all_there_is(metric: str) 
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         (
             "gates.0.slice={user_activity: nwe}",
@@ -66,14 +66,14 @@ def test_every_metric_can_be_gated_on_a_slice_against_all_there_is(metric: str) 
         ("slices.usr_activity=null", "unknown key; did you mean 'user_activity'?"),
     ],
 )
-def test_a_wrong_gate_or_slice_is_told_where_it_stands(override: str, said: str) -> None:
-    told = problem(override)
-    assert said in told
-    if "schema.pbtxt" not in said and "is disabled" not in said:
-        assert f"--set {override}" in told
+def test_invalid_gate_or_slice_names_its_key(override: str, expected: str) -> None:
+    message = problem(override)
+    assert expected in message
+    if "schema.pbtxt" not in expected and "is disabled" not in expected:
+        assert f"--set {override}" in message
 
 
-def test_one_metric_may_have_gates_on_several_slices_and_conditions_but_each_only_once() -> None:
+def test_threshold_of_a_metric_on_a_slice_is_unique() -> None:
     gates = [
         "{metric: rmse, at_most: 1}",
         "{metric: rmse, may_rise: 1}",
@@ -81,9 +81,9 @@ def test_one_metric_may_have_gates_on_several_slices_and_conditions_but_each_onl
         "{metric: rmse, at_most: 1, slice: {gender: M}}",
     ]
     assert len(load_recipe(MOVIELENS, [f"gates=[{', '.join(gates)}]"]).gates) == 4
-    told = problem(f"gates=[{', '.join([*gates, gates[2]])}]")
-    assert "gates: duplicate at_most for rmse where gender is F; remove one of them" in told
+    message = problem(f"gates=[{', '.join([*gates, gates[2]])}]")
+    assert "gates: duplicate at_most for rmse where gender is F; remove one of them" in message
 
 
-def test_values_of_slices_are_text_or_whole_numbers() -> None:
+def test_slice_values_are_strings_or_integers() -> None:
     assert Gate(metric="rmse", at_most=1, slice={"age": 25}).slice_key == ("age", "25")

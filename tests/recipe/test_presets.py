@@ -1,4 +1,4 @@
-"""Presets: other models for the same data, named on the command line, and as strictly read as the recipe itself."""
+"""Presets: sections that replace those of the recipe, validated as strictly as the recipe."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def problem(folder: Path) -> Problem:
-    """What loading the preset says after `old` became `new` in it; the folder's name left out."""
+    """The error of a preset in which `old` is replaced by `new`, without the folder's path."""
 
     def load(old: str = "", new: str = "", *overrides: str, preset: str = "mine") -> str:
         assert not old or PRESET.count(old) == 1
@@ -61,37 +61,37 @@ def problem(folder: Path) -> Problem:
     return load
 
 
-# --- what a preset replaces -------------------------------------------------------------------------------------------
+# --- replaced sections ------------------------------------------------------------------------------------------------
 
 
-def test_a_preset_replaces_whole_sections_and_leaves_the_others(folder: Path) -> None:
+def test_preset_replaces_whole_sections_and_no_others(folder: Path) -> None:
     recipe, preset = load_recipe(folder), load_recipe(folder, preset="mine")
     assert (preset.description, preset.model.embedding_dim, preset.training.epochs) == ("Something else.", 16, 2)
-    # Whole sections: what the recipe says about dropout and batches does not shine through.
+    # Whole sections: dropout and batch size of the recipe are not used.
     assert recipe.model.rating_head.dropout and not preset.model.rating_head.dropout
     assert preset.training.batch_size != recipe.training.batch_size
     untouched = {"name", "data", "schedule", "features", "gates", "resources", "serving", "slices", "tuner"}
     assert {name for name in Recipe.model_fields if getattr(preset, name) == getattr(recipe, name)} == untouched
 
 
-def test_set_applies_after_the_preset(folder: Path) -> None:
+def test_overrides_apply_after_the_preset(folder: Path) -> None:
     recipe = load_recipe(folder, ["model.embedding_dim=24", "training.batch_size=100"], "mine")
     assert (recipe.model.embedding_dim, recipe.training.batch_size, recipe.training.epochs) == (24, 100, 2)
 
 
 @given(st.lists(st.sampled_from(PRESET_SECTIONS), unique=True, min_size=1))
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_preset_of_the_recipes_own_sections_is_the_recipe(folder: Path, sections: list[str]) -> None:
+def test_preset_with_the_recipes_own_sections_equals_the_recipe(folder: Path, sections: list[str]) -> None:
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
     chosen = {name: values[name] for name in sections if name in values}
     (folder / "presets" / "same.yaml").write_text(yaml.safe_dump(chosen) if chosen else "description: x")
     assert not chosen or load_recipe(folder, preset="same") == load_recipe(folder)
 
 
-# --- what is wrong is told with its place -----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_preset_is_told_with_the_closest_one(folder: Path) -> None:
+def test_unknown_preset_names_the_closest_one(folder: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"--preset mien: .*presets/mien.yaml does not exist; did you mean 'mine'\? Available"
     ):
@@ -99,12 +99,12 @@ def test_an_unknown_preset_is_told_with_the_closest_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../recipe", "mine.yaml", "", "presets/mine", "*"])
-def test_a_preset_is_a_name_and_no_path(folder: Path, name: str) -> None:
+def test_preset_must_be_a_name_not_a_path(folder: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="Available presets: mine"):
         load_recipe(folder, preset=name)
 
 
-def test_a_folder_without_presets_says_so(folder: Path) -> None:
+def test_preset_in_a_folder_without_presets_is_an_error(folder: Path) -> None:
     shutil.rmtree(folder / "presets")
     assert preset_names(folder) == []
     with pytest.raises(RecipeError, match="The recipe has no presets"):
@@ -112,7 +112,7 @@ def test_a_folder_without_presets_says_so(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("embedding_dim: 16", "embeding_dim: 16",
          "presets/mine.yaml:4: model.embeding_dim: unknown key; did you mean 'embedding_dim'?"),
@@ -134,23 +134,22 @@ def test_a_folder_without_presets_says_so(folder: Path) -> None:
          "presets/mine.yaml:6: gates: duplicate at_most for rmse; remove one of them"),
     ],
 )  # fmt: skip
-def test_a_wrong_preset_is_told_with_its_line(problem: Problem, old: str, new: str, said: str) -> None:
-    assert said in problem(old, new)
+def test_invalid_preset_names_its_line(problem: Problem, old: str, new: str, message: str) -> None:
+    assert message in problem(old, new)
 
 
-def test_a_mistake_of_the_recipe_is_told_with_the_recipes_line(problem: Problem, folder: Path) -> None:
+def test_error_in_the_recipe_names_the_recipes_line(problem: Problem, folder: Path) -> None:
     text = (folder / "recipe.yaml").read_text().replace("eval_fraction: 0.2", "eval_fraction: 2")
     (folder / "recipe.yaml").write_text(text)
     line = text[: text.index("eval_fraction")].count("\n") + 1
     assert problem().startswith(f"recipe.yaml:{line}: data.split.eval_fraction: ")
 
 
-def test_a_set_is_blamed_for_what_it_breaks(problem: Problem) -> None:
+def test_error_of_an_override_names_the_override(problem: Problem) -> None:
     assert problem("", "", "model.embeding_dim=1").startswith("--set model.embeding_dim=1: ")
 
 
-def test_sections_that_the_preset_replaces_may_be_wrong_in_the_recipe(folder: Path) -> None:
-    """They are not looked at, so nothing is said about them with the recipe's line."""
+def test_replaced_sections_of_the_recipe_are_not_validated(folder: Path) -> None:
     path = folder / "recipe.yaml"
     path.write_text(path.read_text().replace("embedding_dim: 64", "embedding_dim: none"))
     assert load_recipe(folder, preset="mine").model.embedding_dim == 16
@@ -158,15 +157,15 @@ def test_sections_that_the_preset_replaces_may_be_wrong_in_the_recipe(folder: Pa
         load_recipe(folder)
 
 
-# --- the shipped ones -------------------------------------------------------------------------------------------------
+# --- shipped presets --------------------------------------------------------------------------------------------------
 
 
-def test_the_notebooks_and_best_are_there() -> None:
+def test_presets_of_the_notebooks_and_best_are_shipped() -> None:
     assert set(SHIPPED) <= set(preset_names(MOVIELENS))
 
 
 @pytest.mark.parametrize("name", preset_names(MOVIELENS))
-def test_a_shipped_preset_shares_the_recipes_data_and_features(name: str) -> None:
+def test_shipped_preset_shares_data_and_features_of_the_recipe(name: str) -> None:
     recipe, preset = load_recipe(MOVIELENS), load_recipe(MOVIELENS, preset=name)
     assert (preset.data, preset.features, preset.serving) == (recipe.data, recipe.features, recipe.serving)
     assert preset.description != recipe.description
@@ -174,21 +173,21 @@ def test_a_shipped_preset_shares_the_recipes_data_and_features(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", preset_names(MOVIELENS))
-def test_a_shipped_preset_is_gated_on_what_it_is_trained_on(name: str) -> None:
+def test_shipped_preset_has_gates_on_its_trained_tasks(name: str) -> None:
     recipe, preset = load_recipe(MOVIELENS), load_recipe(MOVIELENS, preset=name)
     trained = {"retrieval"} if preset.model.retrieval_weight else set()
     trained |= {"rating"} if preset.model.rating_weight else set()
     tasks = [("rating" if gate.metric in ("rmse", "mae") else "retrieval", gate) for gate in recipe.gates]
-    # The recipe's own gates and no lower ones, or a preset would get past what the recipe stops.
+    # The same thresholds as the recipe: a preset must not pass gates that the recipe fails.
     assert preset.gates == tuple(gate for task, gate in tasks if task in trained)
 
 
-def test_the_tasks_of_the_notebooks_are_one_key_apart() -> None:
+def test_presets_of_the_notebooks_differ_in_task_weights_only() -> None:
     models = {
         name: load_recipe(MOVIELENS, preset=name).model
         for name in ("tutorial", "joint", "rating_only", "retrieval_only")
     }
-    # TFRS adds up the retrieval losses of a batch, here their mean counts: its weight of 1 is that of 8192 rows.
+    # TFRS sums the retrieval losses of a batch of 8192 rows, Tandem averages them: 8192 is a weight of 1 in TFRS.
     weights = {name: (model.rating_weight, model.retrieval_weight / 8192) for name, model in models.items()}
     assert weights == {
         "tutorial": (1, 1), "joint": (0.5, 0.5), "rating_only": (1, 0), "retrieval_only": (0, 1),
@@ -220,7 +219,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_check_looks_at_every_preset(folder: Path, data: Path) -> None:
+def test_check_validates_every_preset(folder: Path, data: Path) -> None:
     done = tandem("check", folder, "--data", data)
     assert done.returncode == 0, done.stderr
     assert "presets mine" in done.stdout
@@ -233,7 +232,7 @@ def test_check_looks_at_every_preset(folder: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_an_unknown_preset_is_bad_input(folder: Path, data: Path, command: str) -> None:
+def test_unknown_preset_exits_with_code_2(folder: Path, data: Path, command: str) -> None:
     done = tandem(command, folder, "--data", data, "--preset", "main")
     assert done.returncode == 2
     assert "did you mean 'mine'" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The recipe's promises to the person who writes it: whatever is wrong is named with its place, and never accepted."""
+"""Loading of recipes: every invalid key or value is an error that names the file, the line and the key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 # Every key that a recipe can have, in block and in flow style.
 RECIPE = """\
 name: shop
-description: Everything that can be said.
+description: A recipe with every key.
 data:
   sources:
     interactions: {files: "clicks-*.csv"}
@@ -79,7 +79,7 @@ Problem = Callable[..., str]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A schema folder that loads."""
+    """A valid schema folder."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "schema.pbtxt").write_text(SCHEMA)
     return tmp_path
@@ -87,10 +87,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def problem(folder: Path) -> Problem:
-    """What loading says after `old` became `new` in the recipe, or with overrides; the folder's name left out."""
+    """The error of a recipe in which `old` is replaced by `new`, or of overrides, without the folder's path."""
 
     def load(old: str = "", new: str = "", *overrides: str) -> str:
-        assert not old or RECIPE.count(old) == 1, f"{old!r} stands {RECIPE.count(old)} times in the recipe"
+        assert not old or RECIPE.count(old) == 1, f"{old!r} occurs {RECIPE.count(old)} times in the recipe"
         (folder / "recipe.yaml").write_text(RECIPE.replace(old, new) if old else RECIPE)
         with pytest.raises(RecipeError) as raised:
             load_schema(folder, load_recipe(folder, overrides))
@@ -100,28 +100,28 @@ def problem(folder: Path) -> Problem:
 
 
 def line_of(text: str) -> int:
-    """The line of the recipe on which `text` stands."""
+    """The line of `text` in the recipe."""
     return RECIPE[: RECIPE.index(text)].count("\n") + 1
 
 
-# --- what loads -------------------------------------------------------------------------------------------------------
+# --- valid recipes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schema_dir", [path.parent for path in sorted(SCHEMAS.glob("*/recipe.yaml"))], ids=str)
-def test_shipped_recipes_load_and_agree_with_their_schemas(schema_dir: Path) -> None:
+def test_shipped_recipes_match_their_schemas(schema_dir: Path) -> None:
     recipe = load_recipe(schema_dir)
     schema = load_schema(schema_dir, recipe)
     assert recipe.gates
     assert {feature.name for feature in schema.feature} >= {column for column, _, _ in recipe.columns()}
 
 
-def test_every_key_of_a_full_recipe_arrives(folder: Path) -> None:
+def test_every_key_of_a_full_recipe_is_loaded(folder: Path) -> None:
     loaded = load_recipe(folder).model_dump(mode="json", exclude_unset=True)
     assert loaded == yaml.safe_load(RECIPE)
 
 
-def test_a_number_in_scientific_notation_is_a_number(folder: Path) -> None:
-    # YAML 1.1 reads 1e-3 (without a point) as text.
+def test_number_in_scientific_notation_is_a_number(folder: Path) -> None:
+    # YAML 1.1 reads 1e-3 (without a point) as a string.
     assert load_recipe(folder, ["training.optimizer.learning_rate=1e-3"]).training.optimizer.learning_rate == 0.001
 
 
@@ -144,22 +144,22 @@ def test_a_number_in_scientific_notation_is_a_number(folder: Path) -> None:
         ("exclude_seen", "excludes_seen", "serving.excludes_seen", "exclude_seen"),
     ],
 )
-def test_an_unknown_key_is_named_with_its_line_and_the_closest_known_key(
+def test_unknown_key_names_its_line_and_the_closest_known_key(
     problem: Problem, old: str, new: str, key: str, closest: str
 ) -> None:
-    # A key put on a line of its own stands on the line after.
+    # `new` puts the key on the next line.
     line = line_of(old) + (1 if "\n" in new else 0)
     assert f"recipe.yaml:{line}: {key}: unknown key; did you mean {closest!r}?" in problem(old, new)
 
 
-def test_a_key_that_belongs_to_another_kind_of_feature_is_unknown(problem: Problem) -> None:
-    said = problem("kind: categorical, min_count: 2", "kind: categorical, buckets: 8")
-    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.buckets: unknown key" in said
+def test_key_of_another_kind_of_feature_is_unknown(problem: Problem) -> None:
+    message = problem("kind: categorical, min_count: 2", "kind: categorical, buckets: 8")
+    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.buckets: unknown key" in message
 
 
-def test_a_missing_key_of_a_feature_named_like_its_kind_is_named(problem: Problem) -> None:
-    said = problem("kind: buckets, buckets: 10", "kind: buckets")
-    assert f"recipe.yaml:{line_of('kind: buckets')}: features.query.1.buckets: required key is missing" in said
+def test_missing_key_with_the_name_of_the_kind_is_named(problem: Problem) -> None:
+    message = problem("kind: buckets, buckets: 10", "kind: buckets")
+    assert f"recipe.yaml:{line_of('kind: buckets')}: features.query.1.buckets: required key is missing" in message
 
 
 @pytest.mark.parametrize(
@@ -172,23 +172,23 @@ def test_a_missing_key_of_a_feature_named_like_its_kind_is_named(problem: Proble
         (", key: item}", "data.sources.items.key"),
     ],
 )
-def test_a_missing_key_is_named(problem: Problem, old: str, key: str) -> None:
-    said = problem(old, "}" if old.endswith("}") else "")
-    assert re.search(rf"recipe\.yaml:\d+: {re.escape(key)}: required key is missing", said)
+def test_missing_key_is_named(problem: Problem, old: str, key: str) -> None:
+    message = problem(old, "}" if old.endswith("}") else "")
+    assert re.search(rf"recipe\.yaml:\d+: {re.escape(key)}: required key is missing", message)
 
 
-def test_a_key_given_twice_is_an_error(problem: Problem) -> None:
-    said = problem("serving: {", "gates: []\nserving: {")
-    assert f"recipe.yaml:{line_of('serving')}: not valid YAML: duplicate key gates, first on line" in said
+def test_duplicate_key_is_an_error(problem: Problem) -> None:
+    message = problem("serving: {", "gates: []\nserving: {")
+    assert f"recipe.yaml:{line_of('serving')}: not valid YAML: duplicate key gates, first on line" in message
 
 
-def test_a_key_that_yaml_takes_for_a_switch_is_an_error(problem: Problem) -> None:
-    said = problem("max_bad_rows", "on")
-    assert f"recipe.yaml:{line_of('max_bad')}: not valid YAML: expected a string as key, got 'on'" in said
+def test_key_that_yaml_reads_as_a_boolean_is_an_error(problem: Problem) -> None:
+    message = problem("max_bad_rows", "on")
+    assert f"recipe.yaml:{line_of('max_bad')}: not valid YAML: expected a string as key, got 'on'" in message
 
 
 def keys_of(node: yaml.Node) -> list[tuple[int, str]]:
-    """Every key of a YAML document with the place it starts at."""
+    """Every key of a YAML document with its offset."""
     if isinstance(node, yaml.MappingNode):
         return [
             part for name, child in node.value for part in ((name.start_mark.index, str(name.value)), *keys_of(child))
@@ -201,7 +201,7 @@ KEYS = keys_of(yaml.compose(RECIPE))
 
 @st.composite
 def misspelt_recipes(draw: st.DrawFn) -> tuple[str, int, str, str]:
-    """The recipe with one letter of one key wrong, the key's line, the wrong key and the right one."""
+    """The recipe with one misspelled key, the line of the key, the misspelled and the correct key."""
     start, key = draw(st.sampled_from(KEYS))
     place = draw(st.integers(0, len(key) - 1))
     letter = draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_0"))
@@ -220,24 +220,22 @@ def misspelt_recipes(draw: st.DrawFn) -> tuple[str, int, str, str]:
     return text, RECIPE[:start].count("\n") + 1, wrong, key
 
 
-def test_the_misspelling_strategy_sees_every_key() -> None:
+def test_misspelling_strategy_covers_every_key() -> None:
     assert len(KEYS) == RECIPE.count(": ") + len(re.findall(r":\n", RECIPE))
 
 
 @given(misspelt_recipes())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_misspelt_key_is_reported_with_its_line_and_never_accepted(
-    folder: Path, misspelt: tuple[str, int, str, str]
-) -> None:
+def test_any_misspelled_key_is_an_error_with_its_line(folder: Path, misspelt: tuple[str, int, str, str]) -> None:
     text, line, wrong, right = misspelt
     (folder / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError) as raised:
         load_recipe(folder)
-    told = [said for said in str(raised.value).splitlines() if f"{wrong}: unknown key" in said]
+    messages = [message for message in str(raised.value).splitlines() if f"{wrong}: unknown key" in message]
     # A wrong name that is the name of another key of the section is a duplicate.
-    assert any(f"recipe.yaml:{line}:" in said for said in told) or "duplicate key" in str(raised.value)
-    if len(right) > 3 and told:
-        assert f"did you mean {right!r}?" in told[0]
+    assert any(f"recipe.yaml:{line}:" in message for message in messages) or "duplicate key" in str(raised.value)
+    if len(right) > 3 and messages:
+        assert f"did you mean {right!r}?" in messages[0]
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -263,34 +261,34 @@ def test_any_misspelt_key_is_reported_with_its_line_and_never_accepted(
         ("separator: ','".replace("'", '"'), 'separator: ", "', "features.candidate.2.separator", "', '"),
     ],
 )
-def test_a_wrong_value_is_shown_with_its_key_and_line(
+def test_invalid_value_is_shown_with_its_key_and_line(
     problem: Problem, old: str, new: str, key: str, found: str
 ) -> None:
-    said = problem(old, new)
-    assert said.startswith(f"recipe.yaml:{line_of(old)}: {key}: ")
-    assert ": expected " in said and f", got {found}" in said
-    assert "dictionary" not in said and "tuple" not in said.lower()
+    message = problem(old, new)
+    assert message.startswith(f"recipe.yaml:{line_of(old)}: {key}: ")
+    assert ": expected " in message and f", got {found}" in message
+    assert "dictionary" not in message and "tuple" not in message.lower()
 
 
 @pytest.mark.parametrize("key", ["embedding_dim: 8", "epochs: 2", "at_most: 1.0", "min_count: 2"])
-def test_true_is_not_taken_for_the_number_one(problem: Problem, key: str) -> None:
+def test_true_is_not_accepted_as_the_number_one(problem: Problem, key: str) -> None:
     name = key.split(":")[0]
-    said = problem(key, f"{name}: yes", "model.l2=0.1", "training.seed=3")
-    assert re.match(rf"recipe\.yaml:{line_of(key)}: [\w.]+\.{name}: expected a number or string, got true$", said)
+    message = problem(key, f"{name}: yes", "model.l2=0.1", "training.seed=3")
+    assert re.match(rf"recipe\.yaml:{line_of(key)}: [\w.]+\.{name}: expected a number or string, got true$", message)
 
 
-def test_an_unknown_kind_of_feature_names_the_closest_one(problem: Problem) -> None:
-    said = problem("kind: categorical", "kind: category")
-    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.kind: expected one of id, categorical, " in said
-    assert said.endswith("got 'category'; did you mean 'categorical'?")
+def test_unknown_kind_of_feature_names_the_closest_one(problem: Problem) -> None:
+    message = problem("kind: categorical", "kind: category")
+    assert f"recipe.yaml:{line_of('column: plan')}: features.query.3.kind: expected one of id, categorical, " in message
+    assert message.endswith("got 'category'; did you mean 'categorical'?")
 
 
-def test_a_feature_without_a_kind_is_told_which_there_are(problem: Problem) -> None:
-    said = problem(", kind: categorical, min_count: 2", "")
-    assert "features.query.3: the required key 'kind' is missing; expected one of id, categorical, text" in said
+def test_feature_without_a_kind_names_all_kinds(problem: Problem) -> None:
+    message = problem(", kind: categorical, min_count: 2", "")
+    assert "features.query.3: the required key 'kind' is missing; expected one of id, categorical, text" in message
 
 
-def test_all_problems_are_told_at_once(folder: Path) -> None:
+def test_all_errors_are_reported_together(folder: Path) -> None:
     text = RECIPE.replace("epochs: 2", "epochs: x").replace("batch_size", "batchsize").replace("k: 20", "k: 0")
     (folder / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError) as raised:
@@ -298,16 +296,16 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_bad_recipes_are_bad_input() -> None:
-    # Exit code 2 of the command line hangs on it.
+def test_recipe_errors_are_bad_input() -> None:
+    # Exit code 2 of the command line depends on it.
     assert issubclass(RecipeError, BadInput)
 
 
-# --- rules between keys -----------------------------------------------------------------------------------------------
+# --- contradictions between keys --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("metric: rmse\n    at_most: 1.0\n    may_rise: 0.02", "metric: top_100_accuracy\n    at_least: 0.1",
          "gates: duplicate at_least for top_100_accuracy"),
@@ -356,14 +354,14 @@ def test_bad_recipes_are_bad_input() -> None:
          "the column name 'scores' with display: true is reserved for an output"),
     ],
 )  # fmt: skip
-def test_keys_that_contradict_each_other_are_an_error(problem: Problem, old: str, new: str, said: str) -> None:
-    assert said in problem(old, new)
+def test_contradiction_between_keys_is_an_error(problem: Problem, old: str, new: str, message: str) -> None:
+    assert message in problem(old, new)
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------
 
 
-def test_set_changes_nested_keys_and_list_elements(folder: Path) -> None:
+def test_override_changes_nested_keys_and_list_entries(folder: Path) -> None:
     recipe = load_recipe(
         folder, ["model.embedding_dim=32", "gates.0.at_least=0.5", "model.query_tower.layers=[4, 2]", "name=other"]
     )
@@ -372,18 +370,18 @@ def test_set_changes_nested_keys_and_list_elements(folder: Path) -> None:
     assert recipe.gates[1].at_most == 1.0
 
 
-def test_set_creates_sections_that_the_recipe_leaves_to_their_defaults(folder: Path) -> None:
+def test_override_adds_sections_that_the_recipe_does_not_set(folder: Path) -> None:
     start, end = RECIPE.index("model:"), RECIPE.index("gates:")
     (folder / "recipe.yaml").write_text(RECIPE[:start] + RECIPE[end:])
     assert load_recipe(folder, ["training.optimizer.kind=adamw"]).training.optimizer.kind == "adamw"
 
 
-def test_the_last_set_of_a_key_wins(folder: Path) -> None:
+def test_last_override_of_a_key_applies(folder: Path) -> None:
     assert load_recipe(folder, ["serving.k=5", "serving.k=6"]).serving.k == 6
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("model.embedding_dim", "expected key=value"),
         ("=3", "expected key=value"),
@@ -404,35 +402,35 @@ def test_the_last_set_of_a_key_wins(folder: Path) -> None:
         ("gates.0.may_rise=1", "may_rise does not apply to top_100_accuracy"),
     ],
 )
-def test_a_wrong_set_is_named_as_it_was_typed(problem: Problem, override: str, said: str) -> None:
+def test_invalid_override_is_named_as_typed(problem: Problem, override: str, expected: str) -> None:
     message = problem("", "", override)
     assert f"--set {override}: " in message
-    assert said in message
+    assert expected in message
 
 
-def test_a_mistake_of_the_file_is_not_blamed_on_a_set_elsewhere(problem: Problem) -> None:
-    said = problem("epochs: 2", "epochs: no", "training.batch_size=3", "model.l2=0.1")
-    assert said.startswith(f"recipe.yaml:{line_of('epochs')}: ") and "--set" not in said
+def test_error_in_the_file_does_not_name_an_override_of_another_key(problem: Problem) -> None:
+    message = problem("epochs: 2", "epochs: no", "training.batch_size=3", "model.l2=0.1")
+    assert message.startswith(f"recipe.yaml:{line_of('epochs')}: ") and "--set" not in message
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+def test_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=re.escape(f"{tmp_path / 'nowhere' / 'recipe.yaml'}: the file does not exist")
     ):
         load_recipe(tmp_path / "nowhere")
 
 
-def test_a_missing_schema_is_named(folder: Path) -> None:
+def test_missing_schema_is_named(folder: Path) -> None:
     (folder / "schema.pbtxt").unlink()
     with pytest.raises(RecipeError, match=r"schema\.pbtxt: the file does not exist"):
         load_schema(folder, load_recipe(folder))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: shop\ndata: {a: [1,\n", "recipe.yaml:3: not valid YAML"),
         ("name: a: b\n", "recipe.yaml:1: not valid YAML"),
@@ -444,13 +442,13 @@ def test_a_missing_schema_is_named(folder: Path) -> None:
         ("", "recipe.yaml: expected a mapping of keys, got an empty file"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_an_error_with_its_line(folder: Path, text: str, said: str) -> None:
+def test_file_that_is_not_a_recipe_is_an_error_with_its_line(folder: Path, text: str, message: str) -> None:
     (folder / "recipe.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=re.escape(said)):
+    with pytest.raises(RecipeError, match=re.escape(message)):
         load_recipe(folder)
 
 
-def test_bytes_that_are_no_text_are_an_error(folder: Path) -> None:
+def test_file_that_is_not_utf_8_is_an_error(folder: Path) -> None:
     (folder / "recipe.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         load_recipe(folder)
@@ -462,7 +460,7 @@ def test_bytes_that_are_no_text_are_an_error(folder: Path) -> None:
 @example("0")
 @example("? []")
 @example("=: 1")
-def test_any_text_is_refused_with_a_message_and_no_crash(folder: Path, text: str) -> None:
+def test_any_text_is_rejected_with_a_recipe_error(folder: Path, text: str) -> None:
     (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         load_recipe(folder)
@@ -473,20 +471,20 @@ def test_any_text_is_refused_with_a_message_and_no_crash(folder: Path, text: str
 @example("gates.²=1")
 @example("gates.0=")
 @example("model.0=1")
-def test_any_set_loads_or_is_refused_with_its_text(folder: Path, override: str) -> None:
+def test_any_override_loads_or_is_rejected_with_its_text(folder: Path, override: str) -> None:
     try:
         load_recipe(folder, [override])
     except RecipeError as error:
         assert f"--set {override}" in str(error)
 
 
-# --- the recipe against its schema ------------------------------------------------------------------------------------
+# --- validation against the schema ------------------------------------------------------------------------------------
 
 
-def test_a_column_that_the_schema_lacks_is_named_with_the_closest_one(problem: Problem) -> None:
-    said = problem("column: plan", "column: plans")
-    assert said.startswith("recipe.yaml: features.query.3.column: expected a column of schema.pbtxt, got 'plans'")
-    assert "did you mean 'plan'?" in said and "at, item, name, plan, stars, tags, user" in said
+def test_column_missing_in_the_schema_names_the_closest_one(problem: Problem) -> None:
+    message = problem("column: plan", "column: plans")
+    assert message.startswith("recipe.yaml: features.query.3.column: expected a column of schema.pbtxt, got 'plans'")
+    assert "did you mean 'plan'?" in message and "at, item, name, plan, stars, tags, user" in message
 
 
 @pytest.mark.parametrize(
@@ -499,21 +497,21 @@ def test_a_column_that_the_schema_lacks_is_named_with_the_closest_one(problem: P
         ("tags", "INT", "features.candidate.2.column"),
     ],
 )
-def test_a_column_of_the_wrong_type_is_named(folder: Path, column: str, kind: str, key: str) -> None:
+def test_column_of_the_wrong_type_is_named(folder: Path, column: str, kind: str, key: str) -> None:
     schema = re.sub(rf'("{column}" type: )\w+', rf"\1{kind}", SCHEMA)
     (folder / "schema.pbtxt").write_text(schema)
     with pytest.raises(RecipeError, match=rf"column {column!r}: expected type .* for {re.escape(key)}, got {kind}\."):
         load_schema(folder, load_recipe(folder))
 
 
-def test_every_use_of_a_column_is_held_against_its_type(problem: Problem) -> None:
-    # `at` is an INT, as data.columns.timestamp and its buckets need; a second use as text is wrong all the same.
-    said = problem("    - column: at\n      kind: normalized\n", "    - {column: at, kind: text}\n")
-    assert "column 'at': expected type BYTES for features.query.2.column, got INT" in said
+def test_every_use_of_a_column_is_validated_against_its_type(problem: Problem) -> None:
+    # `at` is an INT, which data.columns.timestamp and its buckets accept, but a text feature does not.
+    message = problem("    - column: at\n      kind: normalized\n", "    - {column: at, kind: text}\n")
+    assert "column 'at': expected type BYTES for features.query.2.column, got INT" in message
 
 
 @pytest.mark.parametrize("text", ['feature { nme: "user" }', "feature {", "{}", "not a schema"])
-def test_a_schema_that_does_not_parse_is_an_error_with_its_line(folder: Path, text: str) -> None:
+def test_schema_that_does_not_parse_is_an_error_with_its_line(folder: Path, text: str) -> None:
     (folder / "schema.pbtxt").write_text(f"# first line\n{text}\n")
     with pytest.raises(
         RecipeError, match=r"schema\.pbtxt: expected a schema of TensorFlow Metadata as text proto: [23]:"
@@ -521,24 +519,24 @@ def test_a_schema_that_does_not_parse_is_an_error_with_its_line(folder: Path, te
         load_schema(folder, load_recipe(folder))
 
 
-# --- what the Trainer gets --------------------------------------------------------------------------------------------
+# --- the Trainer's part -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "override",
-    ["gates.0.at_least=0.9", "description=Other words", "data.split.seed=9", "data.max_bad_rows=0.5"],
+    ["gates.0.at_least=0.9", "description=Another description", "data.split.seed=9", "data.max_bad_rows=0.5"],
 )
-def test_gates_and_words_do_not_train_again(folder: Path, override: str) -> None:
-    # The Trainer's recipe is its cache key.
+def test_gates_and_descriptions_do_not_change_the_trainers_recipe(folder: Path, override: str) -> None:
+    # The Trainer's recipe is a part of its cache key.
     assert load_recipe(folder, [override]) != load_recipe(folder)
     assert load_recipe(folder, [override]).for_trainer() == load_recipe(folder).for_trainer()
 
 
 @pytest.mark.parametrize("override", ["model.l2=0.5", "training.seed=8", "serving.k=21", "features.query.1.buckets=9"])
-def test_whatever_changes_the_model_trains_again(folder: Path, override: str) -> None:
+def test_key_that_changes_the_model_changes_the_trainers_recipe(folder: Path, override: str) -> None:
     assert load_recipe(folder, [override]).for_trainer() != load_recipe(folder).for_trainer()
 
 
-def test_the_trainers_recipe_survives_json(folder: Path) -> None:
+def test_trainers_recipe_is_the_same_after_json(folder: Path) -> None:
     recipe: Any = load_recipe(folder).for_trainer()
     assert TrainerRecipe.model_validate_json(recipe.model_dump_json()) == recipe

@@ -1,4 +1,4 @@
-"""The reference of the recipe is generated, so the page that people read is the models that check their recipes."""
+"""The recipe reference: docs/recipe.md is up to date and complete."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from recipe.reference import PAGE, page, sections, sentence
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_committed_page_is_the_generated_one() -> None:
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "type `make docs` and commit what it writes"
+def test_committed_page_is_up_to_date() -> None:
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `make docs` and commit docs/recipe.md"
 
 
-def test_every_key_has_a_sentence() -> None:
-    mute = [
+def test_every_key_has_a_description() -> None:
+    undocumented = [
         f"{documented.section.__name__}.{name}"
         for documented in sections()
         for name in documented.section.model_fields
         if not sentence(documented.section, name)
     ]
-    assert mute == []
+    assert undocumented == []
 
 
 def test_every_section_and_metric_is_on_the_page() -> None:
@@ -41,7 +41,7 @@ def test_every_section_and_metric_is_on_the_page() -> None:
         assert f"| `{metric}` |" in text
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     text = page()
     for part in text.split("](#")[1:]:
         assert f'<a id="{part.partition(")")[0]}"></a>' in text
@@ -56,7 +56,7 @@ def keys(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in (ROOT / "schemas").glob("*/recipe.yaml")))
-def test_the_keys_of_a_shipped_recipe_are_on_the_page(folder: str) -> None:
+def test_keys_of_a_shipped_recipe_are_on_the_page(folder: str) -> None:
     values = yaml.safe_load((ROOT / "schemas" / folder / "recipe.yaml").read_text(encoding="utf-8"))
     Recipe.model_validate(values)
     text = page()

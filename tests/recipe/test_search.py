@@ -1,4 +1,4 @@
-"""The recipe's section `tuner`: whatever cannot be searched is told before anything runs, with its line."""
+"""The section `tuner`: invalid search spaces are errors that name the line of the key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Problem = Callable[[str, str], str]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """The recipe of MovieLens with the preset, after `old` became `new` in it."""
+    """Loads the recipe of MovieLens with the preset in which `old` is replaced by `new`."""
     shutil.copytree(MOVIELENS, tmp_path / "schema", ignore=shutil.ignore_patterns("presets"))
     (tmp_path / "schema" / "presets").mkdir()
 
@@ -50,17 +50,17 @@ def load(tmp_path: Path) -> Load:
 
 @pytest.fixture
 def problem(load: Load, tmp_path: Path) -> Problem:
-    """What loading says; the folder's name left out."""
+    """The error of loading, without the folder's path."""
 
-    def told(old: str, new: str) -> str:
+    def message(old: str, new: str) -> str:
         with pytest.raises(RecipeError) as raised:
             load(old, new)
         return str(raised.value).replace(f"{tmp_path / 'schema' / 'presets'}/", "")
 
-    return told
+    return message
 
 
-def test_a_search_loads(load: Load) -> None:
+def test_search_space_is_loaded(load: Load) -> None:
     tuner = load().tuner
     assert tuner is not None and len(tuner.search) == 5
     assert tuner.search["training.batch_size"].ends(False) == (512, 4096)
@@ -68,7 +68,7 @@ def test_a_search_loads(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("model.embedding_dim: {", "model.embeding_dim: {",
          "mine.yaml:9: tuner.search.model.embeding_dim: 8: model.embeding_dim: unknown key; did you mean"),
@@ -106,13 +106,13 @@ def test_a_search_loads(load: Load) -> None:
         ("  epochs: 2\n", "  epochs: 2\n  seeds: 1\n", "mine.yaml:6: training.seeds: unknown key"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_searched_is_told_with_its_line(problem: Problem, old: str, new: str, said: str) -> None:
-    assert said in problem(old, new)
+def test_invalid_search_space_names_its_line(problem: Problem, old: str, new: str, message: str) -> None:
+    assert message in problem(old, new)
 
 
-def test_a_task_that_is_left_out_is_no_objective(problem: Problem) -> None:
-    said = problem("  embedding_dim: 16\n", "  embedding_dim: 16\n  rating_weight: 0\n")
-    assert "tuner.objective.rmse: model.rating_weight is 0" in said
+def test_metric_of_a_disabled_task_cannot_be_an_objective(problem: Problem) -> None:
+    message = problem("  embedding_dim: 16\n", "  embedding_dim: 16\n  rating_weight: 0\n")
+    assert "tuner.objective.rmse: model.rating_weight is 0" in message
 
 
 def test_whole_sections_can_be_choices(load: Load) -> None:
@@ -121,10 +121,10 @@ def test_whole_sections_can_be_choices(load: Load) -> None:
     assert recipe.tuner is not None
 
 
-# --- what the Tuner and the Trainer make of it ------------------------------------------------------------------------
+# --- the Tuner's and the Trainer's parts ------------------------------------------------------------------------------
 
 
-def test_found_values_replace_the_recipes_own(load: Load) -> None:
+def test_hyperparameters_replace_values_of_the_recipe(load: Load) -> None:
     trainer = load().for_trainer()
     found: dict[str, Any] = {"model.embedding_dim": 8, "model.query_tower.layers": [32, 16], "training.batch_size": 700}
     changed = trainer.with_values(found)
@@ -135,7 +135,7 @@ def test_found_values_replace_the_recipes_own(load: Load) -> None:
     assert trainer.with_values({}) == trainer
 
 
-def test_found_values_that_do_not_fit_each_other_are_told(load: Load) -> None:
+def test_contradictory_hyperparameters_are_an_error(load: Load) -> None:
     trainer = load().for_trainer()
     with pytest.raises(RecipeError, match=r"model\.query_tower: expected an output of dimension 16, got 8"):
         trainer.with_values({"model.query_tower.layers": [8], "model.query_tower.projection": False})
@@ -143,7 +143,7 @@ def test_found_values_that_do_not_fit_each_other_are_told(load: Load) -> None:
         trainer.with_values({"model.embedding_dim": "wide"})
 
 
-def test_the_tuner_always_has_a_slice_to_measure_on(load: Load) -> None:
+def test_tuner_always_has_a_validation_split(load: Load) -> None:
     recipe = load()
     assert recipe.training.validation is None
     tuner = recipe.for_tuner()
@@ -152,7 +152,7 @@ def test_the_tuner_always_has_a_slice_to_measure_on(load: Load) -> None:
     assert TunerRecipe.model_validate_json(tuner.model_dump_json()) == tuner
 
 
-def test_the_search_does_not_train_again_by_itself(load: Load) -> None:
-    """The Trainer's recipe is its cache key; what was found reaches it as an input of its own."""
+def test_search_space_is_not_in_the_trainers_recipe(load: Load) -> None:
+    """The Trainer's recipe is a part of its cache key; hyperparameters are an input artifact."""
     assert load().for_trainer() == load("trials: 3", "trials: 4").for_trainer()
     assert load().for_tuner() != load("trials: 3", "trials: 4").for_tuner()

@@ -1,4 +1,4 @@
-"""The recipe's section `serving`: the order of what is served, and what cannot be ordered."""
+"""The section `serving`: valid and invalid values of `rank_by`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MOVIELENS = Path(__file__).parents[2] / "schemas" / "movielens"
         ("serving.rank_by={score: 0, rating: 2}", (0, 2)),
     ],
 )
-def test_a_word_and_weights_say_the_same(override: str, weights: tuple[float, float]) -> None:
+def test_names_are_short_for_weights(override: str, weights: tuple[float, float]) -> None:
     recipe = load_recipe(MOVIELENS, [override])
     assert recipe.serving.rank_by == RankBy(score=weights[0], rating=weights[1])
     assert TrainerRecipe.model_validate_json(recipe.for_trainer().model_dump_json()).serving == recipe.serving
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("ratings", "serving.rank_by: expected score, rating or weights such as {score: 0.7, rating: 0.3}, "
          "got 'ratings'; did you mean 'rating'?"),
@@ -41,14 +41,14 @@ def test_a_word_and_weights_say_the_same(override: str, weights: tuple[float, fl
         ("3", "serving.rank_by: expected a mapping, got 3"),
     ],
 )  # fmt: skip
-def test_a_wrong_order_is_told_with_what_was_wanted(value: str, said: str) -> None:
+def test_invalid_rank_by_names_the_expected_value(value: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe(MOVIELENS, [f"serving.rank_by={value}"])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("order", ["rating", "{score: 0.9, rating: 0.1}"])
-def test_ratings_that_nothing_learns_order_nothing(order: str) -> None:
+def test_rank_by_rating_requires_the_rating_task(order: str) -> None:
     with pytest.raises(RecipeError, match=r"model\.rating_weight is 0, so the rating task is not trained"):
         load_recipe(MOVIELENS, [f"serving.rank_by={order}", "model.rating_weight=0"])
     assert load_recipe(MOVIELENS, ["serving.rank_by=score", "model.rating_weight=0"])

@@ -1,4 +1,4 @@
-"""The shipped recipes fit their samples, and do what their comments say, which a minute-long run need not show."""
+"""The shipped recipes match the samples of their data, and support the variants that their comments describe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Checked = Callable[[Path, Path], Recipe]
 
 @pytest.fixture(scope="module")
 def checked(tandem: Callable[..., Any]) -> Checked:
-    """The recipe of a folder, once `tandem check` has found that it fits the data."""
+    """The recipe of a folder, after `tandem check` with its data has passed."""
 
     def check(schema_dir: Path, data: Path) -> Recipe:
         done = tandem("check", schema_dir, "--data", data)
@@ -34,11 +34,11 @@ def checked(tandem: Callable[..., Any]) -> Checked:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_fits_its_sample(checked: Checked, name: str) -> None:
+def test_recipe_matches_its_sample(checked: Checked, name: str) -> None:
     assert checked(ROOT / "schemas" / name, SAMPLES / name).name == name
 
 
-def test_the_recipe_of_synthetic_data_fits_what_the_command_writes(
+def test_recipe_of_synthetic_data_matches_the_commands_files(
     checked: Checked, tandem: Callable[..., Any], tmp_path: Path
 ) -> None:
     made = tandem(
@@ -46,11 +46,11 @@ def test_the_recipe_of_synthetic_data_fits_what_the_command_writes(
     )
     assert made.code == 0, made.stderr
     recipe = checked(ROOT / "schemas" / "synthetic", tmp_path / "data")
-    # Broken lines are for trying out what becomes of them.
+    # `--broken` writes malformed rows.
     assert recipe.name == "synthetic" and recipe.data.max_bad_rows == 0.05
 
 
-def test_what_the_recipes_do(checked: Checked) -> None:
+def test_recipes_have_the_settings_of_their_comments(checked: Checked) -> None:
     recipes = {name: checked(ROOT / "schemas" / name, SAMPLES / name) for name in NAMES}
     hm = recipes["hm"].data
     assert hm.aggregate is not None and hm.aggregate.count and hm.aggregate.sum == {"price": "spent"}
@@ -76,7 +76,7 @@ def generator() -> ModuleType:
     return module
 
 
-def test_the_samples_are_what_their_generator_writes(generator: ModuleType, tmp_path: Path) -> None:
+def test_samples_are_the_output_of_their_generator(generator: ModuleType, tmp_path: Path) -> None:
     generator.main(tmp_path)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     committed = {
@@ -87,7 +87,7 @@ def test_the_samples_are_what_their_generator_writes(generator: ModuleType, tmp_
 
 
 def edited(source: Path, target: Path, changes: dict[str, list[tuple[str, str]]]) -> Path:
-    """A copy of a recipe with something changed."""
+    """A copy of a recipe with changes by regular expression."""
     shutil.copytree(source, target)
     for file, pairs in changes.items():
         text = (target / file).read_text()
@@ -118,7 +118,7 @@ def test_olist_can_predict_review_scores(checked: Checked, tmp_path: Path) -> No
     assert recipe.data.columns.label == "review_score" and recipe.data.negatives is None
 
 
-def test_olist_can_follow_customers_over_several_orders(checked: Checked, tmp_path: Path) -> None:
+def test_olist_can_identify_returning_customers(checked: Checked, tmp_path: Path) -> None:
     lookup = "- {files: olist_orders_dataset.csv, key: order_id}"
     schema_dir = edited(
         ROOT / "schemas" / "olist",
