@@ -164,43 +164,64 @@ def test_status_and_signatures(recommender: Recommender) -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda r: r.recommend(42), "user_id is int 42, wanted a str"),
+        (lambda r: r.recommend(42), "user_id: expected a str, got int 42"),
         (lambda r: r.recommend(["1"]), "use recommend_batch"),
-        (lambda r: r.recommend_batch("12"), "user_ids is one str, wanted a sequence of str; use recommend"),
-        (lambda r: r.recommend_batch(["1", 2]), "user_ids wants str; found int 2 at position 1"),
-        (lambda r: r.recommend("1", k=0), "k is 0; pass an int from 1"),
-        (lambda r: r.recommend("1", k=2.5), "k is 2.5; pass an int from 1"),
+        (lambda r: r.recommend_batch("12"), "user_ids: expected a sequence of str, got one str; use recommend"),
+        (lambda r: r.recommend_batch(["1", 2]), "user_ids: expected str, got int 2 at position 1"),
+        (lambda r: r.recommend("1", k=0), "k: expected an int from 1"),
+        (lambda r: r.recommend("1", k=2.5), "k: expected an int from 1"),
         (
             lambda r: r.recommend("1", context={"colour": "red"}),
-            "signature 'recommend' has no input colour; it takes: age",
+            "signature 'recommend' has no input colour; its inputs are: age",
         ),
         (lambda r: r.recommend("1", context={"user_id": "2"}), "'user_id' is in the context"),
-        (lambda r: r.recommend("1", context={"age": "old"}), "input 'age' wants float; found str 'old' at position 0"),
-        (lambda r: r.recommend("1", context={"timestamp": 1.5}), "input 'timestamp' wants int64; found float 1.5"),
-        (lambda r: r.recommend("1", context={"age": [1, 2]}), "input 'age' has 2 values for 1 rows"),
-        (lambda r: r.rate_batch(["1"], ["i1", "i2"]), "1 user_ids and 2 item_ids; pass as many of both"),
-        (lambda r: r.rate("1", 4), "item_id is int 4, wanted a str"),
-        (lambda r: r.recommend_batch(5), "user_ids is int 5, wanted a sequence of str; pass a list"),
-        (lambda r: r.recommend("1", history="i4"), "history is one str, wanted a sequence of str; pass ['i4'] if it"),
-        (lambda r: r.recommend("1", history=["i4", 5]), "history wants str; found int 5 at position 1;"),
-        (lambda r: r.recommend("1", history={"i4"}), "history is set {'i4'}, wanted a sequence of str; pass a list"),
-        (lambda r: r.rate("1", "i1", history=b"i4"), "history is one bytes, wanted a sequence of str; pass [b'i4']"),
-        (lambda r: r.rate("1", "i1", history=7), "history is int 7, wanted a sequence of str; pass a list"),
-        (lambda r: r.recommend_batch(["1", "2"], histories=["i4", "i5"]), "histories[0] is one str, wanted a sequence"),
+        (
+            lambda r: r.recommend("1", context={"age": "old"}),
+            "input 'age': expected float, got str 'old' at position 0",
+        ),
+        (lambda r: r.recommend("1", context={"timestamp": 1.5}), "input 'timestamp': expected int64, got float 1.5"),
+        (lambda r: r.recommend("1", context={"age": [1, 2]}), "input 'age': expected 1 values, one per row, got 2"),
+        (
+            lambda r: r.rate_batch(["1"], ["i1", "i2"]),
+            "expected as many item_ids as user_ids, got 1 user_ids and 2 item_ids",
+        ),
+        (lambda r: r.rate("1", 4), "item_id: expected a str, got int 4"),
+        (lambda r: r.recommend_batch(5), "user_ids: expected a sequence of str, got int 5; pass a list"),
+        (
+            lambda r: r.recommend("1", history="i4"),
+            "history: expected a sequence of str, got one str; pass ['i4'] if it",
+        ),
+        (lambda r: r.recommend("1", history=["i4", 5]), "history: expected str, got int 5 at position 1;"),
+        (
+            lambda r: r.recommend("1", history={"i4"}),
+            "history: expected a sequence of str, got set {'i4'}; pass a list",
+        ),
+        (
+            lambda r: r.rate("1", "i1", history=b"i4"),
+            "history: expected a sequence of str, got one bytes; pass [b'i4']",
+        ),
+        (lambda r: r.rate("1", "i1", history=7), "history: expected a sequence of str, got int 7; pass a list"),
+        (
+            lambda r: r.recommend_batch(["1", "2"], histories=["i4", "i5"]),
+            "histories[0]: expected a sequence of str, got",
+        ),
         (
             lambda r: r.recommend_batch(["1", "2"], histories="i4"),
-            "histories is str 'i4', wanted a sequence of str for",
+            "histories: expected a sequence of str for each user, got str 'i4'",
         ),
-        (lambda r: r.recommend_batch(["1", "2"], histories=[["i4"], None]), "histories[1] is NoneType None, wanted a"),
+        (
+            lambda r: r.recommend_batch(["1", "2"], histories=[["i4"], None]),
+            "histories[1]: expected a sequence of str, got NoneType None",
+        ),
         (
             lambda r: r.recommend_batch(["1", "2"], histories=[["i4"]]),
-            "1 histories for 2 user_ids; pass one a user, []",
+            "histories: expected 2, one per user, got 1; pass []",
         ),
-        (lambda r: r.recommend_batch([], histories=[["i4"]]), "1 histories for 0 user_ids"),
-        (lambda r: r.rate_batch(["1"], ["i1"], histories=[]), "0 histories for 1 user_ids"),
-        (lambda r: r.rate_batch(["1"], ["i1"], histories=[[None]]), "histories[0] wants str; found NoneType None"),
+        (lambda r: r.recommend_batch([], histories=[["i4"]]), "histories: expected 0, one per user, got 1"),
+        (lambda r: r.rate_batch(["1"], ["i1"], histories=[]), "histories: expected 1, one per user, got 0"),
+        (lambda r: r.rate_batch(["1"], ["i1"], histories=[[None]]), "histories[0]: expected str, got NoneType None"),
         (lambda r: r.recommend("1", history=["\ud800"]), "input 'history': 'utf-8' codec can't encode"),
-        (lambda r: r.recommend("1", context={"history": "i4"}), "'history' is in the context; it has an argument"),
+        (lambda r: r.recommend("1", context={"history": "i4"}), "'history' is in the context; pass it as its own"),
     ],
 )
 def test_wrong_inputs_are_named(
@@ -242,7 +263,7 @@ def test_dead_server_is_unavailable_with_a_remedy_after_retries() -> None:
     target = f"127.0.0.1:{_free_port()}"
     with Recommender(target, timeout=30) as recommender:
         started = time.monotonic()
-        with pytest.raises(ServerUnavailable, match=r"nobody answers .*start a server there") as failure:
+        with pytest.raises(ServerUnavailable, match=r"the server does not answer .*start a server there") as failure:
             recommender.recommend("1")
         assert 0.3 < time.monotonic() - started < 15, "retried with pauses, then given up"
     assert failure.value.target == target and failure.value.code == "UNAVAILABLE"
@@ -315,7 +336,7 @@ def test_model_without_histories_says_what_its_recipe_lacks_and_a_new_version_wi
 ) -> None:
     push(exported(history=False), tmp_path, 1)
     message = (
-        "version 1 takes no history (string [B, L]), because the model's recipe has no history feature; add "
+        "version 1 has no input history (string [B, L]), because the model's recipe has no history feature; add "
         "{column: ITEM_ID, kind: history} under features.query"
     )
     with ModelServer(tmp_path, port=0, rest_port=0, poll_interval_s=0.05) as server:

@@ -163,13 +163,13 @@ def test_items_that_nobody_knows_have_vectors_by_their_columns(client: Recommend
     assert new == Embedding("", (2.5,) * 5)
     assert client.embed_item("brand new", columns={"year": 2.5}).vector == new.vector
     assert [each.vector[0] for each in client.embed_item_batch(columns={"year": [1.0, 2.0]})] == [1.0, 2.0]
-    with pytest.raises(InvalidRequest, match="neither an item_id nor columns are given"):
+    with pytest.raises(InvalidRequest, match="expected an item_id, columns or both, got neither"):
         client.embed_item()
-    with pytest.raises(InvalidRequest, match="neither item_ids nor a column with one value for each item"):
+    with pytest.raises(InvalidRequest, match="expected item_ids or a column with one value per item, got neither"):
         client.embed_item_batch(columns={"year": 1.0})
     with pytest.raises(InvalidRequest, match=r"'item_id' is in the columns"):
         client.embed_item("i1", columns={"item_id": "i2"})
-    with pytest.raises(InvalidRequest, match=r"'embed_item' has no input colour; it takes: item_id .*, year"):
+    with pytest.raises(InvalidRequest, match=r"'embed_item' has no input colour; its inputs are: item_id .*, year"):
         client.embed_item("i1", columns={"colour": "red"})
 
 
@@ -179,23 +179,32 @@ def test_items_that_nobody_knows_have_vectors_by_their_columns(client: Recommend
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda r: r.recommend("1", exclude="i1"), "exclude is one str, wanted a sequence of str; pass ['i1'] if it"),
-        (lambda r: r.recommend("1", only={"i1"}), "only is set {'i1'}, wanted a sequence of str; pass a list"),
-        (lambda r: r.recommend("1", exclude=[["i1"]]), "exclude wants str; found list ['i1'] at position 0"),
-        (lambda r: r.recommend("1", exclude=["i1", 2]), "exclude wants str; found int 2 at position 1"),
-        (lambda r: r.recommend_batch(["1"], only="i1"), "only is one str"),
-        (lambda r: r.recommend_batch(["1"], only=7), "only is int 7, wanted a sequence of str"),
-        (lambda r: r.recommend_batch(["1"], exclude=["i1", ["i2"]]), "exclude holds a list at position 1 beside ids"),
-        (lambda r: r.recommend_batch(["1"], exclude=[["i1"], ["i2"]]), "exclude holds 2 sequences for 1 user_ids"),
-        (lambda r: r.recommend_batch(["1"], exclude=[["i1", None]]), "exclude[0] wants str; found NoneType None"),
+        (
+            lambda r: r.recommend("1", exclude="i1"),
+            "exclude: expected a sequence of str, got one str; pass ['i1'] if it",
+        ),
+        (lambda r: r.recommend("1", only={"i1"}), "only: expected a sequence of str, got set {'i1'}; pass a list"),
+        (lambda r: r.recommend("1", exclude=[["i1"]]), "exclude: expected str, got list ['i1'] at position 0"),
+        (lambda r: r.recommend("1", exclude=["i1", 2]), "exclude: expected str, got int 2 at position 1"),
+        (lambda r: r.recommend_batch(["1"], only="i1"), "only: expected a sequence of str, got one str"),
+        (lambda r: r.recommend_batch(["1"], only=7), "only: expected a sequence of str, got int 7"),
+        (
+            lambda r: r.recommend_batch(["1"], exclude=["i1", ["i2"]]),
+            "exclude: expected ids for all users, or one sequence of ids per user, got ids and a list at position 1",
+        ),
+        (
+            lambda r: r.recommend_batch(["1"], exclude=[["i1"], ["i2"]]),
+            "exclude: expected 1 sequences, one per user, got 2",
+        ),
+        (lambda r: r.recommend_batch(["1"], exclude=[["i1", None]]), "exclude[0]: expected str, got NoneType None"),
         (lambda r: r.recommend("1", exclude=["i1"], context={"exclude": "i2"}), "'exclude' is in the context"),
-        (lambda r: r.recommend("1", k=2**31), "k is 2147483648; pass an int from 1 to 2147483647"),
-        (lambda r: r.similar(4), "item_id is int 4, wanted a str"),
+        (lambda r: r.recommend("1", k=2**31), "k: expected an int from 1 to 2147483647"),
+        (lambda r: r.similar(4), "item_id: expected a str, got int 4"),
         (lambda r: r.similar(["i1"]), "use similar_batch for several"),
-        (lambda r: r.similar("i1", k=11), "'similar_items' returns at most 10 items; k is 11; pass k=10 or less"),
-        (lambda r: r.find("bat", k=99), "'find_items' returns at most 10 items; k is 99"),
-        (lambda r: r.find(3), "text is int 3, wanted a str"),
-        (lambda r: r.find("x", k=0), "k is 0"),
+        (lambda r: r.similar("i1", k=11), "'similar_items' returns at most 10 items, got k=11; pass k=10 or less"),
+        (lambda r: r.find("bat", k=99), "'find_items' returns at most 10 items, got k=99"),
+        (lambda r: r.find(3), "text: expected a str, got int 3"),
+        (lambda r: r.find("x", k=0), "k: expected an int from 1"),
     ],
 )
 def test_wrong_inputs_are_named_before_anything_is_sent(
@@ -221,12 +230,16 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recommender]:
 @pytest.mark.parametrize(
     ("ask", "signature", "remedy"),
     [
-        (lambda r: r.recommend("1", exclude=["i1"]), "recommend_filtered", "exclude, only and a longer list need it"),
-        (lambda r: r.recommend("1", only=["i1"]), "recommend_filtered", "or ask without them"),
-        (lambda r: r.similar("i1"), "similar_items", "run the pipeline of this version of Tandem again"),
+        (
+            lambda r: r.recommend("1", exclude=["i1"]),
+            "recommend_filtered",
+            "exclude, only and a k above serving.k need it",
+        ),
+        (lambda r: r.recommend("1", only=["i1"]), "recommend_filtered", "or query without them"),
+        (lambda r: r.similar("i1"), "similar_items", "rerun the pipeline with this version of Tandem"),
         (lambda r: r.find("bat"), "find_items", "`display: true`"),
-        (lambda r: r.embed_query("1"), "embed_query", "serve what it exports"),
-        (lambda r: r.embed_item("1"), "embed_item", "serve what it exports"),
+        (lambda r: r.embed_query("1"), "embed_query", "serve the model that it exports"),
+        (lambda r: r.embed_item("1"), "embed_item", "serve the model that it exports"),
     ],
 )
 def test_a_signature_that_is_missing_is_named_beside_those_there_are(
@@ -242,7 +255,7 @@ def test_a_signature_that_is_missing_is_named_beside_those_there_are(
 
 def test_a_model_without_filters_gives_no_longer_lists_and_says_so(older: Recommender) -> None:
     assert len(older.recommend("1", k=K).items) == K
-    with pytest.raises(InvalidRequest, match=r"'recommend' returns at most 10 items; k is 11; pass k=10 or less"):
+    with pytest.raises(InvalidRequest, match=r"'recommend' returns at most 10 items, got k=11; pass k=10 or less"):
         older.recommend("1", k=K + 1)
 
 

@@ -253,16 +253,16 @@ def test_last_value_is_repeated_and_missing_values_are_zero() -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "message"),
     [
-        ("string", ["a", 3], "wants string; found int 3 at position 1; pass a str"),
-        ("int64", [1, 2.5], "wants int64; found float 2.5 at position 1; pass an int"),
-        ("int64", [True], "wants int64; found bool True at position 0"),
-        ("int64", [2**63], "pass -9223372036854775808 to 9223372036854775807"),
-        ("int64", ["7"], "wants int64; found str '7'"),
-        ("float", ["x"], "wants float; found str 'x' at position 0; pass a number"),
-        ("float", [1e39], "beyond its range"),
-        ("float", [None], "wants float; found NoneType None"),
-        ("bool", [1], "wants bool; found int 1 at position 0; pass True or False"),
-        ("half", [1], "has dtype half, which this client does not send"),
+        ("string", ["a", 3], "expected string, got int 3 at position 1; pass a str"),
+        ("int64", [1, 2.5], "expected int64, got float 2.5 at position 1; pass an int"),
+        ("int64", [True], "expected int64, got bool True at position 0"),
+        ("int64", [2**63], "expected int64, -9223372036854775808 to 9223372036854775807, got"),
+        ("int64", ["7"], "expected int64, got str '7'"),
+        ("float", ["x"], "expected float, got str 'x' at position 0; pass a number"),
+        ("float", [1e39], "which is out of range"),
+        ("float", [None], "expected float, got NoneType None"),
+        ("bool", [1], "expected bool, got int 1 at position 0; pass True or False"),
+        ("half", [1], "has dtype half, which this client does not support"),
     ],
 )
 def test_values_of_another_type_are_refused(dtype: str, values: list[Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Asks a Tandem recommender, served by TensorFlow Serving or by `tandem serve`, over gRPC. Needs no TensorFlow.
+"""gRPC client for a Tandem recommender on TensorFlow Serving or `tandem serve`. Needs no TensorFlow.
 
 from tandem_client import Recommender
 

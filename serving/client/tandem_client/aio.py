@@ -1,4 +1,4 @@
-"""The client for asyncio: the questions and steps of the synchronous one, awaited."""
+"""The client for asyncio: the queries and calls of the synchronous client, awaited."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tandem_client import questions, transport
-from tandem_client.conversation import ROWS_PER_CALL, Conversation, Steps, T
-from tandem_client.protocol import DEFAULT_K, Asked, Context, Filter
+from tandem_client import queries, transport
+from tandem_client.protocol import DEFAULT_K, Context, Filter, ModelRef
 from tandem_client.results import Embedding, FoundItems, Recommendations, SimilarItems, VersionStatus
+from tandem_client.session import ROWS_PER_CALL, Session, Steps, T
 from tandem_client.signatures import Signature
 from tandem_client.tls import Tls
 
@@ -25,7 +25,7 @@ class AsyncRecommender:
             for item in (await recommender.recommend("42", k=10)).items:
                 print(item.item_id, item.score, item.display.get("title"))
 
-    Any number of tasks of one event loop can share it. A task that is cancelled ends its call on the server, too.
+    All tasks of one event loop can share it. Cancelling a task cancels its request on the server, too.
     """
 
     def __init__(
@@ -40,23 +40,23 @@ class AsyncRecommender:
         tls: bool | Tls = False,
         rows_per_call: int = ROWS_PER_CALL,
     ) -> None:
-        """As `Recommender`; needs no running event loop, and belongs to that of its first call."""
+        """As `Recommender`; needs no running event loop, and belongs to the loop of its first request."""
         self._connection = transport.Connection.checked(target, retries, tls)
-        asked = Asked(target, model, version, label)
-        self._conversation = Conversation(asked, timeout, rows_per_call, encrypted=self._connection.tls is not None)
+        ref = ModelRef(target, model, version, label)
+        self._session = Session(ref, timeout, rows_per_call, encrypted=self._connection.tls is not None)
         self._channel: Any = None
         self._methods: Mapping[str, Callable[..., Any]] = {}
         self._closed = False
 
     @property
     def target(self) -> str:
-        """The server asked."""
-        return self._conversation.asked.target
+        """The server's gRPC address, `host:port`."""
+        return self._session.ref.target
 
     @property
     def model(self) -> str:
         """The model's name on the server."""
-        return self._conversation.asked.model
+        return self._session.ref.model
 
     async def recommend(
         self,
@@ -70,8 +70,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> Recommendations:
         """As `Recommender.recommend`."""
-        question = questions.recommend(self._conversation.asked, user_id, k, exclude, only, history, context)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.recommend(self._session.ref, user_id, k, exclude, only, history, context)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def recommend_batch(
         self,
@@ -85,8 +85,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> list[Recommendations]:
         """As `Recommender.recommend_batch`."""
-        question = questions.recommend_batch(self._conversation.asked, user_ids, k, exclude, only, histories, context)
-        return await self._run(self._conversation.ask(question), timeout)
+        query = queries.recommend_batch(self._session.ref, user_ids, k, exclude, only, histories, context)
+        return await self._run(self._session.predict(query), timeout)
 
     async def rate(
         self,
@@ -98,8 +98,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> float:
         """As `Recommender.rate`."""
-        question = questions.rate(self._conversation.asked, user_id, item_id, history, context)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.rate(self._session.ref, user_id, item_id, history, context)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def rate_batch(
         self,
@@ -111,8 +111,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> list[float]:
         """As `Recommender.rate_batch`."""
-        question = questions.rate_batch(self._conversation.asked, user_ids, item_ids, histories, context)
-        return await self._run(self._conversation.ask(question), timeout)
+        query = queries.rate_batch(self._session.ref, user_ids, item_ids, histories, context)
+        return await self._run(self._session.predict(query), timeout)
 
     async def similar(
         self,
@@ -122,8 +122,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> SimilarItems:
         """As `Recommender.similar`."""
-        question = questions.similar(self._conversation.asked, item_id, k)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.similar(self._session.ref, item_id, k)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def similar_batch(
         self,
@@ -133,8 +133,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> list[SimilarItems]:
         """As `Recommender.similar_batch`."""
-        question = questions.similar_batch(self._conversation.asked, item_ids, k)
-        return await self._run(self._conversation.ask(question), timeout)
+        query = queries.similar_batch(self._session.ref, item_ids, k)
+        return await self._run(self._session.predict(query), timeout)
 
     async def find(
         self,
@@ -144,8 +144,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> FoundItems:
         """As `Recommender.find`."""
-        question = questions.find(self._conversation.asked, text, k)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.find(self._session.ref, text, k)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def embed_query(
         self,
@@ -156,8 +156,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> Embedding:
         """As `Recommender.embed_query`."""
-        question = questions.embed_query(self._conversation.asked, user_id, history, context)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.embed_query(self._session.ref, user_id, history, context)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def embed_query_batch(
         self,
@@ -168,8 +168,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> list[Embedding]:
         """As `Recommender.embed_query_batch`."""
-        question = questions.embed_query_batch(self._conversation.asked, user_ids, histories, context)
-        return await self._run(self._conversation.ask(question), timeout)
+        query = queries.embed_query_batch(self._session.ref, user_ids, histories, context)
+        return await self._run(self._session.predict(query), timeout)
 
     async def embed_item(
         self,
@@ -179,8 +179,8 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> Embedding:
         """As `Recommender.embed_item`."""
-        question = questions.embed_item(self._conversation.asked, item_id, columns)
-        return (await self._run(self._conversation.ask(question), timeout))[0]
+        query = queries.embed_item(self._session.ref, item_id, columns)
+        return (await self._run(self._session.predict(query), timeout))[0]
 
     async def embed_item_batch(
         self,
@@ -190,19 +190,19 @@ class AsyncRecommender:
         timeout: float | None = None,
     ) -> list[Embedding]:
         """As `Recommender.embed_item_batch`."""
-        question = questions.embed_item_batch(self._conversation.asked, item_ids, columns)
-        return await self._run(self._conversation.ask(question), timeout)
+        query = queries.embed_item_batch(self._session.ref, item_ids, columns)
+        return await self._run(self._session.predict(query), timeout)
 
     async def status(self, *, timeout: float | None = None) -> list[VersionStatus]:
         """As `Recommender.status`."""
-        return await self._run(self._conversation.status(), timeout)
+        return await self._run(self._session.status(), timeout)
 
     async def signatures(self, *, timeout: float | None = None) -> Mapping[str, Signature]:
         """As `Recommender.signatures`."""
-        return (await self._run(self._conversation.metadata(), timeout)).signatures
+        return (await self._run(self._session.metadata(), timeout)).signatures
 
     async def close(self) -> None:
-        """Closes the connection; the client cannot be used afterwards."""
+        """Close the connection; the client cannot be used afterwards."""
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -216,22 +216,22 @@ class AsyncRecommender:
         await self.close()
 
     async def _run(self, steps: Steps[T], timeout: float | None) -> T:
-        deadline = self._conversation.deadline(timeout)
+        deadline = self._session.deadline(timeout)
         try:
             call = next(steps)
             while True:
                 if self._closed:
-                    raise self._conversation.closed()
-                if self._channel is None:  # made here, because it takes hold of the running event loop
+                    raise self._session.closed()
+                if self._channel is None:  # created here, because it binds to the running event loop
                     self._channel = self._connection.channel(grpc.aio)
                     self._methods = transport.methods(self._channel)
                 try:
                     method = self._methods[call.method]
-                    answer = await method(call.request, timeout=max(0.0, deadline - time.monotonic()))
+                    response = await method(call.request, timeout=max(0.0, deadline - time.monotonic()))
                 except grpc.RpcError as error:
-                    call = steps.throw(self._conversation.translated(error))
+                    call = steps.throw(self._session.translated(error))
                 else:
-                    call = steps.send(answer)
+                    call = steps.send(response)
         except StopIteration as done:
             result: T = done.value
             return result

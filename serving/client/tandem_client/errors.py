@@ -1,4 +1,4 @@
-"""What can go wrong when asking a recommender. Every message names the server, the model, and what to do about it."""
+"""The client's errors. Every message names the server, the model and the remedy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 class TandemClientError(Exception):
-    """Base of this client's errors; raised itself for failures of the server that have no class of their own.
+    """Base class of the client's errors; raised itself for server errors without a class of their own.
 
     Attributes:
-        target: the server asked, `host:port`.
+        target: the server, `host:port`.
         model: the model's name.
-        code: gRPC status name (`INTERNAL`, …) where the server answered one, else None.
+        code: gRPC status name (`INTERNAL`, …) if the server sent one, else None.
     """
 
     def __init__(self, message: str, *, target: str, model: str, code: str | None = None) -> None:
@@ -22,27 +22,27 @@ class TandemClientError(Exception):
 
 
 class ServerUnavailable(TandemClientError):
-    """Nobody answered, after all retries."""
+    """The server did not answer, after all retries."""
 
 
 class DeadlineExceeded(TandemClientError):
-    """No answer within the timeout."""
+    """No response within the timeout."""
 
 
 class ModelNotFound(TandemClientError):
-    """The server does not serve this model, or not this version of it, or has no version under this label."""
+    """The server does not serve this model, this version of it, or a version with this label."""
 
 
 class InvalidRequest(TandemClientError):
-    """The request does not fit the model's signature; nothing was sent, or the server refused it."""
+    """The request does not match the model's signature: nothing was sent, or the server rejected it."""
 
 
 class SignatureMissing(InvalidRequest):
-    """The model cannot be asked this: its version lacks the signature. Nothing was sent.
+    """The served version lacks the signature. Nothing was sent.
 
     Attributes:
-        signature: the one needed.
-        available: those the model has, sorted.
+        signature: the missing signature.
+        available: the model's signatures, sorted.
     """
 
     def __init__(self, message: str, *, target: str, model: str, signature: str, available: Sequence[str]) -> None:

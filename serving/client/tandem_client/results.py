@@ -1,4 +1,4 @@
-"""What the client answers with: plain frozen values, no tensors."""
+"""The client's results: frozen dataclasses of plain values, no tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Recommendation:
 
     Attributes:
         item_id: the item.
-        score: what the list is ordered by; comparable within one answer only.
-        rating: the rating the model predicts, on the scale of the training data.
-        display: further columns that the model carries for items, such as the title.
+        score: the retrieval score; comparable within one response only.
+        rating: the predicted rating, on the scale of the training data.
+        display: display columns of the item, such as the title.
     """
 
     item_id: str
@@ -25,7 +25,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """A user's recommendations, best first; fewer than asked for where the model has no more for this user."""
+    """A user's recommendations, best first; fewer than k if the model has no more items for the user."""
 
     user_id: str
     items: tuple[Recommendation, ...]
@@ -33,12 +33,12 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class SimilarItem:
-    """An item that is like another.
+    """An item similar to another.
 
     Attributes:
         item_id: the item.
         score: cosine of the two items' retrieval vectors, -1 to 1.
-        display: further columns that the model carries for items, such as the title.
+        display: display columns of the item, such as the title.
     """
 
     item_id: str
@@ -48,7 +48,7 @@ class SimilarItem:
 
 @dataclass(frozen=True)
 class SimilarItems:
-    """An item's nearest ones, nearest first, never itself; none for an item that the model does not know."""
+    """An item's similar items, most similar first, without itself; empty for an item outside the vocabulary."""
 
     item_id: str
     items: tuple[SimilarItem, ...]
@@ -56,7 +56,7 @@ class SimilarItems:
 
 @dataclass(frozen=True)
 class FoundItem:
-    """An item that a text leads to, and the columns it may have been found in."""
+    """An item that matches a title search, with its display columns."""
 
     item_id: str
     display: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class FoundItem:
 
 @dataclass(frozen=True)
 class FoundItems:
-    """The items with a word that starts with the text, best first; none for the empty text."""
+    """The items with a word that starts with the text, best first; empty for the empty text."""
 
     text: str
     items: tuple[FoundItem, ...]
@@ -72,11 +72,11 @@ class FoundItems:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A vector for a vector store. The dot product of a user's and an item's is the score of `recommend`.
+    """A vector for a vector store. The inner product of a user's and an item's vector is `recommend`'s score.
 
     Attributes:
-        id: whose it is: a user id or an item id, '' for an item described by its columns alone.
-        vector: D numbers, float32 on the wire.
+        id: the user id or item id; '' for an item described by its columns alone.
+        vector: D components, float32 on the wire.
     """
 
     id: str
@@ -85,13 +85,13 @@ class Embedding:
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """A version of the model on the server.
+    """Status of a version of the model on the server.
 
     Attributes:
         version: its number.
         state: START, LOADING, AVAILABLE, UNLOADING or END.
-        error_code: canonical code; 0 where nothing went wrong.
-        error_message: why the version failed; empty where nothing went wrong.
+        error_code: canonical code; 0 without an error.
+        error_message: why the version failed; empty without an error.
     """
 
     version: int

@@ -1,4 +1,4 @@
-"""A model's signatures as the server describes them, by which requests are checked before they are sent."""
+"""A model's signatures as the server reports them; requests are checked against them before they are sent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tandem_client import serving_pb2 as pb
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output.
+    """Name, dtype and shape of an input or output.
 
     Attributes:
         name: its name in the signature.
         dtype: `string`, `int64`, `float`, … (TensorFlow's names).
-        shape: a size for each dimension, -1 for any; None where even the rank is open.
-        optional: an input that the model has a default for.
+        shape: size of each dimension, -1 for any size; None for any rank.
+        optional: the input has a default in the signature.
     """
 
     name: str
@@ -25,7 +25,7 @@ class TensorSpec:
     optional: bool = False
 
     def describe(self) -> str:
-        """`int64 [B]`: the first dimension of any size is the batch."""
+        """Return dtype and shape as text, such as `int64 [B]`; B is the batch dimension."""
         if self.shape is None:
             return self.dtype
         sizes = [("B" if not axis else "?") if size == -1 else str(size) for axis, size in enumerate(self.shape)]
@@ -34,7 +34,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """One thing a model can be asked."""
+    """A named function of the model with typed inputs and outputs."""
 
     name: str
     inputs: Mapping[str, TensorSpec]
@@ -50,8 +50,10 @@ class ModelMetadata:
 
 
 def read_metadata(response: pb.GetModelMetadataResponse) -> ModelMetadata:
-    """Raises:
-    KeyError: the answer carries no signatures.
+    """Read the signatures from a GetModelMetadata response.
+
+    Raises:
+        KeyError: the response holds no signatures.
     """
     if "signature_def" not in response.metadata:
         raise KeyError("signature_def")
@@ -68,7 +70,7 @@ def read_metadata(response: pb.GetModelMetadataResponse) -> ModelMetadata:
 
 
 def dtype_text(dtype: int) -> str:
-    """`int64` for DT_INT64; the number for a dtype unknown here."""
+    """Return `int64` for DT_INT64, and the number for a dtype that is not in serving.proto."""
     try:
         return pb.DataType.Name(dtype).removeprefix("DT_").lower()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Python values to TensorProto columns and back, without numpy."""
+"""Conversion of Python values to TensorProto columns and back, without numpy."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _CONTENT_CODES = {"float": "f", "double": "d", "int64": "q", "int32": "i"}
 
 
 def column(dtype: str, values: Iterable[Any]) -> pb.TensorProto:
-    """A tensor of shape [B] with one value a row.
+    """Make a tensor of shape [B] with one value per row.
 
     Args:
-        dtype: TensorFlow's name of it, `string`, `int64`, `float`, …
+        dtype: TensorFlow's name, such as `string`, `int64` or `float`.
         values: `str` or `bytes` for strings, integers for integers, numbers for floats, bools for bools.
 
     Raises:
-        ValueError: a value that is not of this dtype; says where, what was found and what to pass.
+        ValueError: a value of another dtype; names the position, the value and the remedy.
     """
     _require_sendable(dtype)
     converted = [_value(dtype, position, value) for position, value in enumerate(values)]
@@ -49,7 +49,7 @@ def column(dtype: str, values: Iterable[Any]) -> pb.TensorProto:
 
 
 def scalar(dtype: str, value: Any) -> pb.TensorProto:
-    """A tensor of shape [].
+    """Make a tensor of shape [].
 
     Raises:
         ValueError: as `column`.
@@ -61,14 +61,14 @@ def scalar(dtype: str, value: Any) -> pb.TensorProto:
 
 
 def padded_strings(rows: Sequence[Sequence[str]]) -> pb.TensorProto:
-    """Rows of strings, of any lengths, as a string tensor of shape [B, L], padded with '' at the front.
+    """Make a string tensor of shape [B, L] of rows of any lengths, padded with '' at the front.
 
-    L is one more than the longest row has, so that the first column is all padding. TensorFlow Serving, where it
-    batches requests of different L (`pad_variable_length_inputs`), fills the shorter ones up with their own first value
-    (PadTensor in its batching_util.cc): that must be '', not somebody's item.
+    L is one more than the length of the longest row, so that the first column is all padding. If TensorFlow Serving
+    batches requests of different L (`pad_variable_length_inputs`), it pads the shorter ones with their own first value
+    (PadTensor in its batching_util.cc), which must be '' and not an item of the row.
 
     Args:
-        rows: B rows; an empty one becomes padding alone.
+        rows: B rows; an empty row becomes padding.
 
     Raises:
         ValueError: a string that is not valid Unicode.
@@ -84,20 +84,20 @@ def padded_strings(rows: Sequence[Sequence[str]]) -> pb.TensorProto:
 
 
 def shape(tensor: pb.TensorProto) -> tuple[int, ...]:
-    """The tensor's shape."""
+    """Return the tensor's shape."""
     return tuple(dim.size for dim in tensor.tensor_shape.dim)
 
 
 def values(tensor: pb.TensorProto) -> list[Any]:
-    """All values in row-major order: strings as bytes, numbers as Python's.
+    """Return all values in row-major order, strings as bytes.
 
     Raises:
-        ValueError: a dtype that this client does not read, or values that do not fill the shape.
+        ValueError: an unsupported dtype, or values that do not fill the shape.
     """
     dtype = dtype_text(tensor.dtype)
     field = _FIELDS.get(dtype)
     if field is None:
-        raise ValueError(f"dtype {dtype} is not one this client reads")
+        raise ValueError(f"dtype {dtype} is not supported by this client")
     elements = math.prod(shape(tensor))
     if tensor.tensor_content:
         found = _from_content(dtype, tensor.tensor_content, elements)
@@ -108,17 +108,17 @@ def values(tensor: pb.TensorProto) -> list[Any]:
         elif not found and elements:  # and all values that are zero
             found = [b"" if dtype == "string" else 0] * elements
     if len(found) != elements:
-        raise ValueError(f"{len(found)} values for shape {list(shape(tensor))}")
+        raise ValueError(f"expected values for shape {list(shape(tensor))}, got {len(found)} values")
     return found
 
 
 def _require_sendable(dtype: str) -> None:
     if dtype not in _FIELDS:
-        raise ValueError(f"has dtype {dtype}, which this client does not send; leave it out if it is optional")
+        raise ValueError(f"has dtype {dtype}, which this client does not support; omit the input if it is optional")
 
 
 def _flat(dtype: str, converted: list[Any]) -> pb.TensorProto:
-    """A tensor with these values and no shape yet."""
+    """Make a tensor with these values and without a shape."""
     tensor = pb.TensorProto(dtype=f"DT_{dtype.upper()}")
     getattr(tensor, _FIELDS[dtype]).extend(converted)
     return tensor
@@ -142,7 +142,7 @@ def _value(dtype: str, position: int, value: Any) -> Any:
             pass
         else:
             if dtype == "float" and math.isfinite(number) and abs(number) > _FLOAT32_MAX:
-                raise ValueError(f"wants {dtype}; found {value!r} at position {position}, beyond its range")
+                raise ValueError(f"expected {dtype}, got {value!r} at position {position}, which is out of range")
             return number
     else:
         try:
@@ -152,10 +152,10 @@ def _value(dtype: str, position: int, value: Any) -> Any:
         else:
             low, high = _range(dtype)
             if not low <= integer < high:
-                raise ValueError(f"wants {dtype}; found {integer} at position {position}; pass {low} to {high - 1}")
+                raise ValueError(f"expected {dtype}, {low} to {high - 1}, got {integer} at position {position}")
             return integer
     hint = {"string": "a str", "bool": "True or False", "float": "a number", "double": "a number"}.get(dtype, "an int")
-    raise ValueError(f"wants {dtype}; found {type(value).__name__} {value!r} at position {position}; pass {hint}")
+    raise ValueError(f"expected {dtype}, got {type(value).__name__} {value!r} at position {position}; pass {hint}")
 
 
 def _range(dtype: str) -> tuple[int, int]:
@@ -170,10 +170,10 @@ def _from_content(dtype: str, content: bytes, elements: int) -> list[Any]:
         return _strings_from_content(content, elements)
     code = _CONTENT_CODES.get(dtype)
     if code is None:
-        raise ValueError(f"dtype {dtype} in tensor_content is not one this client reads")
+        raise ValueError(f"dtype {dtype} in tensor_content is not supported by this client")
     numbers = array.array(code)
     if len(content) != elements * numbers.itemsize:
-        raise ValueError(f"{len(content)} bytes of tensor_content for {elements} values of {dtype}")
+        raise ValueError(f"expected tensor_content of {elements} values of {dtype}, got {len(content)} bytes")
     numbers.frombytes(content)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -195,7 +195,7 @@ def _strings_from_content(content: bytes, elements: int) -> list[Any]:
             lengths.append(length)
             length = shift = 0
     if position + sum(lengths) != len(content):
-        raise ValueError("tensor_content does not hold the bytes its string lengths announce")
+        raise ValueError("tensor_content does not match the lengths of its strings")
     strings = []
     for size in lengths:
         strings.append(content[position : position + size])

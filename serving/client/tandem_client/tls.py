@@ -1,4 +1,4 @@
-"""How the connection is encrypted, and who the two ends are to each other."""
+"""TLS options of the connection: encryption and certificates."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS to the server; mutual TLS where a private key and its certificate are given.
+    """TLS to the server; mutual TLS with a private key and its certificate.
 
     Attributes:
-        root_certificates: PEM of the authorities that the server's certificate may come from; None for the public ones
-            that gRPC carries.
-        private_key: PEM of this client's key, for servers that ask who is calling.
-        certificate_chain: PEM of this client's certificate, followed by those of the authorities in between.
-        server_name: the name in the server's certificate, where the target is called something else, such as an
+        root_certificates: PEM of the certificate authorities to trust; None for the public ones that gRPC ships.
+        private_key: PEM of this client's key, for servers that verify clients.
+        certificate_chain: PEM of this client's certificate, followed by the intermediate ones.
+        server_name: the name in the server's certificate, if it differs from the target's host, such as for an IP
             address; None for the target's host.
 
     Raises:
-        ValueError: a key without a certificate or the other way round, or text where PEM bytes were wanted.
+        ValueError: a key without a certificate, a certificate without a key, or a str instead of PEM bytes.
     """
 
     root_certificates: bytes | None = None
@@ -33,7 +32,7 @@ class Tls:
             value = getattr(self, name)
             if value is not None and not isinstance(value, bytes):
                 raise ValueError(
-                    f"{name} is {type(value).__name__}, wanted the bytes of a PEM file; pass "
+                    f"{name}: expected the bytes of a PEM file, got {type(value).__name__}; pass "
                     "Path(file).read_bytes(), or use Tls.from_files"
                 )
         if (self.private_key is None) != (self.certificate_chain is None):
@@ -51,10 +50,10 @@ class Tls:
         certificate_chain: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
     ) -> Tls:
-        """The same from PEM files, read once, now.
+        """Read PEM files into a `Tls`, once.
 
         Raises:
-            OSError: a file that cannot be read.
+            OSError: a file cannot be read.
             ValueError: as the class.
         """
 

@@ -1,4 +1,4 @@
-"""The gRPC side that both clients share: methods, options and credentials of the channel."""
+"""The gRPC part that both clients share: methods, options and credentials of the channel."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tandem_client.tls import Tls
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GET_MODEL_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-_ANSWERS: dict[str, Any] = {
+_RESPONSES: dict[str, Any] = {
     PREDICT: pb.PredictResponse,
     GET_MODEL_METADATA: pb.GetModelMetadataResponse,
     GET_MODEL_STATUS: pb.GetModelStatusResponse,
 }
-MAX_RETRIES = 4  # gRPC makes five attempts at most, whatever its configuration says
+MAX_RETRIES = 4  # gRPC makes at most five attempts, whatever its configuration
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a server. Nothing is connected before the first call.
+    """Target, credentials and channel options. Nothing is connected before the first request.
 
     Attributes:
         target: `host:port`.
-        tls: None for a connection in the clear.
+        tls: None for an unencrypted connection.
         options: gRPC's channel options.
     """
 
@@ -40,20 +40,26 @@ class Connection:
 
     @classmethod
     def checked(cls, target: str, retries: int, tls: bool | Tls) -> Connection:
-        """Raises:
-        ValueError: a URL as target, more retries than gRPC makes, or something else than a bool or a Tls.
+        """Check the arguments and make a connection of them.
+
+        Raises:
+            ValueError: a URL as target, more retries than gRPC makes, or `tls` is neither a bool nor a Tls.
         """
         if target.startswith(("http://", "https://")):
-            raise ValueError(f"target is {target!r}, a URL; pass the gRPC port as host:port, such as 127.0.0.1:8500")
+            raise ValueError(
+                f"target: expected the gRPC port as host:port, such as 127.0.0.1:8500, got the URL {target!r}"
+            )
         if not 0 <= retries <= MAX_RETRIES:
-            raise ValueError(f"retries is {retries!r}; pass 0 to {MAX_RETRIES} (gRPC makes five attempts at most)")
+            raise ValueError(
+                f"retries: expected 0 to {MAX_RETRIES}, got {retries!r} (gRPC makes at most five attempts)"
+            )
         if not isinstance(tls, bool | Tls):
-            raise ValueError(f"tls is {tls!r}; pass True, False, or tandem_client.Tls(…)")
-        wanted = Tls() if tls is True else tls or None
-        return cls(target, wanted, tuple(_channel_options(target, retries, wanted)))
+            raise ValueError(f"tls: expected True, False or tandem_client.Tls(…), got {tls!r}")
+        options = Tls() if tls is True else tls or None
+        return cls(target, options, tuple(_channel_options(target, retries, options)))
 
     def channel(self, library: Any) -> Any:
-        """A channel of `library`, which is grpc or grpc.aio."""
+        """Open a channel; `library` is grpc or grpc.aio."""
         if self.tls is None:
             return library.insecure_channel(self.target, options=self.options)
         credentials = grpc.ssl_channel_credentials(
@@ -63,10 +69,10 @@ class Connection:
 
 
 def methods(channel: Any) -> Mapping[str, Callable[..., Any]]:
-    """What can be called on the channel, by method."""
+    """Return the channel's methods by name."""
     return {
-        name: channel.unary_unary(name, request_serializer=_serialize, response_deserializer=answer.FromString)
-        for name, answer in _ANSWERS.items()
+        name: channel.unary_unary(name, request_serializer=_serialize, response_deserializer=response.FromString)
+        for name, response in _RESPONSES.items()
     }
 
 
@@ -79,7 +85,7 @@ def _channel_options(target: str, retries: int, tls: Tls | None) -> list[tuple[s
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        # A connection of its own: without this, clients to one target share their reconnection pauses.
+        # A connection per client: without this, clients of one target share their reconnection backoff.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
