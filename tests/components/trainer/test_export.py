@@ -463,7 +463,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(name, marks=() if name.startswith("mlp head") else pytest.mark.slow) for name in OPTIONS],
+)
 def test_every_kind_of_model_trains_and_serves(
     world: World, load: Callable[[Path], Loaded], tmp_path: Path, example: Example, options: str
 ) -> None:

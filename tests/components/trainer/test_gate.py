@@ -192,6 +192,7 @@ def _measured(answers: Sequence[Any], counts: Counter[str], catalogue: int) -> d
     return found | {"rmse": float(np.sqrt(np.mean(errors**2))), "mae": float(np.mean(np.abs(errors)))}
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_users_are_answered(
     world: World,
     export: Export,
@@ -226,7 +227,7 @@ def _shuffle_vectors(served: ServedRecommender) -> None:
     factors.assign(tf.gather(factors, np.random.default_rng(1).permutation(factors.shape[1]), axis=1))
 
 
-@pytest.mark.parametrize("broken", ["ids", "vectors"])
+@pytest.mark.parametrize("broken", [pytest.param("ids", marks=pytest.mark.slow), "vectors"])
 def test_a_model_whose_items_were_shuffled_at_export_is_stopped(
     export: Export, split: Split, known_users: list[Row], run_evaluator: Callable[..., Any], broken: str
 ) -> None:
@@ -252,6 +253,7 @@ def test_a_model_that_loses_to_popularity_is_stopped_though_its_accuracy_looks_w
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_is_poor_on_new_users_is_stopped_where_the_recipe_gates_them(
     good: Exported, split: Split, known_users: list[Row], strangers: list[Row], run_evaluator: Callable[..., Any]
 ) -> None:

@@ -253,6 +253,7 @@ def test_a_batch_of_negatives_alone_still_teaches_ratings(implicit: Trained) -> 
             assert np.isfinite(tf.convert_to_tensor(gradient).numpy()).all()
 
 
+@pytest.mark.slow
 def test_a_label_that_never_changes_gives_numbers(train: Callable[..., Trained]) -> None:
     """No negatives, every label 1, no bounds in the schema: nothing to learn for the ratings, and nothing to break."""
     rows = [{name: value for name, value in row.items() if name != IS_POSITIVE} for row in purchases()]

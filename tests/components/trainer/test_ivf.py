@@ -137,7 +137,9 @@ def test_a_rank_is_the_place_in_the_search(asked: dict[str, Any], probes: int) -
 # --- what it promises -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recall", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize(
+    "recall", [pytest.param(0.8, marks=pytest.mark.slow), 0.95, pytest.param(0.99, marks=pytest.mark.slow)]
+)
 def test_the_recall_that_was_asked_for(recall: float) -> None:
     vectors, queries, seen = clustered()
     index = IvfIndex.build(vectors, queries[:200], k=50, recall=recall, excluded=seen[:200])

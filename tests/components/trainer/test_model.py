@@ -340,6 +340,7 @@ def test_all_variables_exist_before_the_first_step(
     assert {variable.ref() for variable in model.variables} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", EVERYTHING)
 def test_a_distribution_strategy_trains_it(
     data: TrainingData, untrained: Build, batch_of: BatchOf, options: str
@@ -353,6 +354,7 @@ def test_a_distribution_strategy_trains_it(
     assert np.isfinite(losses).all() and losses[1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", EVERYTHING)
 def test_xla_compiles_a_step(data: TrainingData, untrained: Build, batch_of: BatchOf, options: str) -> None:
     model = untrained(data, model={**EVERYTHING[options], "cold_start_dropout": 0}, training={"xla": True})

@@ -31,7 +31,7 @@ def rows(world: Any, example: Callable[..., bytes], tmp_path_factory: pytest.Tem
     return read_eval_rows(str(folder), 60, "customer", "item")
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("exclude_seen", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_exported_model_is_servable(
     unseen_items: Any, all_items: Any, rows: EvalRows, exclude_seen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,6 +40,7 @@ def test_an_exported_model_is_servable(
     validate(str(model.path), rows, SETTINGS.model_copy(update={"exclude_seen": exclude_seen}))
 
 
+@pytest.mark.slow
 def test_rows_are_asked_with_their_own_columns(
     unseen_items: Any, rows: EvalRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +50,7 @@ def test_rows_are_asked_with_their_own_columns(
         validate(str(unseen_items.path), rows, SETTINGS)
 
 
+@pytest.mark.slow
 def test_rows_of_other_people_would_be_found(unseen_items: Any, rows: EvalRows) -> None:
     others = dataclasses.replace(rows, users=[*rows.users[1:], rows.users[0]])
     with pytest.raises(NotServable, match=r"the Evaluator measured"):

@@ -113,6 +113,7 @@ def test_given_items_come_on_top_and_each_counts_once(world: World, export: Call
     assert on_top != pytest.approx(known, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_only_the_latest_count(export: Callable[..., Loaded]) -> None:
     short = export(labels=False, max_length=2)
     long = short("recommend", user_id=["nobody"], history=[["g0i00", "g0i01", "g1i00", "g1i01"]])
@@ -120,6 +121,7 @@ def test_only_the_latest_count(export: Callable[..., Loaded]) -> None:
     assert scores_of(long) == pytest.approx(scores_of(latest), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_was_touched_is_not_recommended_again(world: World, export: Callable[..., Loaded]) -> None:
     unseen = export(exclude_seen=True)
     user = world.users[0]

@@ -44,6 +44,7 @@ def words(values: np.ndarray) -> list[str]:
     return [value.decode() for value in values]
 
 
+@pytest.mark.slow
 def test_whatever_needs_all_items_is_answered_as_exact_does(world: World, exact: Loaded, careless: Loaded) -> None:
     calls: list[tuple[str, dict[str, Any]]] = [
         ("recommend_filtered", {"user_id": world.users[:5], "k": 1000, "exclude": [world.items[:3]]}),
@@ -70,6 +71,7 @@ def test_where_it_would_be_slower_the_index_is_exact(serve: Any, caplog: pytest.
     assert isinstance(serve(k=K, index={"kind": "ivf", "recall": 0.3, "cells": 60}).ranker.index, IvfIndex)
 
 
+@pytest.mark.slow
 def test_a_hit_is_what_the_index_returns(world: World, careless: Loaded, exact: Loaded, example: Example) -> None:
     random = np.random.default_rng(2)
     seen = {user: world.seen(user) for user in world.users}
@@ -88,6 +90,7 @@ def test_a_hit_is_what_the_index_returns(world: World, careless: Loaded, exact: 
     assert (exact("evaluate", examples=[example(row) for row in chosen])["rank"] >= 0).all()
 
 
+@pytest.mark.slow
 def test_few_cells_leave_nobody_without_answers(world: World, careless: Loaded) -> None:
     every = careless("recommend", user_id=[*world.users, "stranger"])
     assert (every["item_ids"] != b"").all()
@@ -100,6 +103,7 @@ def test_few_cells_leave_nobody_without_answers(world: World, careless: Loaded) 
     assert set(words(listed[0, :2])) == set(world.items[-2:])
 
 
+@pytest.mark.slow
 def test_operations_of_a_stock_server(careless: Loaded) -> None:
     graph = careless.meta_graph.graph_def
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -108,6 +112,7 @@ def test_operations_of_a_stock_server(careless: Loaded) -> None:
     assert not {node.op for node in nodes if "PyFunc" in node.op}
 
 
+@pytest.mark.slow
 def test_warm_up_has_requests_of_every_signature_that_the_model_answers(careless: Loaded) -> None:
     called = set()
     for record in tf.data.TFRecordDataset(str(careless.path / "assets.extra" / "tf_serving_warmup_requests")):

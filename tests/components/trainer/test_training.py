@@ -168,6 +168,7 @@ def backups(folder: Path) -> list[Path]:
     return sorted((folder / "Trainer" / training.BACKUPS).glob("*"))
 
 
+@pytest.mark.slow
 def test_what_nobody_goes_on_from_for_a_week_is_removed_by_the_next_training(world: World, tmp_path: Path) -> None:
     for name, days in {"forgotten": 8, "of-yesterday": 1}.items():
         file = tmp_path / "Trainer" / training.BACKUPS / name / "chief" / "ckpt-3.index"
@@ -208,6 +209,7 @@ def epochs_logged(log: Path) -> list[int]:
     return [int(number) for number in re.findall(r"Epoch (\d+) of 60:", log.read_text())]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_stopped(world: World, tmp_path: Path) -> None:
     recipe = light(
         world, epochs=60, validation=SLICE, early_stopping={"metric": "rmse", "patience": 60},
@@ -368,6 +370,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense_rows", [optimizers.DENSE_ROWS, 1], ids=["small tables", "large tables"])
 def test_two_devices_train_what_one_does(world: World, dense_rows: int) -> None:
     # The rating loss is a mean over rows, so two halves of a batch are worth the whole; an in-batch softmax is not.
