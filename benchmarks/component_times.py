@@ -1,6 +1,6 @@
-"""What each component of a pipeline costs, in a process of its own: time, CPU time and memory.
+"""Wall time, CPU time and memory of each component of a pipeline run in a fresh process.
 
-pipeline.py and scaling.py measure with it.
+Used by pipeline.py and scaling.py.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import psutil
 
 AROUND = "start and end"
-"""Under this name stands what no component took."""
+"""Name of the remainder that belongs to no component."""
 EVENTS = "components.jsonl"
 SAMPLED_EVERY_S = 0.05
 
 
 def watch(events: Path) -> None:
-    """Has TFX's launcher, which runs every component, note when each begins and ends, and its CPU time.
+    """Let TFX's launcher, which runs each component, record the component's start, end and CPU time.
 
-    The CPU time is that of this process, all its threads, and of the children it has waited for.
+    CPU time is that of this process with all threads and of the child processes that it has waited for.
     """
     from tfx.orchestration.portable import launcher
 
@@ -44,10 +44,10 @@ def watch(events: Path) -> None:
 
 
 def in_fresh_process(command: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Runs a command whose process calls `watch` with `EVENTS` in `folder`, which it has for itself.
+    """Run a command whose process calls `watch` with `EVENTS` in `folder`, which no other process uses.
 
     Returns:
-        Wall and CPU seconds and peak memory in MiB of the whole, and of each component by name.
+        Wall and CPU seconds and peak memory in MiB, in total and of each component by name.
     """
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     with (folder / "output.txt").open("w") as output:
@@ -67,7 +67,7 @@ def in_fresh_process(command: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def sample_memory(pid: int, samples: list[tuple[float, float]]) -> None:
-    """Notes the time and the resident memory in MiB, of the process and its children together, until it ends."""
+    """Sample the resident memory in MiB of a process and its children until it ends."""
     try:
         root = psutil.Process(pid)
         while root.status() != psutil.STATUS_ZOMBIE:
@@ -86,7 +86,7 @@ def sample_memory(pid: int, samples: list[tuple[float, float]]) -> None:
 def measured(
     begin: float, end: float, cpu: float, events: Sequence[Mapping[str, Any]], samples: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """One run's figures; what no component took is under `AROUND`: imports, compiling the DAG, the process's end."""
+    """Measurements of one run; `AROUND` holds imports, compiling the DAG and the end of the process."""
     components = {
         event["name"]: {
             "wall": event["end"] - event["begin"],

@@ -1,9 +1,8 @@
-"""Times stock CsvExampleGen and InteractionExampleGen on one generated data set: `make bench-ingest`.
+"""Compare stock CsvExampleGen with InteractionExampleGen on one synthetic data set: `make bench-ingest`.
 
 Both run in TFX's own executors on Beam's in-memory runner (one process, one worker), one after the other, each in a
-fresh process, on files written just before. CsvExampleGen reads the interactions only and hash-splits them 4:1.
-InteractionExampleGen reads the same file, joins an items and a users table onto it, splits it in the same proportion
-and writes the catalogue as well: it does more.
+fresh process, on new files. CsvExampleGen reads the interactions only and hash-splits them 4:1. InteractionExampleGen
+reads the same file, joins an items and a users table, splits it in the same proportion and also writes the catalogue.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SCHEMA = """
     feature { name: "gender" type: BYTES }
     feature { name: "occupation" type: BYTES }
 """
-# What ours is timed at: rows go straight to their split, or by way of files for partitions of users.
+# Cases of InteractionExampleGen: rows go directly to their split, or through files of user partitions.
 SECTIONS: dict[str, dict[str, Any]] = {
     "ours": {"split": {"kind": "random", "eval_fraction": 0.2}},
     "ours_by_time": {"split": {"kind": "time", "eval_fraction": 0.2}},
@@ -42,10 +41,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=ROWS, help="interactions in the generated file")
-    parser.add_argument("--growth", type=int, default=10, help="how much smaller the file of the memory comparison is")
-    parser.add_argument("--without-stock", action="store_true", help="time only InteractionExampleGen")
-    parser.add_argument("--at-least", type=float, default=8.0, help="the ratio below which the exit code is 1")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--growth", type=int, default=10, help="ratio of the two file sizes of the memory comparison")
+    parser.add_argument("--without-stock", action="store_true", help="measure InteractionExampleGen only")
+    parser.add_argument("--at-least", type=float, default=8.0, help="minimum ratio; below it the exit code is 1")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "DATA", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -100,7 +99,7 @@ def in_fresh_process(what: str, data: Path, out: Path) -> dict[str, float]:
 
 
 def measure(what: str, data: str, out: str) -> dict[str, float]:
-    """Runs one of the executors in this process; imports are not timed.
+    """Run one of the executors in this process; imports are not measured.
 
     Returns:
         Seconds of wall time, peak resident memory in MiB, and how much of that came after the imports.
@@ -171,7 +170,7 @@ def peak_mib() -> float:
 
 
 def generate(folder: Path, rows: int) -> None:
-    """Writes `rows` interactions of 50,000 users with 10,000 items, and a table of each."""
+    """Write `rows` interactions of 50,000 users with 10,000 items, and a table of each."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.csv as pa_csv
@@ -189,7 +188,7 @@ def generate(folder: Path, rows: int) -> None:
     ) as writer:
         for start in range(0, rows, chunk):
             size = min(chunk, rows - start)
-            # Few items are popular, as everywhere.
+            # Item popularity has a long tail.
             popular = (items * random.random(size) ** 3).astype(np.int64)
             columns = [
                 np.char.add("u", random.integers(0, users, size).astype(str)),

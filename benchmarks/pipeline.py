@@ -1,8 +1,8 @@
-"""Times the whole MovieLens run, ours against the same DAG of stock TFX components: `make bench-pipeline`.
+"""Compare the MovieLens run with the same DAG of stock TFX components: `make bench-pipeline`.
 
-By turns, each in a fresh process: `tandem run schemas/movielens --preset tutorial`, and `stock_dag.py` on TFX's
-LocalDagRunner, whose model is the tutorial's at equal epochs. Everything counts, from the start of the process to its
-end. Stock TFX cannot join: the joined CSV is made beforehand and its making is printed, but not counted.
+Alternates, each in a fresh process, `tandem run schemas/movielens --preset tutorial` and `stock_dag.py` on TFX's
+LocalDagRunner, which trains the tutorial's model for as many epochs. The measurement is of the whole process. Stock TFX
+cannot join tables: the time to write the joined CSV is printed but not included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 PRESET = "tutorial"
 SIDES = ("stock", "ours")
-# Rows of the table: our name of a step, and stock TFX's.
+# Rows of the table: our name of a component, and stock TFX's.
 STEPS = {
     "InteractionExampleGen": "CsvExampleGen",
     "StatisticsGen": "StatisticsGen",
@@ -39,17 +39,17 @@ STEPS = {
     "Pusher": "Pusher",
 }
 ONLY_OURS = "InfraValidator"
-# Three epochs do not pass the recipe's gates, and a model that is not pushed would spare both sides the Pusher.
+# Three epochs do not pass the recipe's gates, and without a blessing the Pusher would not run on either side.
 THRESHOLDS = {"top_100_accuracy": 0.05, "rmse": 2.0}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with MovieLens-100K, where it is there already")
+    parser.add_argument("--data", type=Path, help="folder with MovieLens-100K, if it exists already")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of both trainings")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, by turns")
-    parser.add_argument("--at-least", type=float, default=1.5, help="the ratio below which the exit code is 1")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, alternating")
+    parser.add_argument("--at-least", type=float, default=1.5, help="minimum ratio; below it the exit code is 1")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "DATA", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -63,9 +63,9 @@ def main() -> int:
         if not arguments.data:
             fetch(data)
         seconds = join(data, folder / "joined")
-        print(f"The stock DAG's CSV was joined beforehand in {seconds:.1f} s, which do not count.\n", flush=True)
+        print(f"The stock DAG's CSV was joined beforehand in {seconds:.1f} s (not included).\n", flush=True)
         for number in range(arguments.rounds):
-            # Whoever comes second may find a warmer or a busier machine.
+            # Alternate the order: the second run may find a warmer or busier machine.
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
                 read = folder / "joined" if side == "stock" else data
                 runs[side].append(in_fresh_process(side, read, folder / f"{side}-{number}", arguments.epochs))
@@ -92,14 +92,14 @@ def fetch(data: Path) -> None:
 
 
 def join(data: Path, folder: Path) -> float:
-    """Writes one CSV with the columns of items and users in every interaction; returns the seconds it took."""
+    """Write one CSV with the columns of items and users in each interaction; return the seconds."""
     import pandas as pd
 
     begin = time.perf_counter()
     folder.mkdir()
     tables = [pd.read_csv(data / name) for name in ("interactions.csv", "items.csv", "users.csv")]
     joined = tables[0].merge(tables[1], how="left", on="item_id").merge(tables[2], how="left", on="user_id")
-    # Else a year would be a float, because some have none.
+    # Otherwise a year would be a float, because some are missing.
     joined.astype({"year": "Int64"}).to_csv(folder / "movielens.csv", index=False)
     return time.perf_counter() - begin
 
@@ -108,7 +108,7 @@ def join(data: Path, folder: Path) -> float:
 
 
 def run_stock(data: Path, folder: Path, epochs: int) -> int:
-    # This file's folder stays in the path: the components import `stock_movielens` from there.
+    # Keep this file's folder in the path: the components import `stock_movielens` from it.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     import stock_dag
     from tfx import v1 as tfx
@@ -134,7 +134,7 @@ def run_ours(data: Path, folder: Path, epochs: int) -> int:
 
 
 def preset_settings() -> dict[str, Any]:
-    """What the stock model takes from the preset."""
+    """Hyperparameters of the preset for the stock model."""
     import yaml
 
     preset = yaml.safe_load((SCHEMA_DIR / "presets" / f"{PRESET}.yaml").read_text())
@@ -144,7 +144,7 @@ def preset_settings() -> dict[str, Any]:
         "embedding_dim": model["embedding_dim"],
         "layers": model["rating_head"]["layers"],
         "rating_weight": model["rating_weight"],
-        # The preset's weight makes a sum over the batch of its mean; TFRS's task sums by itself.
+        # The preset's weight turns the batch mean into a sum; the TFRS task sums already.
         "retrieval_weight": model["retrieval_weight"] / training["batch_size"],
         "batch_size": training["batch_size"],
         "learning_rate": training["optimizer"]["learning_rate"],
@@ -152,13 +152,13 @@ def preset_settings() -> dict[str, Any]:
 
 
 def in_fresh_process(side: str, data: Path, folder: Path, epochs: int) -> dict[str, Any]:
-    """Runs one side; see `component_times.in_fresh_process`."""
+    """Run one side; see `component_times.in_fresh_process`."""
     folder.mkdir()
     command = [sys.executable, __file__, "--one", side, str(data), str(folder), "--epochs", str(epochs)]
     return component_times.in_fresh_process(command, folder)
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Runs every benchmark of the project, one after the other, and writes `benchmarks/results.md`: `make bench`.
+"""Run all benchmarks one after the other and write `benchmarks/results.md`: `make bench`.
 
-Ratios mean something on a machine that does nothing else; the file says how busy it was when it began. It holds neither
-paths nor names of the machine. It is written when every benchmark has given its figures, and not at all otherwise.
+Ratios are meaningful on an idle machine; the file records the load average at the start, and neither paths nor host
+names. It is written only if all benchmarks have completed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ PACKAGES = ("tensorflow", "tfx", "apache-beam", "tensorflow-recommenders")
 
 
 class Result(NamedTuple):
-    """What one benchmark gave."""
+    """Result of one benchmark."""
 
     command: str
     passed: bool
     ratios: Sequence[Mapping[str, Any]]
-    """`what` was compared, the `ratio`, and `at_least`, below which the benchmark fails; None where it does not."""
+    """`what` is compared, the `ratio`, and its minimum `at_least`, or None."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER / "results.md", help="file to write")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="those to run")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="benchmarks to run")
     for name in BENCHMARKS:
-        parser.add_argument(f"--{name}", default="", metavar="OPTIONS", help=f"further options of {name}.py")
+        parser.add_argument(f"--{name}", default="", metavar="OPTIONS", help=f"additional options of {name}.py")
     arguments = parser.parse_args()
     load, begin = os.getloadavg(), datetime.datetime.now(datetime.UTC)
     results = {name: run(name, shlex.split(getattr(arguments, name))) for name in arguments.only}
@@ -49,15 +49,15 @@ def main() -> int:
     print(f"\n{arguments.out.name}: {len(results)} benchmarks")
     failed = [name for name, result in results.items() if not result.passed]
     if failed:
-        print(f"Below what was wanted: {', '.join(failed)}", file=sys.stderr)
+        print(f"Below the minimum: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def run(name: str, options: Sequence[str]) -> Result:
-    """Runs one benchmark, whose own tables go to the terminal.
+    """Run one benchmark, which prints its own tables.
 
     Raises:
-        SystemExit: It broke down before it had figures.
+        SystemExit: It failed before it wrote measurements.
     """
     print(f"\n=== {name} ===\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -65,14 +65,14 @@ def run(name: str, options: Sequence[str]) -> Result:
         command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
         done = subprocess.run([*command, "--json", str(figures)], check=False)
         if not figures.is_file():
-            raise SystemExit(f"{name}.py ended with {done.returncode} and without figures; nothing was written.")
+            raise SystemExit(f"{name}.py exited with {done.returncode} and without measurements; nothing was written.")
         ratios = json.loads(figures.read_text())["ratios"]
     shown = shlex.join(Path(option).name if os.path.isabs(option) else option for option in options)
     return Result(f"python benchmarks/{name}.py {shown}".rstrip(), done.returncode == 0, ratios)
 
 
 def machine() -> dict[str, str]:
-    """What ratios may depend on."""
+    """Properties of the machine and packages that ratios depend on."""
     cpu = platform.machine()
     with open("/proc/cpuinfo") as stream:
         cpu = next((line.partition(":")[2].strip() for line in stream if line.startswith("model name")), cpu)
@@ -87,12 +87,12 @@ def machine() -> dict[str, str]:
 def page(
     results: Mapping[str, Result], begin: datetime.datetime, load: Sequence[float], described: Mapping[str, str]
 ) -> str:
-    """The file's text, in Markdown."""
+    """Markdown text of the file."""
     lines = [
         "# Results of the benchmarks",
         "",
-        "Written by `make bench`; README.md says what each benchmark compares. A ratio says how many times as fast",
-        "ours is as what it is compared with, where nothing else is said.",
+        "Written by `make bench`; README.md describes what each benchmark compares. Unless stated otherwise, a ratio",
+        "is the speed of Tandem divided by that of the baseline.",
         "",
         f"- Date: {begin:%Y-%m-%d %H:%M} UTC",
         *(f"- {name}: {value}" for name, value in described.items()),
@@ -107,14 +107,13 @@ def page(
             lines.append(f"| {name} | {ratio['what']} | {ratio['ratio']:.2f} | {least} |")
     lines += ["", "The commands, from the root of the repository:", ""]
     lines += [
-        f"    {result.command}" + ("" if result.passed else "    # below what was wanted")
-        for result in results.values()
+        f"    {result.command}" + ("" if result.passed else "    # below the minimum") for result in results.values()
     ]
     return "\n".join(lines) + "\n"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is complete or as it was before."""
+    """Replace a file atomically."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

@@ -1,7 +1,7 @@
-"""Measures how the whole run grows with the data: `make bench-scaling`.
+"""Measure how time and memory of a run grow with the data: `make bench-scaling`.
 
-For each size, `tandem data synthetic` makes the data and `tandem run schemas/synthetic` takes it to a pushed model, in
-a fresh process. Users and items grow as they do in the field: fifty interactions a user, and fewer items than users.
+For each size, `tandem data synthetic` writes the data and `tandem run schemas/synthetic` pushes a model, in a fresh
+process. Users and items grow realistically: 50 interactions per user, and fewer items than users.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA_DIR = ROOT / "schemas" / "synthetic"
 ITEMS = {100_000: 1_000, 1_000_000: 5_000, 10_000_000: 20_000}
 """By interactions."""
 A_USER = 50
-"""InteractionBlock of a user, on average."""
+"""Interactions per user, on average."""
 SHOWN_FROM_S = 0.5
 
 
@@ -32,9 +32,9 @@ def main() -> int:
         "--rows", type=int, nargs="+", choices=list(ITEMS), default=[100_000, 1_000_000], help="interactions"
     )
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each training")
-    parser.add_argument("--beam-arg", action="append", default=[], help="option of Beam, as `tandem run` takes it")
-    parser.add_argument("--most-gib", type=float, default=12.0, help="the peak memory above which the exit code is 1")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--beam-arg", action="append", default=[], help="option of Beam, as for `tandem run`")
+    parser.add_argument("--most-gib", type=float, default=12.0, help="maximum peak memory; above it the exit code is 1")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--one", nargs=2, metavar=("DATA", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     options = [f"--epochs={arguments.epochs}", *(f"--beam-arg={arg}" for arg in arguments.beam_arg)]
@@ -60,7 +60,7 @@ def main() -> int:
     if arguments.json:
         figures = {"ratios": ratios, "runs": {str(rows): each for rows, each in runs.items()}}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"At most {most:.2f} GiB (wanted: at most {arguments.most_gib:g}).")
+    print(f"Peak memory {most:.2f} GiB (threshold ≤ {arguments.most_gib:g}).")
     return 0 if most <= arguments.most_gib else 1
 
 
@@ -73,8 +73,8 @@ def generate(data: Path, rows: int) -> None:
 
 
 def run(data: Path, folder: Path, epochs: int, beam_args: Sequence[str]) -> int:
-    """The run itself; its process calls this."""
-    # This file's folder has a script by the name of the project's package.
+    """Run the pipeline in this process."""
+    # This file's folder has a script named like the package `pipeline`.
     sys.path[0] = str(ROOT)
     from commands.cli import main as tandem
 

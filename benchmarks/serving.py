@@ -1,10 +1,9 @@
-"""Times the embedded server under load, and the index `ivf` against comparing with every item: `make bench-serving`.
+"""Measure the embedded server under load, and the index `ivf` against brute force: `make bench-serving`.
 
-Models are exported by the pipeline's own `ServedRecommender`, untrained, with vectors planted into its towers: items
-around topics within topics of unequal sizes, and users near the items they have seen, as training leaves them.
-A second process keeps 1, 8 and 32 requests for the top 100 in flight over loopback; in turn with it, a third process
-calls the same signature without a server, and does with NumPy what is the least that has to be done: one product and
-one partition, for a user whose vector it knows.
+The pipeline's `ServedRecommender` exports untrained models with synthetic vectors in the towers: items around nested
+topics of unequal sizes, users near the items that they interacted with. A second process keeps 1, 8 and 32 requests for
+the top 100 in flight over loopback. In alternation, a third process calls the same signature without a server, and
+computes the minimum with NumPy: one product and one partition for a given user vector.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ RECIPE: dict[str, Any] = {
         "query": [{"column": "user_id", "kind": "id"}],
         "candidate": [{"column": "item_id", "kind": "id"}],
     },
-    # The towers are nothing but the embeddings that vectors are planted into.
+    # The towers are embeddings only, which hold the synthetic vectors.
     "model": {
         "embedding_dim": DIMENSION,
         "query_tower": {"projection": False},
@@ -63,15 +62,19 @@ RECIPE: dict[str, Any] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--catalogues", nargs="*", default=CATALOGUES, metavar="ITEMS[:ivf]", help="those to serve")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind, by turns")
-    parser.add_argument("--seconds", type=float, default=3.0, help="that each of them takes")
-    parser.add_argument("--server-flag", action="append", default=[], help="a further option of the server")
-    parser.add_argument("--index-items", type=int, default=1_000_000, help="items of the index; 0 leaves it out")
-    parser.add_argument("--recall", type=float, default=0.95, help="that the index is asked for, and must have")
-    parser.add_argument("--at-least", type=float, default=4.0, help="times brute force, else the exit code is 1")
-    parser.add_argument("--without-uniform", action="store_true", help="leave out vectors that have no clusters")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--catalogues", nargs="*", default=CATALOGUES, metavar="ITEMS[:ivf]", help="catalogues to serve"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind, alternating")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a measurement")
+    parser.add_argument("--server-flag", action="append", default=[], help="additional option of the server")
+    parser.add_argument("--index-items", type=int, default=1_000_000, help="items of the index; 0 skips it")
+    parser.add_argument("--recall", type=float, default=0.95, help="requested and required recall of the index")
+    parser.add_argument(
+        "--at-least", type=float, default=4.0, help="minimum ratio to brute force; below it the exit code is 1"
+    )
+    parser.add_argument("--without-uniform", action="store_true", help="skip vectors without clusters")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "ARGUMENT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -91,7 +94,7 @@ def main() -> int:
         best = figures["index"]["clustered"]
         good = best["recall"] >= arguments.recall and min(best["ratio"].values()) >= arguments.at_least
         if not good:
-            print(f"\nThe index was to find {arguments.recall:g} at {arguments.at_least:g} times the throughput.")
+            print(f"\nExpected recall ≥ {arguments.recall:g} at ≥ {arguments.at_least:g} times the throughput.")
     figures["ratios"] = list(ratios(figures, arguments))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -99,7 +102,7 @@ def main() -> int:
 
 
 def ratios(figures: Mapping[str, Any], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The server's throughput of that of calls without it, and the index's of that of brute force."""
+    """Throughput of the server relative to in-process calls, and of the index relative to brute force."""
     for catalogue, found in figures["serving"].items():
         items, _, index = catalogue.partition(":")
         for side in ("signature", "session"):
@@ -120,11 +123,11 @@ def ratios(figures: Mapping[str, Any], arguments: argparse.Namespace) -> Iterato
             }
 
 
-# --- the server and what it is compared with --------------------------------------------------------------------------
+# --- the server and its baselines -------------------------------------------------------------------------------------
 
 
 def bench_serving(catalogue: str, arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Rounds of all measurements of one catalogue, each a dict of requests a second, p50 and p99 in milliseconds."""
+    """Rounds of all measurements of one catalogue: requests per second, p50 and p99 in milliseconds."""
     kinds = [*SIDES, *(f"server_{count}" for count in IN_FLIGHT)]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder, ExitStack() as running:
@@ -138,7 +141,7 @@ def bench_serving(catalogue: str, arguments: argparse.Namespace) -> dict[str, li
         client = one("client", address["grpc"])
         ask_client, _ = running.enter_context(talking_to(client, Path(folder, "client.log")))
         for number in range(arguments.rounds):
-            # Whoever comes later may find a warmer or a busier machine.
+            # Alternate the order: a later one may find a warmer or busier machine.
             for kind in kinds if number % 2 == 0 else reversed(kinds):
                 side, _, count = kind.partition("_")
                 ask = ask_client if side == "server" else ask_alone
@@ -157,7 +160,7 @@ def print_serving(catalogue: str, found: Mapping[str, list[dict[str, float]]], a
     for kind, runs in found.items():
         title = SIDES.get(kind) or f"the server, {kind.partition('_')[2]} in flight"
         row = [statistics.median(run[name] for run in runs) for name in ("rate", "p50", "p99")]
-        # Of the same round, because a busy machine slows all.
+        # Ratios within a round, because a busy machine slows all.
         ratios = [
             statistics.median(run["rate"] / other["rate"] for run, other in zip(runs, found[side], strict=True))
             for side in SIDES
@@ -167,7 +170,7 @@ def print_serving(catalogue: str, found: Mapping[str, list[dict[str, float]]], a
 
 
 def alone(version: str, arguments: argparse.Namespace) -> None:
-    """Calls the signature of the model in the folder `version`, one user after another."""
+    """Call the signature of the model in the folder `version`, one user after another."""
     start()
     import tensorflow as tf
 
@@ -209,7 +212,7 @@ def alone(version: str, arguments: argparse.Namespace) -> None:
 
 
 def client(address: str, arguments: argparse.Namespace) -> None:
-    """Keeps as many requests in flight as it is told; answers are received, and not parsed."""
+    """Keep a number of requests in flight; responses are received but not parsed."""
     sys.path.insert(0, str(ROOT / "serving" / "client"))
     import grpc
 
@@ -267,7 +270,7 @@ def summary(took: Sequence[float], seconds: float) -> dict[str, float]:
 
 
 class Planted(NamedTuple):
-    """Vectors as training leaves them behind."""
+    """Synthetic vectors, similar to trained ones."""
 
     vectors: np.ndarray
     """float32 [N, D], of the items."""
@@ -278,7 +281,7 @@ class Planted(NamedTuple):
 
 
 def planted(items: int, users: int, seed: int = 0) -> Planted:
-    """Items around topics within topics, users near what they have seen.
+    """Items around nested topics, users near the items that they interacted with.
 
     The sizes of topics follow a power law, dimensions matter less and less, and lengths differ, as popularities do. A
     user has seen items of one to four topics, and his vector is their sum over the root of their number, with noise.
@@ -313,7 +316,7 @@ def planted(items: int, users: int, seed: int = 0) -> Planted:
 
 
 def uniform(items: int, users: int, seed: int = 0) -> Planted:
-    """No two vectors have to do with each other: the worst that an index can meet."""
+    """Independent random vectors: the worst case of an index."""
     random = np.random.default_rng(seed)
     vectors, queries = (random.standard_normal((count, DIMENSION), np.float32) for count in (items, users))
     return Planted(vectors, queries, random.integers(0, items, (users, SEEN)))
@@ -324,7 +327,7 @@ def user_id(user: int) -> bytes:
 
 
 def export(what: str, arguments: argparse.Namespace) -> None:
-    """Writes the SavedModel that the pipeline writes of a model with planted vectors."""
+    """Export a SavedModel with the given vectors as the pipeline does."""
     start()
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -341,7 +344,7 @@ def export(what: str, arguments: argparse.Namespace) -> None:
     found = planted(items, USERS)
     recipe = TrainerRecipe.model_validate({**RECIPE, "serving": {"k": K, "index": index or "exact"}})
     transform_output = transformed(items, recipe, Path(version).parent.parent)
-    # Ids have so many digits that the vocabulary has them in the order of the rows here.
+    # Ids are zero-padded, so that the vocabulary has the order of the rows.
     users, seen = np.repeat(np.arange(1, USERS + 1), SEEN), found.seen.reshape(-1) + 1
     labels, times = np.full(len(seen), 4, np.float32), np.zeros(len(seen), np.int64)
     user_feature, item_feature = (side[0].name for side in (recipe.features.query, recipe.features.candidate))
@@ -371,7 +374,7 @@ def export(what: str, arguments: argparse.Namespace) -> None:
 
 
 def transformed(items: int, recipe: Any, folder: Path) -> Any:
-    """Transform's graph, with the vocabularies of all ids."""
+    """Transform graph with the vocabularies of all ids."""
     import apache_beam as beam
     import pyarrow as pa
     import tensorflow_transform as tft
@@ -406,7 +409,7 @@ def transformed(items: int, recipe: Any, folder: Path) -> Any:
 
 
 def index(kind: str, arguments: argparse.Namespace) -> None:
-    """Recall and milliseconds a query of `ivf` and of `exact`, in turn, in sessions as TensorFlow Serving has them."""
+    """Recall and milliseconds per query of `ivf` and `exact`, alternating, in sessions like TensorFlow Serving's."""
     start()
     import tensorflow as tf
 
@@ -427,7 +430,7 @@ def index(kind: str, arguments: argparse.Namespace) -> None:
         def search(self, query: Any, seen: Any) -> dict[str, Any]:
             return self.index.search(query, K, tf.RaggedTensor.from_tensor(seen))._asdict()
 
-    # The first users are those that the index is made with, the others ask.
+    # The first users calibrate the index, the others query it.
     found = {"clustered": planted, "uniform": uniform}[kind](arguments.index_items, USERS)
     known = USERS // 2
     begin = time.perf_counter()
@@ -476,7 +479,7 @@ def print_index(kind: str, found: Mapping[str, Any], arguments: argparse.Namespa
         f"worst query {found['worst_recall']:.2f}); {found['probes']} of {found['cells']} cells with "
         f"{found['share']:.1%} of the items; made in {found['build_seconds']:.0f} s\n"
     )
-    print(f"{'queries a call':20}{'ivf, ms a query':>18}{'exact':>10}{'times':>10}")
+    print(f"{'queries per call':20}{'ivf, ms per query':>18}{'exact':>10}{'times':>10}")
     for batch in BATCHES:
         took = found["milliseconds"][str(batch)]
         print(f"{batch:<20}{took['ivf']:>18.2f}{took['exact']:>10.2f}{found['ratio'][str(batch)]:>10.1f}", flush=True)
@@ -486,14 +489,14 @@ def print_index(kind: str, found: Mapping[str, Any], arguments: argparse.Namespa
 
 
 def start() -> None:
-    """What a process does before it imports anything of ours."""
+    """Prepare a process before it imports the project."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path.insert(0, str(ROOT))
     import components  # noqa: F401  (first, because it decides which Keras TensorFlow imports)
 
 
 def in_session(folder: str, signature: str) -> tuple[Any, Any]:
-    """A session of the kind that TensorFlow Serving and the embedded server run, and the signature's definition."""
+    """A session like those of TensorFlow Serving and the embedded server, and the signature's definition."""
     import tensorflow as tf
 
     session = tf.compat.v1.Session(graph=tf.Graph())
@@ -503,10 +506,10 @@ def in_session(folder: str, signature: str) -> tuple[Any, Any]:
 
 
 def session_call(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., Any]:
-    """The signature as the embedded server calls it."""
+    """A callable of the signature, as in the embedded server."""
     from tensorflow.core.protobuf import config_pb2
 
-    # No public one: `session.make_callable` is slower.
+    # A private method: the public `session.make_callable` is slower.
     return session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
 
 
@@ -527,7 +530,7 @@ def in_fresh_process(what: str, argument: str, arguments: argparse.Namespace) ->
 
 @contextmanager
 def talking_to(command: list[str], log: Path) -> Iterator[tuple[Callable[[Mapping[str, Any]], Any], Any]]:
-    """A process that answers lines of JSON with lines of JSON, and the first one that it says unasked."""
+    """A process that maps lines of JSON to lines of JSON, and its first line."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with (
         log.open("w") as errors,

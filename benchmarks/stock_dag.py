@@ -1,7 +1,7 @@
 """The MovieLens run with TFX's stock components only, as `pipeline.py` times it.
 
 Stock TFX cannot join, so the CSV has the columns of items and users in every row. There is no InfraValidator: the stock
-one needs Docker or Kubernetes. Everything is at its default unless the run would not be the same one otherwise.
+one needs Docker or Kubernetes. All other settings are defaults, except where the runs would differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.proto import config_pb2
 from tfx import v1 as tfx
 
-# In memory, because Beam's default tries to download its Prism runner first.
+# In memory: by default, Beam first tries to download its Prism runner.
 BEAM_ARGS = ["--runner=FnApiRunner"]
 
 
@@ -88,7 +88,7 @@ def create_pipeline(
 
 
 def eval_config(thresholds: Mapping[str, float]) -> tfma.EvalConfig:
-    """Both figures of the signature `evaluate`, in all and by gender, and what is blessed."""
+    """Both metrics of the signature `evaluate`, in total and by gender, and the thresholds."""
     value = tfma.GenericValueThreshold
 
     def one(output: str, class_name: str, name: str, threshold: tfma.GenericValueThreshold) -> tfma.MetricsSpec:
@@ -100,7 +100,7 @@ def eval_config(thresholds: Mapping[str, float]) -> tfma.EvalConfig:
         return tfma.MetricsSpec(output_names=[output], metrics=[metric])
 
     return tfma.EvalConfig(
-        # The metrics that Keras saved with the model know nothing of two outputs.
+        # The metrics that Keras saved with the model do not support two outputs.
         options=config_pb2.Options(include_default_metrics={"value": False}),
         model_specs=[tfma.ModelSpec(signature_name="evaluate", label_key="rating")],
         slicing_specs=[tfma.SlicingSpec(), tfma.SlicingSpec(feature_keys=["gender"])],

@@ -1,4 +1,4 @@
-"""What a TFX user writes for the MovieLens run with stock components: `preprocessing_fn` and `run_fn`.
+"""`preprocessing_fn` and `run_fn` of the MovieLens run with stock components, as a TFX user writes them.
 
 The components of `stock_dag.py` import them by name. The features are those of `schemas/movielens/recipe.yaml`, and the
 model is the joint one of TensorFlow Recommenders' multi-task tutorial, on Transform's indices instead of strings.
@@ -42,7 +42,7 @@ class MultiTaskModel(tfrs.models.Model):
     def __init__(self, settings: Mapping[str, Any], user_count: int, item_count: int) -> None:
         super().__init__()
         width = settings["embedding_dim"]
-        # The row behind the vocabulary is for ids that are not in it.
+        # The last row is for OOV ids.
         self.user_model = tf.keras.layers.Embedding(user_count + 1, width)
         self.item_model = tf.keras.layers.Embedding(item_count + 1, width)
         self.rating_model = tf.keras.Sequential(
@@ -53,12 +53,12 @@ class MultiTaskModel(tfrs.models.Model):
         self.rating_task = tfrs.tasks.Ranking(
             loss=tf.keras.losses.MeanSquaredError(), metrics=[tf.keras.metrics.RootMeanSquaredError()]
         )
-        # Without FactorizedTopK, as the Evaluator measures: the tutorial's own metric takes longer than the training.
+        # Without FactorizedTopK, which takes longer than training; the Evaluator measures.
         self.retrieval_task = tfrs.tasks.Retrieval()
         self.rating_weight, self.retrieval_weight = settings["rating_weight"], settings["retrieval_weight"]
 
     def embed(self, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Vectors [B, width] of the users and of the items."""
+        """Vectors of the users and of the items, both [B, width]."""
         users = tf.where(features[USER] < 0, tf.cast(self.user_count, tf.int64), features[USER])
         items = tf.where(features[ITEM] < 0, tf.cast(self.item_count, tf.int64), features[ITEM])
         return self.user_model(tf.reshape(users, [-1])), self.item_model(tf.reshape(items, [-1]))
@@ -76,7 +76,7 @@ class MultiTaskModel(tfrs.models.Model):
 
 
 def run_fn(fn_args: tfx.components.FnArgs) -> None:
-    """Trains the model and exports the signatures `serving_default`, `evaluate` and `recommend`."""
+    """Train the model and export the signatures `serving_default`, `evaluate` and `recommend`."""
     settings = fn_args.custom_config
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     rows = fn_args.data_accessor.tf_dataset_factory(
@@ -94,7 +94,7 @@ def run_fn(fn_args: tfx.components.FnArgs) -> None:
 
 
 def export(model: MultiTaskModel, transform_output: tft.TFTransformOutput, folder: str) -> None:
-    """Writes the SavedModel, with Transform's graph in its signatures."""
+    """Write the SavedModel, with the transform graph in its signatures."""
     model.transform_layer = transform_output.transform_features_layer()
     raw = {name: spec for name, spec in transform_output.raw_feature_spec().items() if name in (USER, ITEM)}
     index = tfrs.layers.factorized_top_k.BruteForce(k=TOP)

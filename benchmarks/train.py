@@ -1,9 +1,10 @@
-"""Times the pipeline's own training of the preset `tutorial` against the loop of TensorFlow Recommenders' tutorial.
+"""Compare training of the preset `tutorial` with the loop of TensorFlow Recommenders' tutorial.
 
-`make bench-train` takes MovieLens-100K through the DAG up to Transform, and then trains the same model by turns: in a
-fresh process each, the tutorial's way (https://www.tensorflow.org/recommenders/examples/multitask: strings in memory,
-StringLookup layers in the model, `.shuffle(100_000).batch(8_192).cache()`, Keras's `fit`, FactorizedTopK off) and with
-`components.trainer.fitting.training.train`, which shuffles anew every epoch. Same rows, same batch, same optimizer.
+`make bench-train` takes MovieLens-100K through the DAG up to Transform. It then trains the same model alternately, each
+time in a fresh process: with `components.trainer.fitting.training.train`, and as in the tutorial
+(https://www.tensorflow.org/recommenders/examples/multitask): strings in memory, StringLookup layers in the model,
+`.shuffle(100_000).batch(8_192).cache()`, Keras's `fit`, FactorizedTopK off. Rows, batch size and optimizer are the
+same, but the pipeline's training shuffles each epoch again.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_DIR = ROOT / "schemas" / "movielens"
 PRESET = "tutorial"
 SIDES = {"tutorial": "the tutorial's own loop", "pipeline": "the pipeline's training"}
-# The last component that both sides need.
+# The last component that both sides use.
 LAST = "Transform"
 PLACES = "places.json"
 
 
 class Enough(Exception):
-    """The components behind `LAST` are not to be run."""
+    """Stops the run after `LAST`."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with MovieLens-100K, where it is there already")
+    parser.add_argument("--data", type=Path, help="folder with MovieLens-100K, if it exists already")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each training; at least 4")
-    parser.add_argument("--repetitions", type=int, default=5, help="trainings of each side, by turns")
-    parser.add_argument("--at-least", type=float, default=1.5, help="the ratio below which the exit code is 1")
+    parser.add_argument("--repetitions", type=int, default=5, help="trainings of each side, alternating")
+    parser.add_argument("--at-least", type=float, default=1.5, help="minimum ratio; below it the exit code is 1")
     parser.add_argument("--xla", action="store_true", help="with training.xla: true")
-    parser.add_argument("--prepared", type=Path, help="folder to keep the transformed data in, or to take it from")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--prepared", type=Path, help="folder of transformed data, to write or to reuse")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.epochs < 4:
@@ -59,7 +60,7 @@ def main() -> int:
             in_fresh_process("prepare", folder, arguments)
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for number in range(arguments.repetitions):
-            # Whoever comes second may find a warmer or a busier machine.
+            # Alternate the order: the second one may find a warmer or busier machine.
             for side in list(SIDES) if number % 2 == 0 else reversed(SIDES):
                 runs[side].append(in_fresh_process(side, folder, arguments))
     rows = runs["pipeline"][0]["rows"]
@@ -67,11 +68,11 @@ def main() -> int:
     print(f"{rows:,} interactions of MovieLens-100K in batches of {runs['pipeline'][0]['batch_size']:,} on "
           f"{runs['pipeline'][0]['device']}; {arguments.repetitions} trainings of {arguments.epochs} epochs each, "
           f"median and range\n")  # fmt: skip
-    print(f"{'interactions a second':28}{'steady epochs':>28}{'3 epochs, tracing included':>32}")
+    print(f"{'interactions per second':28}{'steady epochs':>28}{'3 epochs, tracing included':>32}")
     for side, title in SIDES.items():
         print(f"{title:28}{shown(figures[side]['steady']):>28}{shown(figures[side]['whole']):>32}")
     steady, whole = figures["ratio"]["steady"], figures["ratio"]["whole"]
-    print(f"\n{steady:.2f} times the tutorial's throughput in steady epochs (wanted: at least {arguments.at_least:g}), "
+    print(f"\n{steady:.2f} times the tutorial's throughput in steady epochs (minimum {arguments.at_least:g}), "
           f"{whole:.2f} times over the tutorial's 3 epochs with building and tracing the model")  # fmt: skip
     figures["ratios"] = [
         {"what": "training, steady epochs, against the tutorial's loop", "ratio": steady,
@@ -84,7 +85,7 @@ def main() -> int:
 
 
 def summary(rows: int, runs: Mapping[str, list[dict[str, Any]]], epochs: int) -> dict[str, Any]:
-    """Interactions a second: of the epochs from the third on, and of everything up to the end of the third."""
+    """Interactions per second: from the third epoch on, and in total up to the end of the third."""
     figures: dict[str, Any] = {
         side: {
             "steady": [rows / statistics.median(run["epochs"][2:]) for run in each],
@@ -93,7 +94,7 @@ def summary(rows: int, runs: Mapping[str, list[dict[str, Any]]], epochs: int) ->
         for side, each in runs.items()
     }
     figures["ratio"] = {
-        # Of neighbours, because a busy machine slows both.
+        # Ratios of adjacent runs, because a busy machine slows both.
         kind: statistics.median(
             ours / theirs for ours, theirs in zip(figures["pipeline"][kind], figures["tutorial"][kind], strict=True)
         )
@@ -118,7 +119,7 @@ def in_fresh_process(what: str, folder: str, arguments: argparse.Namespace) -> d
 
 
 def start() -> None:
-    """What a process does before it imports anything of ours."""
+    """Prepare a process before it imports the project."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path.insert(0, str(ROOT))
     import components  # noqa: F401  (first, because it decides which Keras TensorFlow imports)
@@ -132,7 +133,7 @@ def recipe_of(epochs: int, xla: bool = False) -> Any:
 
 
 def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
-    """Runs the DAG up to Transform, and writes where its outputs are."""
+    """Run the DAG up to Transform and write the paths of its outputs."""
     start()
     from tfx import v1 as tfx
 
@@ -170,7 +171,7 @@ def prepare(folder: Path, data: Path | None) -> dict[str, Any]:
 
 
 def training_data(folder: Path, recipe: Any) -> Any:
-    """The split `train` as the Trainer reads it, and Transform's output."""
+    """The train split as the Trainer reads it, and Transform's output."""
     import tensorflow_transform as tft
 
     from components.trainer.data.training_data import read_training_data
@@ -183,7 +184,7 @@ def training_data(folder: Path, recipe: Any) -> Any:
 
 
 def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains in this process; imports and reading the data are not timed, building and tracing the model is.
+    """Train in this process; building and tracing the model are measured, imports and reading the data are not.
 
     Returns:
         Seconds of it all and of each epoch, the first one with tracing; the batch size and the device.
@@ -216,7 +217,7 @@ def pipeline(recipe: Any, data: Any, transform_output: Any) -> list[float]:
 
 
 def tutorial(recipe: Any, data: Any, transform_output: Any) -> list[float]:
-    """The tutorial's joint model and loop, with the rows, widths, batch and optimizer of the preset."""
+    """Train the tutorial's joint model in its own loop, with the rows, widths, batch and optimizer of the preset."""
     import numpy as np
     import tensorflow as tf
     import tensorflow_recommenders as tfrs

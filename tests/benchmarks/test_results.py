@@ -88,7 +88,7 @@ def test_a_benchmark_that_breaks_down_leaves_the_old_page(
     script(folder, "ingest", 9.0)
     script(folder, "train", 1.5, code=3, figures=False)
     (folder / "results.md").write_text("as it was")
-    with pytest.raises(SystemExit, match=r"train\.py ended with 3"):
+    with pytest.raises(SystemExit, match=r"train\.py exited with 3"):
         call(results, monkeypatch, "--only", "ingest", "train", "--out", str(folder / "results.md"))
     assert (folder / "results.md").read_text() == "as it was"
     assert [path.name for path in folder.glob("*.new")] == []
