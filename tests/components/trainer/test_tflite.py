@@ -13,6 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 from commands import tflite
 from commands.cli import main
 
+pytestmark = pytest.mark.slow
+
 NOBODY, NOTHING = "nobody has this id", "nothing has this id"
 
 
