@@ -28,9 +28,9 @@ import tensorflow as tf
 from apache_beam import Create, DoFn, ParDo, Pipeline, Reshuffle
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from components.example_gen.csv_reader import WHOLE, Span, find_spans, read_header
+from components.example_gen.csv_reader import WHOLE_FILE, ByteRange, find_byte_ranges, read_header
 from components.example_gen.rows import read_rows
-from components.example_gen.sources import Column, Table
+from components.example_gen.table_layout import Column, Table
 from components.infra_validator.offline import OfflineModel
 from components.pusher.push_destination import pushed_versions
 from pipeline.beam import DIRECT, BeamOptions
@@ -159,10 +159,10 @@ def run_batch(
             f"{users}:1: there is no column {user_column!r}{did_you_mean(user_column, names) or '.'} It has "
             f"{', '.join(names)}. Name the column of the user ids with --user-column"
         )
-    spans = [WHOLE]
+    spans = [WHOLE_FILE]
     if users.suffix != ".gz":
         with _open(users) as stream:
-            spans = find_spans(stream, span_bytes)
+            spans = find_byte_ranges(stream, span_bytes)
     with open(users, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     job = BatchJob(
@@ -233,7 +233,7 @@ class RecommendSpan(DoFn):
         try:
             with _open(self._users) as stream, _WRITERS[self._job.format](temporary, schema) as writer:
                 table = Table("users", (str(self._users),), tuple(self._columns), ())
-                for found in read_rows(stream, str(self._users), table, Span(*self._job.spans[number])):
+                for found in read_rows(stream, str(self._users), table, ByteRange(*self._job.spans[number])):
                     rejected += [Rejected(**dataclasses.asdict(row)) for row in found.bad]
                     for start in range(0, found.columns.num_rows, USERS_A_CALL):
                         asked = found.columns.slice(start, USERS_A_CALL)

@@ -1,4 +1,4 @@
-"""InteractionExampleGen, the DAG's first step: tables in, splits `train`, `eval` and `catalogue` of tf.Examples out.
+"""InteractionExampleGen reads tables and writes tf.Examples in the splits `train`, `eval` and `catalogue`.
 
-Import what you need from its module; this file imports nothing, so that checking the CSVs does not wait for TFX.
+Import from the modules; this file imports nothing, so that resolving the sources does not import TFX.
 """

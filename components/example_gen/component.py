@@ -1,4 +1,4 @@
-"""InteractionExampleGen: the DAG's first component."""
+"""InteractionExampleGen, the first component of the DAG."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from recipe.data import Data
 
 
 class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ignore]
-    """Reads tables of interactions (CSV or JSON) and the tables joined onto them, and splits the rows.
+    """Read tables of interactions (CSV or JSON) and the tables joined onto them, and split the rows.
+
+        example_gen = InteractionExampleGen("data/movielens", recipe.data, schema, code_version="1")
+        StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=["catalogue"])
 
     Outputs `examples`, an Examples artifact of gzipped TFRecords of tf.Examples with the splits
 
-    - `train` and `eval`: one example an interaction (or a user and item, where duplicates are merged) and one a sampled
-      negative, with every feature of the schema. Train rows are shuffled within blocks of about 1 MiB of CSV, or within
-      partitions of users, only: whoever trains on them shuffles further.
-    - `catalogue`: one example an item, whether or not anybody touched it, with the columns of the items table only.
+    - `train` and `eval`: one example per interaction (or per user and item, if duplicates are merged) and one per
+      sampled negative, with every feature of the schema. Train rows are shuffled only within blocks of about 1 MiB of
+      CSV, or within partitions of users; the Trainer shuffles further.
+    - `catalogue`: one example per item, with or without interactions, with the columns of the items table only.
 
-    Beside the splits, `rejected/` has the rows that were put aside. Custom properties of the artifact: `rows_read`,
+    The folder `rejected/` beside the splits has the rejected rows. Custom properties of the artifact: `rows_read`,
     `rows_rejected`, `rows_merged`, `rows_negatives`, `rows_train`, `rows_eval` and `rows_catalogue`, where read +
     negatives = train + eval + rejected + merged; and for each lookup table `rows_rejected_items` and
-    `rows_merged_items` (left out as duplicates), where names are those of `Sources.tables()` with `_` for `.`.
+    `rows_merged_items` (dropped as duplicates), named as in `data.sources.tables()` with `_` for `.`.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
@@ -38,13 +41,13 @@ class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ig
         schema: schema_pb2.Schema,
         code_version: str,
     ) -> None:
-        """Builds the component.
+        """Create the component.
 
         Args:
             input_base: The folder that the recipe's file patterns are relative to.
-            data: The recipe's data section. Patterns may hold TFX's {SPAN}, {VERSION} and date placeholders.
+            data: The recipe's data section. Patterns may contain TFX's {SPAN}, {VERSION} and date placeholders.
             schema: The curated schema; every feature in it becomes a feature of the examples.
-            code_version: Changes whenever this component's code does, so that results of older code are not reused.
+            code_version: Hash of the component's code, so that results of older code are not reused.
         """
         # To TFX's driver a table is an input split: it fingerprints the files of each and resolves spans and versions.
         tables = [
@@ -54,7 +57,7 @@ class InteractionExampleGen(FileBasedExampleGen):  # type: ignore[misc,unused-ig
         super().__init__(
             input_base=input_base,
             input_config=example_gen_pb2.Input(splits=tables),
-            # Empty, not left out: TFX would fill in a hash split of its own. The executor does the splitting.
+            # Empty, because TFX would otherwise set a hash split of its own. The executor assigns the splits.
             output_config=example_gen_pb2.Output(),
             custom_config=encode_config(data, schema, code_version),
         )

@@ -1,6 +1,7 @@
-"""What InteractionExampleGen's component and its executor tell each other, as the `custom_config` of TFX's ExampleGen.
+"""The `custom_config` of InteractionExampleGen, which the component writes and the executor reads.
 
-Everything in it is part of the cache key: another recipe, schema or version of the code reads the CSVs again.
+All of it is part of the cache key: if the recipe's data section, the schema or the code changes, the files are read
+again.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from tfx.utils import proto_utils
 
 from recipe.data import Data
 
-SPLITS = ("train", "eval", "catalogue")
+CATALOGUE = "catalogue"
+SPLITS = ("train", "eval", CATALOGUE)
 
 
 def encode_config(data: Data, schema: schema_pb2.Schema, code_version: str) -> example_gen_pb2.CustomConfig:
-    """Packs what the executor needs into a StringValue of JSON."""
+    """Pack what the executor needs into a StringValue of JSON."""
     content = {
         "data": data.model_dump(mode="json"),
         "schema": json_format.MessageToDict(schema, preserving_proto_field_name=True),
@@ -30,7 +32,7 @@ def encode_config(data: Data, schema: schema_pb2.Schema, code_version: str) -> e
 
 
 def decode_config(custom_config: str) -> tuple[Data, schema_pb2.Schema]:
-    """The reverse of `encode_config`, from the JSON that TFX makes of the proto."""
+    """Reverse `encode_config`, given the JSON that TFX makes of the proto."""
     config = example_gen_pb2.CustomConfig()
     proto_utils.json_to_proto(custom_config, config)
     value = wrappers_pb2.StringValue()

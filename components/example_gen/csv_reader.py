@@ -1,9 +1,13 @@
-"""Reads CSVs: the one place that does. A file goes by in blocks of whole records, so memory does not grow with it.
+"""Reads CSVs for ExampleGen, `tandem init` and batch inference, in blocks of whole records and constant memory.
 
-A large file that is not compressed can be cut into spans, which may be read apart; see `find_spans`.
+A large uncompressed file can be divided into byte ranges that are read in parallel; see `find_byte_ranges`.
 
-Each block is parsed by pyarrow into strings. Beside that, the block is cut into records here, because pyarrow neither
-counts lines nor keeps the text of a row, and a rejected row must be named by its line and kept whole.
+    with open("ratings.csv", "rb") as stream:
+        for batch in read_batches(stream, "ratings.csv", ["user_id", "item_id"]):
+            print(batch.columns.num_rows, batch.malformed)
+
+pyarrow parses each block into strings. This module also finds the records of the block, because pyarrow neither counts
+lines nor keeps the text of a row, and a rejected row is reported with its line and its text.
 """
 
 from __future__ import annotations
@@ -22,19 +26,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from components.example_gen.errors import BadRow, DataError, shown
+from components.example_gen.data_errors import BadRow, DataError, shown
 
 BLOCK_BYTES = 1 << 20
 """Bytes of CSV (after decompression) that are parsed at a time: about 40,000 short rows."""
 MAX_RECORD_BYTES = 16 << 20
-"""A longer record is taken for a quote that was never closed."""
+"""A longer record is an error: most likely a quote is not closed."""
 
 Indices = npt.NDArray[np.int64]
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _QUOTE, _NEWLINE, _RETURN, _COMMA = b'"'[0], b"\n"[0], b"\r"[0], b","[0]
-# A quoted field (quotes open only at the start of a field; a doubled quote stays inside) or a line break.
+# A quoted field (a quote opens only at the start of a field; a doubled quote is part of it) or a line break.
 _QUOTED_OR_BREAK = re.compile(rb'(?:(?<=[,\r\n])|\A)"[^"]*(?:""[^"]*)*(?:"|\Z)|\r\n|\r|\n')
 
 
@@ -45,7 +49,7 @@ class Header:
     Attributes:
         file: The file.
         names: Column names in file order.
-        where: Where the header stands, for messages, if that is not line 1.
+        where: Location of the header for messages, if it is not line 1.
     """
 
     file: str
@@ -58,12 +62,12 @@ class Header:
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
-    """A part of an uncompressed CSV that holds whole records.
+class ByteRange:
+    """A part of an uncompressed CSV that consists of whole records.
 
     Attributes:
-        start: Index of its first byte in the file.
-        end: Index just past its last byte; None is the end of the file.
+        start: Offset of its first byte in the file.
+        end: Offset after its last byte; None is the end of the file.
         first_line: The line of the file on which it starts, from 1.
     """
 
@@ -72,29 +76,29 @@ class Span:
     first_line: int = 1
 
 
-WHOLE = Span()
+WHOLE_FILE = ByteRange()
 
 
 class Origin(Protocol):
-    """Where the rows of a batch come from."""
+    """The source of a batch's rows: finds the location and the text of each."""
 
     def places(self, records: Indices) -> pa.Array:
-        """Where each of `records` stands: a line as int64, or a key as string."""
+        """Return the location of each of `records`: a line as int64, or a key as string."""
 
     def bad_row(self, record: int, reason: str) -> BadRow:
-        """The record, put aside."""
+        """Return a record as a rejected row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Whole records of one file.
+    """Consecutive whole records of one file.
 
     Attributes:
         file: The file.
-        data: The records' bytes, line breaks included.
+        data: The records' bytes with their line breaks.
         first_line: The line of the file on which `data` starts, from 1.
-        ends: Index just past each record's line break; the last may have none.
-        breaks: Index of each line break's last byte, those inside quotes included.
+        ends: Index after each record's line break; the last record may have none.
+        breaks: Index of each line break's last byte, including those inside quotes.
     """
 
     file: str
@@ -104,12 +108,12 @@ class Block:
     breaks: Indices
 
     def lines(self, records: Indices) -> Indices:
-        """The line of the file on which each of `records` starts."""
+        """Return the line of the file on which each of `records` starts."""
         starts = np.concatenate([[0], self.ends[:-1]])[records]
         return np.asarray(self.first_line + np.searchsorted(self.breaks, starts), dtype=np.int64)
 
     def places(self, records: Indices) -> pa.Array:
-        """As `lines`."""
+        """Return `lines` as an Arrow array."""
         return pa.array(self.lines(records), pa.int64())
 
     def bad_row(self, record: int, reason: str) -> BadRow:
@@ -119,7 +123,7 @@ class Block:
         return int(self.lines(np.array([record]))[0])
 
     def text(self, record: int) -> str:
-        """The record as it stands in the file, without its line break; bytes that are not UTF-8 as `\\xNN`."""
+        """Return the record's text without its line break; bytes that are not UTF-8 as `\\xNN`."""
         return self._bytes(record).decode("utf-8", errors="backslashreplace")
 
     def is_blank(self, record: int) -> bool:
@@ -129,7 +133,7 @@ class Block:
         return _is_utf8(self._bytes(record))
 
     def raw(self, record: int) -> bytes:
-        """The record's bytes with its line break."""
+        """Return the record's bytes with its line break."""
         return self.data[int(self.ends[record - 1]) if record else 0 : int(self.ends[record])]
 
     def _bytes(self, record: int) -> bytes:
@@ -145,8 +149,8 @@ class Batch:
     """The rows of one block.
 
     Attributes:
-        block: Where the rows come from.
-        columns: One string array a wanted column; an empty cell is null.
+        block: The source of the rows.
+        columns: One string array per requested column; an empty cell is null.
         records: For each row of `columns`, its record in `block`.
         malformed: Records with the wrong number of columns or bytes that are not UTF-8.
     """
@@ -158,60 +162,65 @@ class Batch:
 
 
 def read_header(stream: IO[bytes], file: str, bad_rows_allowed: bool = False) -> Header:
-    """Reads the header of a CSV and makes sure that a row follows it.
+    """Read the header of a CSV and check that a row follows it.
 
     Args:
         stream: The file's bytes, gzipped if `file` ends in `.gz`.
         file: Its name, for messages.
-        bad_rows_allowed: Rows in the first block may hold bytes that are not UTF-8; reading will put them aside.
+        bad_rows_allowed: Accept bytes that are not UTF-8 in the first block; `read_batches` rejects those rows.
 
     Raises:
-        DataError: The file is empty, has a header only, is not UTF-8 in its first block, or is no gzip.
+        DataError: The file is empty, has no row, is not UTF-8 in its first block, or is not a gzip file.
     """
     blocks = _records(stream, file, BLOCK_BYTES)
     block = next(blocks, None)
     if block is None:
-        raise DataError(f"{file}: the file is empty; a header line and at least one row were wanted. "
-                        "Export the file again, or take it away if the rows are in other files.")  # fmt: skip
+        raise DataError(f"{file}: the file is empty; expected a header line and at least one row. "
+                        "Export the file again, or remove it if the rows are in other files.")  # fmt: skip
     header = _parse_header(block)
     if all(block.is_blank(record) for record in range(1, len(block.ends))) and next(blocks, None) is None:
-        raise DataError(f"{file}:1: there is no row below the header; at least one was wanted. "
-                        "Export the file again, or take it away if the rows are in other files.")  # fmt: skip
+        raise DataError(f"{file}:1: no row after the header; expected at least one. "
+                        "Export the file again, or remove it if the rows are in other files.")  # fmt: skip
     if not bad_rows_allowed and not _is_utf8(block.data):
         bad = next(record for record in range(len(block.ends)) if not block.is_utf8(record))
-        raise DataError(f"{file}:{block.line(bad)}: the text is not UTF-8: {shown(block.text(bad))}. "
-                        "Convert it first, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
+        raise DataError(f"{file}:{block.line(bad)}: expected UTF-8, got {shown(block.text(bad))}. "
+                        "Convert the file, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
     return header
 
 
 def read_batches(
-    stream: IO[bytes], file: str, columns: Sequence[str], block_bytes: int = BLOCK_BYTES, span: Span = WHOLE
+    stream: IO[bytes],
+    file: str,
+    columns: Sequence[str],
+    block_bytes: int = BLOCK_BYTES,
+    byte_range: ByteRange = WHOLE_FILE,
 ) -> Iterator[Batch]:
-    """Reads the rows of a CSV.
+    """Read the rows of a CSV.
 
     Args:
-        stream: The file's bytes, gzipped if `file` ends in `.gz`. Read once, front to back.
+        stream: The file's bytes, gzipped if `file` ends in `.gz`. Read once, from start to end.
         file: Its name, for messages.
-        columns: The columns wanted; others are skipped.
-        block_bytes: About how much is parsed at a time.
-        span: The part of the file to read, as `find_spans` gives it.
+        columns: The columns to read; others are skipped.
+        block_bytes: Approximate number of bytes to parse at a time.
+        byte_range: The part of the file to read, as returned by `find_byte_ranges`.
 
     Yields:
-        Batches in file order. Blank lines are no rows; every other record is in `columns` or in `malformed`.
+        Batches in file order. Blank lines are skipped; every other record is in `columns` or in `malformed`.
 
     Raises:
-        DataError: A quote is never closed, a column is missing, the file is cut short or cannot be read as CSV.
+        DataError: A quote is not closed, a column is missing, the file is truncated or is not CSV.
     """
     names: tuple[str, ...] | None = None
-    if span.start:
+    if byte_range.start:
         names = _parse_header(next(_records(stream, file, BLOCK_BYTES))).names
-    for block in _records(stream, file, block_bytes, span):
+    for block in _records(stream, file, block_bytes, byte_range):
         if names is None:
             names = _parse_header(block).names
             missing = [column for column in columns if names.count(column) != 1]
             if missing:
                 raise DataError(
-                    f"{file}:1: the column {missing[0]!r} was wanted once; columns there: {', '.join(names)}."
+                    f"{file}:1: expected the column {missing[0]!r} once, got {names.count(missing[0])}. "
+                    f"Columns: {', '.join(names)}. Correct the header."
                 )
             below = _without_first(block)
             if below is not None:
@@ -221,21 +230,21 @@ def read_batches(
 
 
 def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batch:
-    """Parses one block into the string columns wanted."""
+    """Parse one block into string columns."""
     records = np.arange(len(block.ends), dtype=np.int64)
     malformed: dict[int, str] = {}
     data = block.data
     if not _is_utf8(data):
-        # pyarrow cannot hand over a row of the wrong width that is not UTF-8, so such rows do not get there.
+        # pyarrow fails on a row of the wrong width that is not UTF-8, so such rows are taken out first.
         utf8 = np.array([block.is_utf8(record) for record in records.tolist()])
-        malformed = dict.fromkeys(records[~utf8].tolist(), "found bytes that are not UTF-8, wanted UTF-8 text")
+        malformed = dict.fromkeys(records[~utf8].tolist(), "expected UTF-8, got other bytes")
         records = records[utf8]
         data = b"".join(block.raw(record) for record in records.tolist())
     parsed = np.ones(len(records), dtype=bool)
 
     def wrong_width(row: pa_csv.InvalidRow) -> str:
         parsed[row.number - 1] = False
-        malformed[int(records[row.number - 1])] = f"found {row.actual_columns} columns, wanted {row.expected_columns}"
+        malformed[int(records[row.number - 1])] = f"expected {row.expected_columns} columns, got {row.actual_columns}"
         return "skip"
 
     table = pa.schema([(column, pa.string()) for column in columns]).empty_table()
@@ -260,13 +269,13 @@ def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batc
             )
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{block.file}:{block.first_line}: the rows from here on cannot be read as CSV: {error}"
+            f"{block.file}:{block.first_line}: the rows from here on are not CSV: {error}. Export the file again."
         ) from error
     records = records[parsed]
     if len(records) != table.num_rows:
         raise DataError(
-            f"{block.file}:{block.first_line}: the rows from here to line {block.line(len(block.ends) - 1)} cannot be "
-            f"read as CSV: {len(records)} rows were counted and {table.num_rows} parsed. Look for stray quotes there."
+            f"{block.file}:{block.first_line}: the rows from here to line {block.line(len(block.ends) - 1)} are not "
+            f"CSV: expected {len(records)} rows, got {table.num_rows}. Look for stray quotes in these lines."
         )
     batch = pa.RecordBatch.from_arrays(
         [pa.concat_arrays([*column.chunks, pa.array([], pa.string())]) for column in table.columns], table.column_names
@@ -284,26 +293,26 @@ def _parse(block: Block, names: tuple[str, ...], columns: Sequence[str]) -> Batc
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Column names of which no two are alike; a column nobody wants may stand twice in a header."""
+    """Make column names distinct, because a column that is not read may be twice in a header."""
     return [name if names.index(name) == index else f"{name}\0{index}" for index, name in enumerate(names)]
 
 
 def _parse_header(block: Block) -> Header:
     if not block.is_utf8(0):
-        raise DataError(f"{block.file}:1: the header is not UTF-8: {shown(block.text(0))}. "
-                        "Convert the file first, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
+        raise DataError(f"{block.file}:1: expected a header in UTF-8, got {shown(block.text(0))}. "
+                        "Convert the file, for example with `iconv -f LATIN1 -t UTF-8`.")  # fmt: skip
     names = next(csv.reader([block.text(0)]), [])
     if not any(names):
-        raise DataError(f"{block.file}:1: the first line is blank; the column names were wanted there.")
+        raise DataError(f"{block.file}:1: expected column names, got a blank line. Add a header line.")
     if len(names) == 1:
         for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if separator in names[0]:
-                raise DataError(f"{block.file}:1: the columns are separated by {name}; commas were wanted.")
+                raise DataError(f"{block.file}:1: expected columns separated by commas, got {name}. Convert the file.")
     return Header(block.file, tuple(names))
 
 
 def _without_first(block: Block) -> Block | None:
-    """The block without its first record (the header), or None if that was all."""
+    """Return the block without its first record (the header), or None if there is no other."""
     if len(block.ends) == 1:
         return None
     start = int(block.ends[0])
@@ -313,51 +322,56 @@ def _without_first(block: Block) -> Block | None:
     )
 
 
-def _records(stream: IO[bytes], file: str, block_bytes: int, span: Span = WHOLE) -> Iterator[Block]:
-    """Cuts a file, or a span of it, into blocks of whole records; a BOM is taken off."""
-    line = span.first_line
+def _records(stream: IO[bytes], file: str, block_bytes: int, byte_range: ByteRange = WHOLE_FILE) -> Iterator[Block]:
+    """Divide a file, or a byte range of it, into blocks of whole records, without a BOM."""
+    line = byte_range.first_line
     rest = b""
-    for chunk, last in read_chunks(stream, file, block_bytes, span):
+    for chunk, last in read_chunks(stream, file, block_bytes, byte_range):
         data = rest + chunk
         if not data:
             continue
         ends, breaks, quote_open = find_records(data, last)
         if last and quote_open:
             at = line + int(np.searchsorted(breaks, int(ends[-2]) if len(ends) > 1 else 0))
-            raise DataError(f"{file}:{at}: a quote that opens in this row is never closed, so the last rows "
-                            'cannot be told apart. Close it, or write a quote inside quotes as "".')  # fmt: skip
+            raise DataError(f"{file}:{at}: a quote that opens in this row is not closed, so the last rows "
+                            'cannot be separated. Close it, or write a quote inside quotes as "".')  # fmt: skip
         whole = int(ends[-1]) if len(ends) else 0
         breaks = breaks[: np.searchsorted(breaks, whole)]
         rest = data[whole:]
         if len(rest) > MAX_RECORD_BYTES:
             raise DataError(f"{file}:{line + len(breaks)}: this row is longer than {MAX_RECORD_BYTES >> 20} MiB. "
-                            "Most likely a quote that opens in it is never closed.")  # fmt: skip
+                            "Most likely a quote that opens in it is not closed; close it.")  # fmt: skip
         if whole:
             yield Block(file, data[:whole], line, ends, breaks)
             line += len(breaks)
 
 
-def read_chunks(stream: IO[bytes], file: str, block_bytes: int, span: Span = WHOLE) -> Iterator[tuple[bytes, bool]]:
-    """Reads and decompresses a file, or a span of it; a BOM is taken off. Says which chunk is the last (it is empty).
+def read_chunks(
+    stream: IO[bytes], file: str, block_bytes: int, byte_range: ByteRange = WHOLE_FILE
+) -> Iterator[tuple[bytes, bool]]:
+    """Read and decompress a file, or a byte range of it, without a BOM.
+
+    Yields:
+        Each chunk, and whether it is the last one, which is empty.
 
     Raises:
-        DataError: The file is UTF-16, or no whole gzip file.
+        DataError: The file is UTF-16, or an incomplete gzip file.
     """
     source: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
-    if span.start:
-        source.seek(span.start)
-    left = None if span.end is None else span.end - span.start
-    first = not span.start
+    if byte_range.start:
+        source.seek(byte_range.start)
+    left = None if byte_range.end is None else byte_range.end - byte_range.start
+    first = not byte_range.start
     begun = False
     while True:
         size = max(block_bytes, 4) if first else block_bytes
         try:
             data = source.read(size if left is None else min(size, left))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{file}: the file is no whole gzip file: {error}. Copy or compress it again.") from error
+            raise DataError(f"{file}: expected a complete gzip file: {error}. Copy or compress it again.") from error
         if first and data.startswith(_UTF16):
-            raise DataError(f"{file}:1: the file is UTF-16; UTF-8 was wanted. "
-                            "Convert it first, for example with `iconv -f UTF-16 -t UTF-8`.")  # fmt: skip
+            raise DataError(f"{file}:1: expected UTF-8, got UTF-16. "
+                            "Convert the file, for example with `iconv -f UTF-16 -t UTF-8`.")  # fmt: skip
         left = None if left is None else left - len(data)
         if first:
             data = data.removeprefix(_BOM)
@@ -368,20 +382,19 @@ def read_chunks(stream: IO[bytes], file: str, block_bytes: int, span: Span = WHO
             return
 
 
-def find_spans(stream: IO[bytes], span_bytes: int, chunk_bytes: int = 4 * BLOCK_BYTES) -> list[Span]:
-    """Cuts an uncompressed CSV into spans of at least `span_bytes` that begin and end between records.
+def find_byte_ranges(stream: IO[bytes], range_bytes: int, chunk_bytes: int = 4 * BLOCK_BYTES) -> list[ByteRange]:
+    """Divide an uncompressed CSV into ranges of at least `range_bytes` that begin and end between records.
 
-    A line break may stand inside quotes, and no look at its surroundings can tell. So the file is scanned once from
-    the front, for quotes and line breaks only (many times faster than parsing), and a cut is made after a line break
-    with an even number of quotes before it. That is between records as long as every other quote opens a field or
-    doubles the one before it, which the scan checks as well: after the first stray quote (`5" disk`) there are no more
-    cuts, and the rest of the file is one span.
+    A line break may be inside quotes, which its surroundings do not show. So the file is scanned once from the start,
+    for quotes and line breaks only (many times faster than parsing), and a range ends after a line break with an even
+    number of quotes before it. That is between records as long as every other quote opens a field or doubles the one
+    before it, which the scan checks as well: after the first stray quote (`5" disk`) the rest of the file is one range.
     """
     stream.seek(0)
-    spans: list[Span] = []
+    ranges: list[ByteRange] = []
     start, start_line = 0, 1
     read = quotes = 0
-    lines = 1  # the line that the next byte stands on
+    lines = 1  # the line of the next byte
     before = _NEWLINE
     while True:
         data = stream.read(chunk_bytes)
@@ -397,35 +410,35 @@ def find_spans(stream: IO[bytes], span_bytes: int, chunk_bytes: int = 4 * BLOCK_
             sides = np.where(opening > 0, view[opening - 1], before)
             if not np.isin(sides, (_COMMA, _NEWLINE, _RETURN, _QUOTE)).all():
                 break
-        # A file may be written with \r alone, or with both; what find_records takes for line breaks counts.
+        # Line breaks are \n, \r\n and \r, as in find_records.
         breaks = np.flatnonzero(view == _NEWLINE)
         returns = np.flatnonzero(view == _RETURN) if b"\r" in data else places[:0]
         lone = returns[np.append(view[1:], 0)[returns] != _NEWLINE] if len(returns) else returns
         if before == _RETURN and len(view) and view[0] == _NEWLINE:
-            lines -= 1  # the two halves of one break, of which the first was counted as a break of its own
-        if read + len(data) - start >= span_bytes:
+            lines -= 1  # one line break in two chunks; its first half is counted already
+        if read + len(data) - start >= range_bytes:
             safe = breaks[(quotes + np.searchsorted(places, breaks)) % 2 == 0] + 1
-            while (place := int(np.searchsorted(safe, start + span_bytes - read))) < len(safe):
+            while (place := int(np.searchsorted(safe, start + range_bytes - read))) < len(safe):
                 cut = int(safe[place])
-                spans.append(Span(start, read + cut, start_line))
+                ranges.append(ByteRange(start, read + cut, start_line))
                 start_line = lines + int(np.searchsorted(breaks, cut)) + int(np.searchsorted(lone, cut))
                 start = read + cut
         lines += len(breaks) + len(lone)
         quotes += len(places)
         read += len(data)
         before = int(view[-1]) if len(view) else before
-    return [*spans, Span(start, None, start_line)]
+    return [*ranges, ByteRange(start, None, start_line)]
 
 
 def find_records(data: bytes, last: bool) -> tuple[Indices, Indices, bool]:
-    """Finds where the records of a CSV end. Quotes open only at the start of a field, as in pyarrow's parser.
+    """Find the ends of the records of a CSV. Quotes open only at the start of a field, as in pyarrow's parser.
 
     Args:
         data: Bytes that begin at the start of a record.
         last: Whether the file ends with `data`; then so does its last record, with or without a line break.
 
     Returns:
-        The index just past each record, the index of the last byte of each line break (inside quotes too), and
+        The index after each record, the index of the last byte of each line break (including those inside quotes), and
         whether `data` ends inside quotes. Line breaks are `\\n`, `\\r\\n` and `\\r`.
     """
     view = np.frombuffer(data, dtype=np.uint8)
@@ -439,7 +452,7 @@ def find_records(data: bytes, last: bool) -> tuple[Indices, Indices, bool]:
     opening = quotes[::2]
     before = view[opening[opening > 0] - 1]
     if np.isin(before, (_COMMA, _NEWLINE, _RETURN, _QUOTE)).all():
-        # Every other quote opens a field or doubles the one before it: a line break after an even number is outside.
+        # Every other quote opens a field or doubles the one before it, so a break after an even number is outside.
         outside = np.searchsorted(quotes, breaks) % 2 == 0
         ends, quote_open = breaks[outside] + 1, len(quotes) % 2 == 1
     else:
@@ -451,7 +464,7 @@ def find_records(data: bytes, last: bool) -> tuple[Indices, Indices, bool]:
 
 
 def _find_records_with_stray_quotes(data: bytes) -> tuple[Indices, bool]:
-    """As `find_records`, for data in which quotes stand inside unquoted fields. Exact, and slower."""
+    """Find ends as `find_records` does, for data with quotes inside unquoted fields. Exact, but slower."""
     ends = []
     quote_open = False
     for match in _QUOTED_OR_BREAK.finditer(data):

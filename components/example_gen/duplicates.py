@@ -1,4 +1,4 @@
-"""Merges several interactions of one user with one item into one, as `data.duplicates` says."""
+"""Merges several interactions of one user with one item into one (`data.duplicates`). The executor calls it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 from components.example_gen.join import one_chunk
 from recipe.data import Data
 
@@ -19,7 +19,7 @@ _INT64_MAX = 2.0**63
 
 
 def codes(columns: Sequence[pa.Array]) -> Codes:
-    """A number for each row, the same for rows that are equal in all `columns` (a null equals a null)."""
+    """Return a number for each row, the same for rows that are equal in all `columns` (null equals null)."""
     found = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         own = column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
@@ -29,15 +29,15 @@ def codes(columns: Sequence[pa.Array]) -> Codes:
 
 
 def merge(rows: pa.Table, data: Data, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """One row for each user and item: the latest one, with the columns of `data.aggregate`.
+    """Return one row for each user and item: the latest one, with the columns of `data.aggregate`.
 
     Args:
-        rows: Interactions in file order; all rows of a pair are among them.
+        rows: Interactions in file order, with all rows of each user and item.
         data: `duplicates` is `last` or `aggregate`.
         types: The types of the new columns.
 
     Returns:
-        The latest rows in file order. A sum is null where every value is.
+        The latest rows in file order. A sum is null if all its values are.
 
     Raises:
         DataError: A sum of whole numbers does not fit into 64 bits.
@@ -46,7 +46,7 @@ def merge(rows: pa.Table, data: Data, types: Mapping[str, pa.DataType]) -> pa.Ta
     parts = data.columns
     pairs = codes([one_chunk(rows.column(name)) for name in (parts.user_id, parts.item_id)])
     times = rows.column(parts.timestamp).to_numpy() if parts.timestamp is not None else np.zeros(len(pairs), np.int64)
-    # A stable sort, so that of rows of the same second the one further down is the latest.
+    # Stable, so that among rows of the same second the last one in the files is the latest.
     order = np.lexsort((times, pairs))
     starts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
@@ -66,15 +66,15 @@ def merge(rows: pa.Table, data: Data, types: Mapping[str, pa.DataType]) -> pa.Ta
 
 
 def _sums(values: pa.Array, starts: Codes, name: str) -> pa.Array:
-    """Sums of the values from each start to the next one; floats add up in 64 bits."""
+    """Sum the values from each start to the next one; floats are summed in 64 bits."""
     known = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
     whole = pa.types.is_integer(values.type)
     numbers = pc.fill_null(values, pa.scalar(0, values.type)).to_numpy().astype(np.int64 if whole else np.float64)
     sums = np.add.reduceat(numbers, starts)
-    # int64 wraps around without a word; float64 does not.
+    # int64 overflows silently; float64 does not.
     if whole and (np.abs(np.add.reduceat(numbers.astype(np.float64), starts)) >= _INT64_MAX).any():
         raise DataError(f"data.aggregate.sum: {name} does not fit into 64 bits for some user and item. "
-                        "Make it FLOAT in the schema.")  # fmt: skip
+                        "Change its type in the schema to FLOAT.")  # fmt: skip
     return pa.array(sums, mask=~np.logical_or.reduceat(known, starts))
 
 

@@ -11,23 +11,23 @@ import pyarrow as pa
 import tensorflow as tf
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
-# Level 6, the usual one, takes three times as long and saves a sixth of the bytes.
+# Level 6, the default, takes three times as long and saves a sixth of the bytes.
 _OPTIONS = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
 
 
 def encode(batch: pa.RecordBatch) -> list[bytes]:
-    """One serialized tf.Example per row.
+    """Return one serialized tf.Example per row.
 
     Args:
         batch: string columns become bytes lists, int64 ones int64 lists, float32 ones float lists, each of one value.
-            A null becomes a feature without a value, which TFDV, TFT and `tf.io.parse_example` take for missing.
+            A null becomes a feature without a value, which is missing to TFDV, TFT and `tf.io.parse_example`.
     """
     lists = [_as_lists(column) for column in batch.columns]
     return list(RecordBatchToExamplesEncoder().encode(pa.RecordBatch.from_arrays(lists, batch.schema.names)))
 
 
 def _as_lists(column: pa.Array) -> pa.ListArray:
-    """Each value as a list of one, each null as a null list."""
+    """Return each value as a list of one, and each null as a null list."""
     valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
     offsets = pa.array(np.concatenate([[0], np.cumsum(valid)]).astype(np.int32))
     values = column.drop_null()
@@ -37,7 +37,7 @@ def _as_lists(column: pa.Array) -> pa.ListArray:
 
 
 class Shard:
-    """One TFRecord file in the making. The file is there only once a row was written."""
+    """Writer of one TFRecord file, which is created with the first row."""
 
     def __init__(self, path: str) -> None:
         self.path = path

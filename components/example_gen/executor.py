@@ -1,14 +1,14 @@
 """InteractionExampleGen's executor: a Beam pipeline that reads, checks, joins, splits, encodes and writes.
 
-A file, or a span of a large one, is the unit of parallelism: one Beam element is one of them, and its rows go by in
-blocks. What can be decided row by row is written by the worker that reads the row. Where all rows of a user must be
-looked at together (duplicates, a user's last rows, negatives) or the order of all rows in time, workers write their
-rows to files by partition of users, and each partition is then one Beam element. No row is shuffled through Beam, so
-memory grows neither with the files nor with their number; what must fit into memory is the lookup tables, the ids of
-the catalogue, one partition, and all rows of any one user.
+The unit of parallelism is a file, or a byte range of a large one: each is one Beam element, and is read in blocks. If a
+row's examples depend on that row alone, the worker that reads the row writes them. If they depend on all rows of the
+user (duplicates, leave-last-n split, negatives) or of the dataset (split by time), workers first write the rows to
+files by partition of users, and each partition is then one Beam element. No row is shuffled through Beam, so memory
+does not grow with the size or the number of files. The lookup tables, the ids of the catalogue, one partition and all
+rows of any one user must fit into memory.
 
-Beam turns an exception in a worker into its own, so what is wrong with the data is collected as a value, and the
-executor raises it after the pipeline.
+Beam replaces an exception in a worker by one of its own, so workers return problems with the data as values, and the
+executor raises them after the pipeline.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
-from components.example_gen.config import SPLITS, decode_config
-from components.example_gen.csv_reader import WHOLE, Span, find_spans
+from components.example_gen.config import CATALOGUE, SPLITS, decode_config
+from components.example_gen.csv_reader import WHOLE_FILE, ByteRange, find_byte_ranges
+from components.example_gen.data_errors import BadRow, DataError
 from components.example_gen.duplicates import merge
-from components.example_gen.errors import BadRow, DataError
 from components.example_gen.examples import Shard, encode
-from components.example_gen.join import Lookup, LookupPart, assemble, join_all, one_chunk
+from components.example_gen.join import LookupTable, LookupTablePart, assemble, join_all, one_chunk
 from components.example_gen.negatives import sample_negatives
 from components.example_gen.rows import ARROW_TYPES, read_rows, reason
-from components.example_gen.sources import (
+from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
+from components.example_gen.split import Mask, Splitter, hash_values, splitter_of
+from components.example_gen.table_layout import (
     INTERACTIONS,
     ITEMS,
     Column,
@@ -53,8 +55,6 @@ from components.example_gen.sources import (
     no_file,
     read_headers,
 )
-from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
-from components.example_gen.split import Mask, Splitter, hash_values, splitter_of
 from recipe.columns import IS_POSITIVE
 from recipe.data import Data
 
@@ -63,8 +63,8 @@ REJECTED = "rejected"
 
 PARTITIONS = "partitions"
 
-SPAN_BYTES = 64 << 20
-"""A CSV that is not compressed and larger than twice this is read in spans of about this size."""
+RANGE_BYTES = 64 << 20
+"""Size of the byte ranges in which an uncompressed CSV larger than twice this is read."""
 
 _SCRATCH = ".partial"
 _PLACES_SHOWN = 5
@@ -74,37 +74,37 @@ _COMPRESSION = 6
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A piece of a table that one worker reads, or what is written at a time.
+    """Rows that one worker reads or writes: a byte range of a file, a partition, or the catalogue.
 
     Attributes:
-        table: As `data.sources.tables()` names it, or `partitions` or `catalogue`.
-        index: The number of its file within the table, or of the partition.
-        file: What to read.
-        part: The number of its span within the file.
-        span: The part of the file to read.
+        table: Name of the table as in `data.sources.tables()`, or `partitions` or `catalogue`.
+        index: Number of the file within the table, or of the partition.
+        file: The file to read.
+        part: Number of the byte range within the file.
+        byte_range: The part of the file to read.
     """
 
     table: str
     index: int
     file: str
     part: int = 0
-    span: Span = WHOLE
+    byte_range: ByteRange = WHOLE_FILE
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What became of one unit.
+class UnitReport:
+    """Result of reading or writing one unit.
 
     Attributes:
         unit: The unit.
-        rows: Rows read, good and bad.
-        rejected: Bad rows.
-        merged: Good rows that are no example, because they were duplicates.
-        negatives: Examples that are no row, because they were sampled.
-        places: The first few bad rows in words.
-        splits: Examples written per split.
-        files: Files written, by split or `rejected`; they lie in the scratch folder.
-        problem: Why the unit could not be read at all.
+        rows: Number of rows read, valid and malformed.
+        rejected: Number of malformed rows.
+        merged: Number of valid rows that were merged into others as duplicates.
+        negatives: Number of sampled negatives.
+        places: Messages on the first rejected rows.
+        splits: Number of examples written, by split.
+        files: Files written to the scratch folder, by split or `rejected`.
+        problem: Error message, if the unit could not be read.
     """
 
     unit: Unit
@@ -119,7 +119,7 @@ class Report:
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused-ignore]
-    """Writes the splits `train`, `eval` and `catalogue`, and the rejected rows beside them."""
+    """Write the splits `train`, `eval` and `catalogue`, and the rejected rows beside them."""
 
     def Do(  # noqa: N802  (TFX calls it so)
         self,
@@ -127,22 +127,22 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Runs the step.
+        """Run the component.
 
         Args:
             input_dict: Empty.
             output_dict: `examples`: one Examples artifact.
-            exec_properties: `input_base`; `input_config` with one pattern a table, as resolved by TFX's driver;
+            exec_properties: `input_base`; `input_config` with one pattern per table, resolved by TFX's driver;
                 `custom_config` as written by `config.encode_config`.
 
         Raises:
-            DataError: The CSVs cannot be used; nothing is left in the artifact's folder.
+            DataError: The files cannot be used. The artifact's folder is empty then.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         artifact = artifact_utils.get_single_instance(output_dict[standard_component_specs.EXAMPLES_KEY])
         data, schema = decode_config(exec_properties[standard_component_specs.CUSTOM_CONFIG_KEY])
         scratch = os.path.join(artifact.uri, _SCRATCH)
-        _clear(artifact.uri)  # of what an interrupted attempt may have left
+        _clear(artifact.uri)  # an interrupted attempt may have left files
         fileio.makedirs(scratch)
         try:
             sources = read_headers(_find_files(exec_properties), data, schema, _open)
@@ -154,11 +154,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         except BaseException:
             _clear(artifact.uri)
             raise
-        _describe(reports, artifact, exec_properties)
+        _set_properties(reports, artifact, exec_properties)
         logging.info("Examples generated.")
 
-    def _run(self, sources: ResolvedSources, data: Data, scratch: str) -> list[Report]:
-        """Runs the Beam pipeline and returns what it reported, in order."""
+    def _run(self, sources: ResolvedSources, data: Data, scratch: str) -> list[UnitReport]:
+        """Run the Beam pipeline and return the reports of all units, in order."""
         result = os.path.join(scratch, "reports.json")
         with self._make_beam_pipeline() as pipeline:
             assembled = [
@@ -178,7 +178,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
             units = (
                 pipeline
                 | "Files[interactions]" >> beam.Create(_units(sources.interactions))
-                | "Cut[interactions]" >> beam.FlatMap(_cut, sources.interactions)
+                | "Divide[interactions]" >> beam.FlatMap(_divide, sources.interactions)
                 | "Spread[interactions]" >> beam.Reshuffle()
             )
             if _row_by_row(data):
@@ -199,7 +199,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
                 whole = beam.pvalue.AsSingleton(
                     pipeline
                     | "Start[whole]" >> beam.Create([None])
-                    | "Sum up" >> beam.Map(_sum_up, spilled, beam.pvalue.AsList(merged), lookups, sources, data)
+                    | "Combine[partitions]"
+                    >> beam.Map(_combine, spilled, beam.pvalue.AsList(merged), lookups, sources, data)
                 )
                 others = merged | "Write[partitions]" >> beam.Map(
                     _write_partition, whole, lookups, sources, data, scratch
@@ -224,7 +225,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
 
 
 def _row_by_row(data: Data) -> bool:
-    """Whether each row's examples depend on that row alone."""
+    """Return whether each row's examples depend on that row alone."""
     return not splitter_of(data).needs_all_rows and data.duplicates == "keep" and data.negatives is None
 
 
@@ -232,39 +233,39 @@ def _row_by_row(data: Data) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Assembled:
-    """A lookup table, or None if it cannot be used, and the reports on its files."""
+class _AssembledLookup:
+    """A lookup table, None if it cannot be used, and the reports on its files."""
 
     name: str
-    reports: Sequence[Report]
-    lookup: Lookup | None
+    reports: Sequence[UnitReport]
+    lookup: LookupTable | None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lookups:
+class _LookupTables:
     """All lookup tables of a run, ready to be joined.
 
     Attributes:
-        reports: On their files.
-        usable: Whether all could be read; the others are empty if not.
-        first: Joined onto the interactions as they are read.
-        roots: `items` and `users`, each with its own lookups; joined last.
+        reports: Reports on their files.
+        usable: Whether all could be read. If not, `first` and `roots` are empty.
+        first: Tables joined onto the interactions as they are read.
+        roots: `items` and `users`, each with its own lookups joined; joined last.
     """
 
-    reports: Sequence[Report]
+    reports: Sequence[UnitReport]
     usable: bool
-    first: Sequence[Lookup] = ()
-    roots: Sequence[Lookup] = ()
+    first: Sequence[LookupTable] = ()
+    roots: Sequence[LookupTable] = ()
 
     @property
-    def items(self) -> Lookup | None:
+    def items(self) -> LookupTable | None:
         return next((lookup for lookup in self.roots if lookup.table.name == ITEMS), None)
 
 
-def _read_lookup(unit: Unit, table: Table, scratch: str) -> tuple[Report, LookupPart | None]:
-    """Reads one file of a lookup table."""
+def _read_lookup(unit: Unit, table: Table, scratch: str) -> tuple[UnitReport, LookupTablePart | None]:
+    """Read one file of a lookup table."""
     batches, places = [], []
-    with _Rejects(unit, scratch) as rejects:
+    with _RejectedRows(unit, scratch) as rejects:
         try:
             with _open(unit.file) as stream:
                 for rows in read_rows(stream, unit.file, table):
@@ -272,77 +273,77 @@ def _read_lookup(unit: Unit, table: Table, scratch: str) -> tuple[Report, Lookup
                     places.append(rows.places())
                     rejects.add(rows.bad)
         except DataError as error:
-            return Report(unit, problem=str(error)), None
+            return UnitReport(unit, problem=str(error)), None
     schema = pa.schema([(column.name, ARROW_TYPES[column.type]) for column in table.columns])
     kind = pa.string() if table.format == "json" else pa.int64()
-    part = LookupPart(unit.file, pa.Table.from_batches(batches, schema), pa.chunked_array(places, kind))
+    part = LookupTablePart(unit.file, pa.Table.from_batches(batches, schema), pa.chunked_array(places, kind))
     return rejects.report(part.rows.num_rows), part
 
 
-def _assemble(parts: Sequence[tuple[Report, LookupPart | None]], table: Table) -> _Assembled:
-    """Puts a lookup table together."""
+def _assemble(parts: Sequence[tuple[UnitReport, LookupTablePart | None]], table: Table) -> _AssembledLookup:
+    """Combine the files of a lookup table."""
     reports = [report for report, _ in parts]
     read = [part for _, part in parts if part is not None]
     lookup = None
     try:
         lookup = assemble(table, read) if len(read) == len(parts) else None
         if lookup is not None and lookup.merged:
-            reports.append(Report(Unit(table.name, len(reports), ""), merged=lookup.merged))
+            reports.append(UnitReport(Unit(table.name, len(reports), ""), merged=lookup.merged))
     except DataError as error:
-        reports.append(Report(Unit(table.name, len(reports), ""), problem=str(error)))
-    return _Assembled(table.name, reports, lookup)
+        reports.append(UnitReport(Unit(table.name, len(reports), ""), problem=str(error)))
+    return _AssembledLookup(table.name, reports, lookup)
 
 
-def _gather_lookups(_: None, assembled: Sequence[_Assembled], sources: ResolvedSources) -> _Lookups:
-    """Joins the lookups of items and users onto them."""
+def _gather_lookups(_: None, assembled: Sequence[_AssembledLookup], sources: ResolvedSources) -> _LookupTables:
+    """Join the lookups of items and users onto them."""
     reports = [report for one in assembled for report in one.reports]
     ready = {one.name: one.lookup for one in assembled if one.lookup is not None}
     if len(ready) < len(assembled):
-        return _Lookups(reports, usable=False)
+        return _LookupTables(reports, usable=False)
     first = [ready[name] for name in sources.lookups_of(INTERACTIONS)]
     roots = [lookup.joined_with([ready[child] for child in sources.lookups_of(name)])
              for name, lookup in sorted(ready.items()) if name == sources.lookups[name].root]  # fmt: skip
-    return _Lookups(reports, True, first, roots)
+    return _LookupTables(reports, True, first, roots)
 
 
 # --- interactions -----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _Read:
-    """What reading one unit of interactions came to.
+class _ReadResult:
+    """Result of reading one unit of interactions.
 
     Attributes:
-        report: On the unit.
-        item_ids: The items in it, each once.
-        spilled: The files its rows were spilled to, by partition.
+        report: Report on the unit.
+        item_ids: The distinct items in it.
+        spilled: The files that its rows were written to, by partition.
     """
 
-    report: Report
+    report: UnitReport
     item_ids: pa.Array
     spilled: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
-def _cut(unit: Unit, table: Table) -> list[Unit]:
-    """The unit in spans, if its file is large and can be read from the middle."""
-    if table.format != "csv" or unit.file.endswith(".gz") or table.sizes[unit.index] <= 2 * SPAN_BYTES:
+def _divide(unit: Unit, table: Table) -> list[Unit]:
+    """Divide the unit into byte ranges, if its file is large and can be read from the middle."""
+    if table.format != "csv" or unit.file.endswith(".gz") or table.sizes[unit.index] <= 2 * RANGE_BYTES:
         return [unit]
     with _open(unit.file) as stream:
-        spans = find_spans(stream, SPAN_BYTES)
-    return [dataclasses.replace(unit, part=part, span=span) for part, span in enumerate(spans)]
+        ranges = find_byte_ranges(stream, RANGE_BYTES)
+    return [dataclasses.replace(unit, part=part, byte_range=byte_range) for part, byte_range in enumerate(ranges)]
 
 
 def _interactions(
-    unit: Unit, sources: ResolvedSources, lookups: Sequence[Lookup], data: Data, rejects: _Rejects
+    unit: Unit, sources: ResolvedSources, lookups: Sequence[LookupTable], data: Data, rejects: _RejectedRows
 ) -> Iterator[pa.RecordBatch]:
-    """The good rows of a unit, block by block, with the columns of the interactions' own lookups.
+    """Yield the valid rows of a unit, block by block, with the columns of the interactions' own lookups.
 
     Raises:
         DataError: The file cannot be read.
     """
     names = [column.name for column in sources.carried]
     with _open(unit.file) as stream:
-        for rows in read_rows(stream, unit.file, sources.interactions, unit.span):
+        for rows in read_rows(stream, unit.file, sources.interactions, unit.byte_range):
             joined = dataclasses.replace(rows, columns=join_all(rows.columns, lookups))
             reasons: dict[int, list[str]] = {}
             for column in sources.required if lookups else ():
@@ -358,20 +359,20 @@ def _interactions(
             yield columns
 
 
-def _unmatched(column: Column, lookups: Sequence[Lookup]) -> str:
-    """Why a column of a lookup may be missing."""
+def _unmatched(column: Column, lookups: Sequence[LookupTable]) -> str:
+    """Return the lookup that a missing column comes from, for a message."""
     table = next((lookup.table for lookup in lookups if column.name in lookup.gives), None)
     return f" (by {table.key} from {table.name})" if table is not None else ""
 
 
-def _write_rows(unit: Unit, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str) -> _Read:
-    """Reads a unit, splits it row by row and writes its train and eval shard."""
+def _write_rows(unit: Unit, lookups: _LookupTables, sources: ResolvedSources, data: Data, scratch: str) -> _ReadResult:
+    """Read a unit, split it row by row and write its train and eval shard."""
     item_ids = pa.array([], pa.string())
     if not lookups.usable:
-        return _Read(Report(unit), item_ids)  # the run stops for the lookup's sake
+        return _ReadResult(UnitReport(unit), item_ids)  # the run ends with the lookup table's error
     try:
         with contextlib.ExitStack() as stack:
-            rejects = stack.enter_context(_Rejects(unit, scratch))
+            rejects = stack.enter_context(_RejectedRows(unit, scratch))
             shards = {
                 name: stack.enter_context(Shard(_scratch_file(scratch, name, unit))) for name in ("train", "eval")
             }
@@ -383,35 +384,35 @@ def _write_rows(unit: Unit, lookups: _Lookups, sources: ResolvedSources, data: D
                     shards[name].write(encode(_features(rows.take(pa.array(members)), lookups, sources)))
                 item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(data.columns.item_id)]))
     except DataError as error:
-        return _Read(Report(unit, problem=str(error)), item_ids)
-    return _Read(rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids)
+        return _ReadResult(UnitReport(unit, problem=str(error)), item_ids)
+    return _ReadResult(rejects.report(sum(shard.rows for shard in shards.values()), shards), item_ids)
 
 
 def _spill_rows(
-    unit: Unit, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str, partitions: int
-) -> _Read:
-    """Reads a unit and spreads its rows over the partitions."""
+    unit: Unit, lookups: _LookupTables, sources: ResolvedSources, data: Data, scratch: str, partitions: int
+) -> _ReadResult:
+    """Read a unit and write its rows to the files of their partitions."""
     item_ids = pa.array([], pa.string())
     if not lookups.usable:
-        return _Read(Report(unit), item_ids)
+        return _ReadResult(UnitReport(unit), item_ids)
     good = 0
     try:
-        with _Rejects(unit, scratch) as rejects, _spill(unit, scratch, partitions) as spill:
+        with _RejectedRows(unit, scratch) as rejects, _spill(unit, scratch, partitions) as spill:
             for rows in _interactions(unit, sources, lookups.first, data, rejects):
                 good += rows.num_rows
                 spill.write(rows, rows.column(data.columns.user_id))
                 item_ids = pc.unique(pa.concat_arrays([item_ids, rows.column(data.columns.item_id)]))
     except DataError as error:
-        return _Read(Report(unit, problem=str(error)), item_ids)
-    return _Read(rejects.report(good), item_ids, spill.files)
+        return _ReadResult(UnitReport(unit, problem=str(error)), item_ids)
+    return _ReadResult(rejects.report(good), item_ids, spill.files)
 
 
 def _spill(unit: Unit, scratch: str, partitions: int) -> Spill:
     return Spill(partitions, lambda partition: _scratch_file(scratch, f"spill-{partition:05d}", unit), _create)
 
 
-def _features(rows: pa.RecordBatch, lookups: _Lookups, sources: ResolvedSources) -> pa.RecordBatch:
-    """The rows with the columns of items and users: every feature of the schema, in its order."""
+def _features(rows: pa.RecordBatch, lookups: _LookupTables, sources: ResolvedSources) -> pa.RecordBatch:
+    """Join items and users and return every feature of the schema, in its order."""
     joined = join_all(rows, lookups.roots)
     return pa.RecordBatch.from_arrays([joined.column(name) for name in sources.features], list(sources.features))
 
@@ -425,11 +426,11 @@ class _Partition:
 
     Attributes:
         number: Its number.
-        file: Its rows, in file order; None if there are none.
-        rows: How many rows it has.
-        merged: How many rows went into others.
-        summary: What the splitter has to know of them to be fitted.
-        problem: Why they could not be merged.
+        file: File with its rows in file order; None if there are none.
+        rows: Number of rows.
+        merged: Number of rows that were merged into others.
+        summary: The splitter's summary of the rows.
+        problem: Error message, if duplicates could not be merged.
     """
 
     number: int
@@ -441,11 +442,11 @@ class _Partition:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Whole:
-    """What the writing of a partition needs to know of all others.
+class _AllPartitions:
+    """Values computed from all partitions that each partition needs when it is written.
 
     Attributes:
-        splitter: Fitted to all partitions.
+        splitter: The splitter, fitted to all partitions.
         item_ids: Every item of the catalogue, sorted, to sample negatives from.
     """
 
@@ -454,9 +455,9 @@ class _Whole:
 
 
 def _merge_partition(
-    number: int, read: Sequence[_Read], sources: ResolvedSources, data: Data, scratch: str
+    number: int, read: Sequence[_ReadResult], sources: ResolvedSources, data: Data, scratch: str
 ) -> _Partition:
-    """Puts a partition together from all units, and merges duplicates."""
+    """Combine a partition's rows of all units, and merge duplicates."""
     if any(one.report.problem is not None for one in read):
         return _Partition(number)
     ordered = sorted(read, key=lambda one: (one.report.unit.index, one.report.unit.part))
@@ -476,14 +477,14 @@ def _merge_partition(
     return _Partition(number, file, rows.num_rows, before - rows.num_rows, summary)
 
 
-def _sum_up(
+def _combine(
     _: None,
-    read: Sequence[_Read],
+    read: Sequence[_ReadResult],
     partitions: Sequence[_Partition],
-    lookups: _Lookups,
+    lookups: _LookupTables,
     sources: ResolvedSources,
     data: Data,
-) -> _Whole:
+) -> _AllPartitions:
     item_ids = None
     ordered = sorted(partitions, key=lambda one: one.number)
     splitter = splitter_of(data).fit(one.summary for one in ordered if one.file is not None)
@@ -491,16 +492,21 @@ def _sum_up(
         known = _catalogue([one.item_ids for one in read], lookups.items, sources, data.columns.item_id)
         ids = one_chunk(known.column(data.columns.item_id))
         item_ids = ids.take(pc.sort_indices(ids))
-    return _Whole(splitter, item_ids)
+    return _AllPartitions(splitter, item_ids)
 
 
 def _write_partition(
-    partition: _Partition, whole: _Whole, lookups: _Lookups, sources: ResolvedSources, data: Data, scratch: str
-) -> Report:
-    """Splits a partition, adds its negatives, and writes its train and eval shard."""
+    partition: _Partition,
+    whole: _AllPartitions,
+    lookups: _LookupTables,
+    sources: ResolvedSources,
+    data: Data,
+    scratch: str,
+) -> UnitReport:
+    """Split a partition, add its negatives, and write its train and eval shard."""
     unit = Unit(PARTITIONS, partition.number, "")
     if partition.file is None:
-        return Report(unit, problem=partition.problem)
+        return UnitReport(unit, problem=partition.problem)
     rows = read_spilled([partition.file], _open)
     assert rows is not None
     rows = rows.combine_chunks()
@@ -521,13 +527,13 @@ def _write_partition(
                 shards[name].write(encode(_features(taken.to_batches()[0], lookups, sources)))
     written = list(shards.items())
     splits = {name: shard.rows for name, shard in written}
-    return Report(unit, merged=partition.merged, negatives=count, splits=splits, files=_files(written))
+    return UnitReport(unit, merged=partition.merged, negatives=count, splits=splits, files=_files(written))
 
 
 def _negatives(
     rows: pa.Table, is_eval: Mask, item_ids: pa.Array, data: Data, sources: ResolvedSources
 ) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """Negatives for the rows, with the columns that they share with them, and the row that each belongs to."""
+    """Return negatives for the rows, with the columns copied from them, and the row that each belongs to."""
     assert data.negatives is not None
     parts = data.columns
     coded = one_chunk(rows.column(parts.user_id)).dictionary_encode()
@@ -549,46 +555,46 @@ def _negatives(
     return pa.table(columns), sampled.parents
 
 
-# --- the catalogue, and everybody's reports ---------------------------------------------------------------------------
+# --- catalogue and reports --------------------------------------------------------------------------------------------
 
 
 def _finish(
     _: None,
-    read: Sequence[_Read],
-    others: Sequence[Report],
-    lookups: _Lookups,
+    read: Sequence[_ReadResult],
+    others: Sequence[UnitReport],
+    lookups: _LookupTables,
     sources: ResolvedSources,
     data: Data,
     scratch: str,
     result: str,
 ) -> None:
-    """Writes the catalogue and, in one file, everybody's reports."""
+    """Write the catalogue, and the reports of all units to one file."""
     reports = [*(one.report for one in read), *others, *lookups.reports]
     if all(report.problem is None for report in reports):
         catalogue = _catalogue([one.item_ids for one in read], lookups.items, sources, data.columns.item_id)
-        unit = Unit("catalogue", 0, "")
-        with Shard(_scratch_file(scratch, "catalogue", unit)) as shard:
+        unit = Unit(CATALOGUE, 0, "")
+        with Shard(_scratch_file(scratch, CATALOGUE, unit)) as shard:
             for batch in catalogue.to_batches(max_chunksize=_BATCH_ROWS):
                 shard.write(encode(batch))
-        reports.append(Report(unit, splits={"catalogue": shard.rows}, files=_files([("catalogue", shard)])))
-    tables = (sources.interactions.name, PARTITIONS, *sources.lookups, "catalogue")
+        reports.append(UnitReport(unit, splits={CATALOGUE: shard.rows}, files=_files([(CATALOGUE, shard)])))
+    tables = (sources.interactions.name, PARTITIONS, *sources.lookups, CATALOGUE)
     order = {table: place for place, table in enumerate(tables)}
     reports.sort(key=lambda report: (order[report.unit.table], report.unit.index, report.unit.part))
-    # Written under another name first: a worker that is run twice must not leave half a file.
+    # Written under another name first, because Beam may run this twice and must not leave half a file.
     temporary = f"{result}.{uuid.uuid4().hex}"
     with fileio.open(temporary, "w") as stream:
         json.dump([dataclasses.asdict(report) for report in reports], stream)
     fileio.rename(temporary, result, overwrite=True)
 
 
-def _report(entry: dict[str, Any]) -> Report:
-    """A report, from JSON."""
-    unit = Unit(**{**entry["unit"], "span": Span(**entry["unit"]["span"])})
-    return Report(**{**entry, "unit": unit})
+def _report(entry: dict[str, Any]) -> UnitReport:
+    """Parse a report."""
+    unit = Unit(**{**entry["unit"], "byte_range": ByteRange(**entry["unit"]["byte_range"])})
+    return UnitReport(**{**entry, "unit": unit})
 
 
-def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: ResolvedSources, item_id: str) -> pa.Table:
-    """Every known item once: the items table in its order, then other items that somebody touched, sorted by id."""
+def _catalogue(seen: Sequence[pa.Array], items: LookupTable | None, sources: ResolvedSources, item_id: str) -> pa.Table:
+    """Return every item once: the items table in its order, then other items with interactions, sorted by id."""
     ids = pc.unique(pa.concat_arrays([pa.array([], pa.string()), *seen]))
     table = pa.table({item_id: pa.array([], pa.string())})
     if items is not None:
@@ -598,8 +604,8 @@ def _catalogue(seen: Sequence[pa.Array], items: Lookup | None, sources: Resolved
     return pa.concat_tables([table, others], promote_options="default")
 
 
-class _Rejects:
-    """The bad rows of one unit: counts them and writes them to a file of their own."""
+class _RejectedRows:
+    """Count the malformed rows of one unit and write them to a file."""
 
     def __init__(self, unit: Unit, scratch: str) -> None:
         self._unit = unit
@@ -620,13 +626,14 @@ class _Rejects:
         self._places.extend(str(row) for row in rows[: _PLACES_SHOWN - len(self._places)])
         self._count += len(rows)
 
-    def report(self, good: int, shards: Mapping[str, Shard] | None = None, merged: int = 0) -> Report:
-        """What became of the unit, given how many `good` rows it had and where they went."""
+    def report(self, good: int, shards: Mapping[str, Shard] | None = None) -> UnitReport:
+        """Return the unit's report, given its number of valid rows and the shards that they were written to."""
         written = list((shards or {}).items())
         files = {**_files(written), **({REJECTED: self._path} if self._count else {})}
         splits = {name: shard.rows for name, shard in written}
         places = tuple(self._places)
-        return Report(self._unit, good + self._count, self._count, merged, places=places, splits=splits, files=files)
+        rows = good + self._count
+        return UnitReport(self._unit, rows, self._count, places=places, splits=splits, files=files)
 
     def __enter__(self) -> Self:
         return self
@@ -658,16 +665,16 @@ def _find_files(exec_properties: Mapping[str, Any]) -> dict[str, list[str]]:
     return files
 
 
-def _check(reports: Sequence[Report], data: Data) -> None:
-    """Raises what is wrong with the data as a whole.
+def _check(reports: Sequence[UnitReport], data: Data) -> None:
+    """Raise the problems that the workers found.
 
     Raises:
-        DataError: A file could not be read, too many rows are bad, or a split is empty.
+        DataError: A file could not be read, too many rows are malformed, or a split is empty.
     """
     problems = list(dict.fromkeys(report.problem for report in reports if report.problem is not None))
     if problems:
         raise DataError("\n".join(problems[:_PLACES_SHOWN]))
-    # Lookups first: an interaction may be bad only because its row there is.
+    # Lookups first, because a malformed row in one may be the cause of a rejected interaction.
     for table in (*list(data.sources.tables())[1:], INTERACTIONS):
         mine = [report for report in reports if report.unit.table == table]
         rows, rejected = sum(report.rows for report in mine), sum(report.rejected for report in mine)
@@ -676,22 +683,24 @@ def _check(reports: Sequence[Report], data: Data) -> None:
             places = [place for report in mine for place in report.places][:_PLACES_SHOWN]
             more = f"\n… and {rejected - len(places):,} more" if rejected > len(places) else ""
             raise DataError(
-                "\n".join(places) + more + f"\n{rejected:,} of {rows:,} rows of {table} are bad; {allowed:,} may be "
-                f"(data.max_bad_rows: {data.max_bad_rows:g}). Correct them, or raise data.max_bad_rows: "
-                "rejected rows are then kept beside the examples."
+                "\n".join(places)
+                + more
+                + f"\n{rejected:,} of {rows:,} rows of {table} are malformed; expected at most "
+                f"{allowed:,} (data.max_bad_rows: {data.max_bad_rows:g}). Fix them, or raise data.max_bad_rows: "
+                "rejected rows are then written beside the examples."
             )
     counts = _counts(reports)
     made = counts["rows_read"] + counts["rows_negatives"]
     if made != sum(counts[f"rows_{name}"] for name in ("train", "eval", "rejected", "merged")):
-        raise AssertionError(f"rows went missing, which is a bug in {__name__}: {counts}")
+        raise AssertionError(f"rows are missing, which is a bug in {__name__}: {counts}")
     for split in ("train", "eval"):
         if not counts[f"rows_{split}"]:
-            good = f"{counts['rows_read'] - counts['rows_rejected']:,} good rows of interactions"
+            good = f"{counts['rows_read'] - counts['rows_rejected']:,} valid rows of interactions"
             raise DataError(f"data.split: {splitter_of(data).empty(split, good)}")
 
 
-def _counts(reports: Sequence[Report]) -> dict[str, int]:
-    """The artifact's custom properties."""
+def _counts(reports: Sequence[UnitReport]) -> dict[str, int]:
+    """Return the artifact's custom properties."""
     interactions = [report for report in reports if report.unit.table == INTERACTIONS]
     counts = {
         "rows_read": sum(report.rows for report in interactions),
@@ -700,7 +709,7 @@ def _counts(reports: Sequence[Report]) -> dict[str, int]:
         "rows_negatives": sum(report.negatives for report in reports),
     }
     for report in reports:
-        if report.unit.table not in (INTERACTIONS, PARTITIONS, "catalogue"):
+        if report.unit.table not in (INTERACTIONS, PARTITIONS, CATALOGUE):
             table = report.unit.table.replace(".", "_")
             for name, count in ((f"rows_rejected_{table}", report.rejected), (f"rows_merged_{table}", report.merged)):
                 counts[name] = counts.get(name, 0) + count
@@ -709,8 +718,8 @@ def _counts(reports: Sequence[Report]) -> dict[str, int]:
     return counts
 
 
-def _publish(reports: Sequence[Report], artifact: types.Artifact) -> None:
-    """Moves finished files from the scratch folder to where TFX looks for them."""
+def _publish(reports: Sequence[UnitReport], artifact: types.Artifact) -> None:
+    """Move finished files from the scratch folder to the folders of their splits."""
     for kind in (*SPLITS, REJECTED):
         files = [report.files[kind] for report in reports if kind in report.files]
         if kind == REJECTED:
@@ -724,8 +733,10 @@ def _publish(reports: Sequence[Report], artifact: types.Artifact) -> None:
             fileio.rename(file, os.path.join(folder, f"{name}-{index:05d}-of-{len(files):05d}{suffix}"))
 
 
-def _describe(reports: Sequence[Report], artifact: types.Artifact, exec_properties: Mapping[str, Any]) -> None:
-    """Sets the artifact's properties: counts, and the formats as TFX's own ExampleGen does."""
+def _set_properties(
+    reports: Sequence[UnitReport], artifact: types.Artifact, exec_properties: Mapping[str, Any]
+) -> None:
+    """Set the artifact's properties: counts, and the formats as TFX's own ExampleGen does."""
     for name, count in _counts(reports).items():
         artifact.set_int_custom_property(name, count)
     payload_format = exec_properties.get(standard_component_specs.OUTPUT_DATA_FORMAT_KEY)
@@ -751,7 +762,7 @@ def _create(file: str) -> IO[bytes]:
 
 
 def _uncompressed_bytes(table: Table) -> int:
-    """The bytes of a table's files, or about what they will be once decompressed."""
+    """Return the size of a table's files, estimated for compressed ones."""
     return sum(
         size * (_COMPRESSION if file.endswith(".gz") else 1)
         for file, size in zip(table.files, table.sizes, strict=True)
@@ -759,7 +770,7 @@ def _uncompressed_bytes(table: Table) -> int:
 
 
 def _scratch_file(scratch: str, kind: str, unit: Unit) -> str:
-    """A name nobody else uses: Beam may run a unit twice, and only one of the two is reported."""
+    """Return a unique path: Beam may run a unit twice, and only one of the two attempts is reported."""
     return os.path.join(scratch, f"{kind}-{unit.table}-{unit.index:05d}-{unit.part:05d}-{uuid.uuid4().hex}")
 
 
@@ -768,7 +779,7 @@ def _files(shards: Sequence[tuple[str, Shard]]) -> dict[str, str]:
 
 
 def _clear(folder: str) -> None:
-    """Removes everything this executor writes."""
+    """Remove everything that this executor writes."""
     for name in (*(f"Split-{split}" for split in SPLITS), REJECTED, _SCRATCH):
         path = os.path.join(folder, name)
         if fileio.isdir(path):

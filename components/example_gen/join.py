@@ -1,4 +1,4 @@
-"""Joins lookup tables (items, users, and whatever they are joined with) onto batches of rows."""
+"""Joins lookup tables (items, users and their own lookups) onto batches of rows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.example_gen.errors import DataError, placed, shown
-from components.example_gen.sources import Table
+from components.example_gen.data_errors import DataError, placed, shown
+from components.example_gen.table_layout import Table
 
 
 @dataclasses.dataclass(frozen=True)
-class LookupPart:
-    """The good rows of one file of a lookup table.
+class LookupTablePart:
+    """The valid rows of one file of a lookup table.
 
     Attributes:
         file: The file.
         rows: Key and other columns.
-        places: Where each row stands: a line as int64, or a key as string.
+        places: Location of each row: a line as int64, or a key as string.
     """
 
     file: str
@@ -29,14 +29,14 @@ class LookupPart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lookup:
-    """A whole lookup table in memory, one row a key.
+class LookupTable:
+    """A lookup table in memory, with one row per key.
 
     Attributes:
-        table: What the table is.
+        table: Its layout.
         rows: Key and other columns, each in one chunk.
         gives: The columns that a join adds.
-        merged: Rows left out because their key stands in another row, where the recipe allows that.
+        merged: Number of rows dropped because another row has the same key.
     """
 
     table: Table
@@ -49,21 +49,21 @@ class Lookup:
         return self.rows.column(self.table.key).chunk(0)
 
     def join(self, keys: pa.Array) -> dict[str, pa.Array]:
-        """The table's columns for each of `keys`; null where no row of it has the key."""
+        """Return the table's columns for each of `keys`; null if no row has the key."""
         found = pc.index_in(keys, value_set=self.keys)
         return {name: self.rows.column(name).chunk(0).take(found) for name in self.gives}
 
-    def joined_with(self, lookups: Sequence[Lookup]) -> Lookup:
-        """This table with the columns of others, each joined by a column that is there by then."""
+    def joined_with(self, lookups: Sequence[LookupTable]) -> LookupTable:
+        """Return this table joined with others in order, each by a column of this table or an earlier one."""
         columns = {name: self.rows.column(name).chunk(0) for name in self.rows.column_names}
         for lookup in lookups:
             columns.update(lookup.join(columns[str(lookup.table.key)]))
         gives = tuple(name for name in columns if name != self.table.key)
-        return Lookup(self.table, pa.table(columns), gives, self.merged)
+        return LookupTable(self.table, pa.table(columns), gives, self.merged)
 
 
-def join_all(rows: pa.RecordBatch, lookups: Sequence[Lookup]) -> pa.RecordBatch:
-    """`rows` with the columns of `lookups`, joined in order."""
+def join_all(rows: pa.RecordBatch, lookups: Sequence[LookupTable]) -> pa.RecordBatch:
+    """Join `lookups` onto `rows`, in order."""
     for lookup in lookups:
         columns = {name: rows.column(name) for name in rows.schema.names}
         columns.update(lookup.join(columns[str(lookup.table.key)]))
@@ -71,11 +71,11 @@ def join_all(rows: pa.RecordBatch, lookups: Sequence[Lookup]) -> pa.RecordBatch:
     return rows
 
 
-def assemble(table: Table, parts: Sequence[LookupPart]) -> Lookup:
-    """Puts the parts of a lookup table together, in file order.
+def assemble(table: Table, parts: Sequence[LookupTablePart]) -> LookupTable:
+    """Combine the parts of a lookup table, in file order.
 
     Raises:
-        DataError: A key stands in two rows, and the recipe does not say which one counts.
+        DataError: Two rows have the same key, and `duplicates` is `error`.
     """
     ordered = sorted(parts, key=lambda part: part.file)
     rows = pa.concat_tables([part.rows for part in ordered]).combine_chunks()
@@ -91,16 +91,16 @@ def assemble(table: Table, parts: Sequence[LookupPart]) -> Lookup:
         else:
             kept = len(codes) - 1 - np.unique(codes[::-1], return_index=True)[1]
         rows = rows.take(pa.array(np.sort(kept))).combine_chunks()
-    return Lookup(table, rows, table.gives, merged)
+    return LookupTable(table, rows, table.gives, merged)
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The column as one array."""
+    """Return the column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
 
 
-def _refuse_duplicate(table: Table, keys: pa.Array, parts: Sequence[LookupPart]) -> None:
-    """Names the first key that stands in two rows."""
+def _refuse_duplicate(table: Table, keys: pa.Array, parts: Sequence[LookupTablePart]) -> None:
+    """Raise an error on the first key that two rows have."""
     files = np.repeat([part.file for part in parts], [part.rows.num_rows for part in parts])
     places = [place for part in parts for place in part.places.to_pylist()]
     seen: dict[object, int] = {}
@@ -108,8 +108,8 @@ def _refuse_duplicate(table: Table, keys: pa.Array, parts: Sequence[LookupPart])
         if key in seen:
             first = seen[key]
             raise DataError(
-                f"{placed(files[row], places[row])}: {table.key}: found {shown(str(key))} again; it stands at "
-                f"{placed(files[first], places[first])} already, and each key of {table.name} may stand once. "
-                f"Remove one of the rows, or say which one counts: data.sources.{table.name}.duplicates: first or last."
+                f"{placed(files[row], places[row])}: {table.key}: expected each key of {table.name} once, got "
+                f"{shown(str(key))} again; the first is at {placed(files[first], places[first])}. Remove one of the "
+                f"rows, or set data.sources.{table.name}.duplicates: first or last."
             )
         seen[key] = row

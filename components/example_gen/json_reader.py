@@ -1,7 +1,11 @@
 """Reads JSON exports: an object of records by key (as the Firebase Realtime Database writes it) or an array of records.
 
-A file goes by record by record, so memory does not grow with it. A record is named by its path of keys, such as
-`User_Book/-Nq3x`; where the file is not JSON at all, the line is named.
+A file is read record by record, so memory does not grow with it. Messages locate a record by its path of keys, such as
+`User_Book/-Nq3x`, and a syntax error by its line.
+
+    with open("export.json", "rb") as stream:
+        for batch in read_json_batches(stream, "export.json", "User_Book", ["userId", "isbn"]):
+            print(batch.columns.num_rows, batch.malformed)
 """
 
 from __future__ import annotations
@@ -16,19 +20,19 @@ import numpy as np
 import pyarrow as pa
 
 from components.example_gen.csv_reader import BLOCK_BYTES, MAX_RECORD_BYTES, Batch, Header, Indices, read_chunks
-from components.example_gen.errors import BadRow, DataError, shown
+from components.example_gen.data_errors import BadRow, DataError, shown
 from recipe.errors import did_you_mean
 
 _SPACE = " \t\r\n"
 _IN_NUMBERS = ("", *"0123456789+-.eE")
-# Numbers stay as they are written: an id may be a number with leading or trailing zeros or with more digits than fit.
+# Numbers stay text, because an id may be a number with leading or trailing zeros or with more digits than fit.
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
-_KINDS = {dict: "an object", list: "an array", str: "text", bool: "true or false", type(None): "null"}
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """One record: the path of its key, its text, and its value (a number is the text it was written as)."""
+class JsonRecord:
+    """One record: the path of its key, its text, and its value, in which numbers are text."""
 
     key: str
     text: str
@@ -36,14 +40,14 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
-    """Records of one file; where the rows of a `Batch` come from."""
+class JsonRecords:
+    """Records of one file; the `Origin` of a `Batch`."""
 
     file: str
-    records: Sequence[Record]
+    records: Sequence[JsonRecord]
 
     def places(self, records: Indices) -> pa.Array:
-        """The key of each of `records`."""
+        """Return the key of each of `records`."""
         return pa.array([self.records[record].key for record in records.tolist()], pa.string())
 
     def bad_row(self, record: int, reason: str) -> BadRow:
@@ -53,15 +57,15 @@ class Records:
 
 
 def read_json_header(stream: IO[bytes], file: str, path: str | None) -> Header:
-    """The fields of the first records, about 1 MiB of them: a field that none of them has is taken for missing.
+    """Return the fields of the first records, about 1 MiB of them; a field that none of them has counts as missing.
 
     Args:
         stream: The file's bytes, gzipped if `file` ends in `.gz`.
         file: Its name, for messages.
-        path: Where the records stand: keys, joined by `/`; None if the file is the records.
+        path: Path of the records: keys, joined by `/`; None if the whole file is the records.
 
     Raises:
-        DataError: The file is empty, not JSON in its first part, has no such key, or no record there.
+        DataError: The file is empty or its first part is not JSON, or `path` does not exist or has no record.
     """
     names: dict[str, None] = {}
     size = count = 0
@@ -73,7 +77,7 @@ def read_json_header(stream: IO[bytes], file: str, path: str | None) -> Header:
         if size > BLOCK_BYTES:
             break
     if not count:
-        raise DataError(f"{file}: there is no record{f' under {path!r}' if path else ''}; at least one was wanted. "
+        raise DataError(f"{file}: no record{f' at {path!r}' if path else ''}; expected at least one. "
                         "Export the file again, or correct `records` in the recipe.")  # fmt: skip
     return Header(file, tuple(names), f"{file}{f': {path}' if path else ''}")
 
@@ -81,35 +85,35 @@ def read_json_header(stream: IO[bytes], file: str, path: str | None) -> Header:
 def read_json_batches(
     stream: IO[bytes], file: str, path: str | None, columns: Sequence[str], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Batch]:
-    """Reads the records of a JSON file; a field that a record lacks, null and '' are missing values.
+    """Read the records of a JSON file; a field that a record lacks, null and '' are missing values.
 
     Args:
-        stream: The file's bytes, gzipped if `file` ends in `.gz`. Read once, front to back.
+        stream: The file's bytes, gzipped if `file` ends in `.gz`. Read once, from start to end.
         file: Its name, for messages.
-        path: Where the records stand: keys, joined by `/`; None if the file is the records.
-        columns: The fields wanted; others are skipped.
-        block_bytes: About how much text makes a batch.
+        path: Path of the records: keys, joined by `/`; None if the whole file is the records.
+        columns: The fields to read; others are skipped.
+        block_bytes: Approximate size of the text of a batch.
 
     Yields:
-        Batches in file order. Every record is in `columns` or in `malformed`; null in an array is no record, because
+        Batches in file order. Every record is in `columns` or in `malformed`; null in an array is not a record, because
         Firebase fills gaps between numbered keys with it.
 
     Raises:
-        DataError: The file is not JSON, is cut short, or has no records at `path`.
+        DataError: The file is not JSON or truncated, or `path` has no records.
     """
-    block: list[Record] = []
+    block: list[JsonRecord] = []
     size = 0
     for record in _records(stream, file, path, block_bytes):
         block.append(record)
         size += len(record.text)
         if size >= block_bytes:
-            yield _batch(Records(file, block), columns)
+            yield _batch(JsonRecords(file, block), columns)
             block, size = [], 0
     if block:
-        yield _batch(Records(file, block), columns)
+        yield _batch(JsonRecords(file, block), columns)
 
 
-def _batch(block: Records, columns: Sequence[str]) -> Batch:
+def _batch(block: JsonRecords, columns: Sequence[str]) -> Batch:
     cells: list[list[str | None]] = []
     good: list[int] = []
     malformed = []
@@ -126,12 +130,9 @@ def _batch(block: Records, columns: Sequence[str]) -> Batch:
 
 
 def _cells(value: Any, columns: Sequence[str]) -> tuple[list[str | None], str]:
-    """The record's fields as text, or what is wrong with it."""
+    """Return the record's fields as text, or why it is malformed."""
     if not isinstance(value, dict):
-        return (
-            [],
-            f"found {shown(value) if isinstance(value, str) else _KINDS[type(value)]}, wanted an object of fields",
-        )
+        return [], f"expected an object of fields, got {_found(value)}"
     row: list[str | None] = []
     reasons = []
     for column in columns:
@@ -139,44 +140,48 @@ def _cells(value: Any, columns: Sequence[str]) -> tuple[list[str | None], str]:
         if isinstance(cell, bool):
             cell = "true" if cell else "false"
         if isinstance(cell, dict | list):
-            reasons.append(f"{column}: found {_KINDS[type(cell)]}, wanted one value")
+            reasons.append(f"{column}: expected a single value, got {_KINDS[type(cell)]}")
         elif cell is not None and _well_formed(cell) != cell:
-            reasons.append(f"{column}: found {shown(_well_formed(cell))}, which is not Unicode, wanted UTF-8 text")
+            reasons.append(f"{column}: expected UTF-8, got {shown(_well_formed(cell))}, which is not Unicode")
         else:
             row.append(cell or None)
     return row, "; ".join(reasons)
+
+
+def _found(value: Any) -> str:
+    return shown(value) if isinstance(value, str) else _KINDS[type(value)]
 
 
 def _well_formed(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _records(stream: IO[bytes], file: str, path: str | None, block_bytes: int = BLOCK_BYTES) -> Iterator[Record]:
-    """The records of a file, front to back; afterwards the rest of the file was seen to be JSON too."""
+def _records(stream: IO[bytes], file: str, path: str | None, block_bytes: int = BLOCK_BYTES) -> Iterator[JsonRecord]:
+    """Yield the records of a file in order, and check that the rest of the file is JSON too."""
     cursor = _Cursor(stream, file, block_bytes)
     if not cursor.peek():
-        raise DataError(f"{file}: the file is empty; a JSON object or array was wanted. Export the file again.")
+        raise DataError(f"{file}: the file is empty; expected a JSON object or array. Export the file again.")
     keys = path.strip("/").split("/") if path else []
     yield from _find(cursor, keys, ())
     if cursor.peek():
-        raise cursor.error("more text follows after the end of the JSON value")
+        raise cursor.error("expected the end of the file after the JSON value, got more text")
 
 
-def _find(cursor: _Cursor, keys: Sequence[str], above: tuple[str, ...]) -> Iterator[Record]:
-    """Walks down to the records, past what stands before and after them."""
+def _find(cursor: _Cursor, keys: Sequence[str], above: tuple[str, ...]) -> Iterator[JsonRecord]:
+    """Descend to the records, skipping the values before and after them."""
     if len(above) == len(keys):
         for key in cursor.members("/".join(above)):
             text, value = cursor.value()
             if value is not None or not cursor.in_array:
-                yield Record("/".join((*above, key)), text, value)
+                yield JsonRecord("/".join((*above, key)), text, value)
         return
-    wanted = keys[len(above)]
+    name = keys[len(above)]
     found = False
     others: dict[str, None] = {}
     for key in cursor.members("/".join(above)):
-        if key == wanted:
+        if key == name:
             if found:
-                raise cursor.error(f"the key {'/'.join((*above, key))!r} stands there twice")
+                raise cursor.error(f"the key {'/'.join((*above, key))!r} is in the file twice")
             found = True
             yield from _find(cursor, keys, (*above, key))
         else:
@@ -185,19 +190,19 @@ def _find(cursor: _Cursor, keys: Sequence[str], above: tuple[str, ...]) -> Itera
             cursor.skip(len(keys) - len(above) - 1)
     if not found:
         listing = ", ".join(list(others)[:10]) + (", …" if len(others) > 10 else "")
-        raise DataError(f"{cursor.file}: there is no key {'/'.join((*above, wanted))!r}"
-                        f"{did_you_mean(wanted, others) or '.'} Keys there: {listing or 'none'}. "
+        raise DataError(f"{cursor.file}: no key {'/'.join((*above, name))!r}"
+                        f"{did_you_mean(name, others) or '.'} Keys: {listing or 'none'}. "
                         "Correct `records` in the recipe.")  # fmt: skip
 
 
 class _Cursor:
-    """A place in the text of a JSON file, of which only the part around it is in memory."""
+    """A position in the text of a JSON file, of which only the part around it is in memory."""
 
     def __init__(self, stream: IO[bytes], file: str, block_bytes: int) -> None:
         self.file = file
         self.in_array = False
         self._chunks = read_chunks(stream, file, block_bytes)
-        # Bytes that are not UTF-8 spoil the record they stand in, not the file.
+        # Bytes that are not UTF-8 make their record malformed, not the file.
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._text = ""
         self._at = 0
@@ -206,10 +211,10 @@ class _Cursor:
 
     def error(self, what: str, at: int | None = None) -> DataError:
         line = self._line + self._text.count("\n", 0, self._at if at is None else at)
-        return DataError(f"{self.file}:{line}: not valid JSON: {what}. Export the file again, or copy it again whole.")
+        return DataError(f"{self.file}:{line}: not valid JSON: {what}. Export or copy the file again.")
 
     def peek(self) -> str:
-        """The next character that is not space, or nothing at the end; the cursor is there then."""
+        """Move to the next character that is not space and return it, or nothing at the end of the file."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _SPACE:
@@ -220,13 +225,12 @@ class _Cursor:
             self._fill()
 
     def members(self, path: str) -> Iterator[str]:
-        """Goes through an object or array and yields each key (or index), standing at its value, which must be used."""
+        """Yield each key (or index) of an object or array; the consumer must then read or skip the value."""
         opening = self.peek()
         if opening not in ("{", "["):
             _, value = self.value()
-            found = shown(value) if isinstance(value, str) else _KINDS[type(value)]
-            raise DataError(f"{self.file}: {path or 'the file'} is {found}; an object or array of records was wanted. "
-                            "Correct `records` in the recipe.")  # fmt: skip
+            raise DataError(f"{self.file}: {path or 'the file'}: expected an object or array of records, got "
+                            f"{_found(value)}. Correct `records` in the recipe.")  # fmt: skip
         array, closing = opening == "[", "]" if opening == "[" else "}"
         self._at += 1
         index = 0
@@ -237,7 +241,7 @@ class _Cursor:
             key = str(index)
             if not array:
                 if self.peek() != '"':
-                    raise self.error("a key in quotes was wanted here")
+                    raise self.error("expected a key in quotes")
                 key = _well_formed(self.value()[1])
                 self._take(":")
             if not self.peek():
@@ -251,7 +255,7 @@ class _Cursor:
             self._take(",")
 
     def skip(self, depth: int) -> None:
-        """Passes a value; its members one by one down to `depth`, so that a large one is not held whole."""
+        """Skip a value, its members one by one down to `depth`, so that a large one is never in memory."""
         if depth < 0 or self.peek() not in ("{", "["):
             self.value()
             return
@@ -259,13 +263,13 @@ class _Cursor:
             self.skip(depth - 1)
 
     def value(self) -> tuple[str, Any]:
-        """The value here, as text and decoded."""
+        """Read the value here, and return its text and the decoded value."""
         self.peek()
         while True:
             problem = None
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                # A number may go on in the next chunk, and what is here of `1.5` or `1e5` may look like 1.
+                # A number may continue in the next chunk, and the first part of `1.5` or `1e5` may look like 1.
                 if self._ended or self._text[end : end + 1] not in _IN_NUMBERS:
                     text = self._text[self._at : end]
                     self._at = end
@@ -279,20 +283,19 @@ class _Cursor:
                 cut = problem.pos >= len(self._text.rstrip()) or "Unterminated" in problem.msg
                 raise self.error("the file ends in the middle of a value" if cut else problem.msg, problem.pos)
             if len(self._text) - self._at > MAX_RECORD_BYTES:
-                what = problem.msg if problem is not None else "no end was found"
+                what = problem.msg if problem is not None else "the value does not end"
                 raise self.error(f"{what} (in a value longer than {MAX_RECORD_BYTES >> 20} MiB)")
-            # Twice as much each time, because decoding starts again from the front.
+            # Twice as much each time, because decoding starts again from the beginning.
             self._fill(len(self._text) - self._at)
 
     def _take(self, sign: str) -> None:
         found = self.peek()
         if found != sign:
-            what = f"found {found!r}" if found else "the file ends"
-            raise self.error(f"{what} where {sign!r} was wanted")
+            raise self.error(f"expected {sign!r}, got {repr(found) if found else 'the end of the file'}")
         self._at += 1
 
     def _fill(self, at_least: int = 0) -> None:
-        """Reads on, and forgets what was passed."""
+        """Read the next chunks, and drop the text before the position."""
         self._line += self._text.count("\n", 0, self._at)
         parts, size = [self._text[self._at :]], 0
         self._at = 0

@@ -14,8 +14,8 @@ from typing import IO
 
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.example_gen.errors import DataError
-from components.example_gen.sources import ResolvedSources, no_file, read_headers
+from components.example_gen.data_errors import DataError
+from components.example_gen.table_layout import ResolvedSources, no_file, read_headers
 from recipe.columns import Columns
 from recipe.data import Data
 from recipe.features import Features
@@ -63,13 +63,13 @@ def check_features(features: Features, columns: Columns, sources: ResolvedSource
         if feature.column in items:
             raise DataError(
                 f"features.query.{index}.column: {feature.column!r} is a column of the items table, so it would show "
-                "the query tower the item that it has to find. List it under features.candidate, or drop it."
+                "the query tower the item to find. Move it to features.candidate, or drop it."
             )
     for index, feature in enumerate(features.candidate):
         if feature.column not in items and feature.column != columns.item_id:
             raise DataError(
                 f"features.candidate.{index}.column: {feature.column!r} is not a column of the items table, so most "
-                "items would have no value. List it under features.query, or add it to the items table."
+                "items would have no value. Move it to features.query, or add it to the items table."
             )
 
 
@@ -87,7 +87,7 @@ def _open(file: str) -> IO[bytes]:
 
 
 def _latest_span(input_base: Path, pattern: str) -> list[str]:
-    """The files a run reads: those of the latest span and version where the pattern has placeholders."""
+    """Return the files of a pattern; if it has placeholders, those of the latest span and version."""
     base = glob.escape(str(input_base))
     found = [path for path in glob.glob(f"{base}/{_PLACEHOLDER.sub('*', pattern)}") if Path(path).is_file()]
     if not _PLACEHOLDER.search(pattern):

@@ -1,4 +1,9 @@
-"""Turns a batch of strings into typed columns and puts aside the rows in which a cell is not what it must be."""
+"""Parses batches of strings into typed columns, and rejects rows with malformed cells. The executor calls it.
+
+with open(file, "rb") as stream:
+    for rows in read_rows(stream, file, sources.interactions):
+        print(rows.columns, rows.bad)
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.example_gen import times
-from components.example_gen.csv_reader import WHOLE, Batch, Indices, Origin, Span, read_batches
-from components.example_gen.errors import BadRow, shown
+from components.example_gen.csv_reader import WHOLE_FILE, Batch, ByteRange, Indices, Origin, read_batches
+from components.example_gen.data_errors import BadRow, shown
 from components.example_gen.json_reader import read_json_batches
-from components.example_gen.sources import Column, Table
+from components.example_gen.table_layout import Column, Table
 from components.example_gen.times import parse_times
 from recipe.columns import ColumnType
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {"BYTES": pa.string(), "INT": pa.int64(), "FLOAT": pa.float32()}
 
 _NUMBER = {"INT": r"^-?[0-9]+$", "FLOAT": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"}
-_WANTED: dict[ColumnType, str] = {"BYTES": "text", "INT": "a whole number", "FLOAT": "a number"}
+_EXPECTED: dict[ColumnType, str] = {"BYTES": "a string", "INT": "an integer", "FLOAT": "a number"}
 _INT64 = range(-(2**63), 2**63)
 _FAR = 2.5e11  # seconds; about the year 9900
 
@@ -35,10 +40,10 @@ class Rows:
     """The rows of one block.
 
     Attributes:
-        columns: The good rows: BYTES as string, INT as int64, FLOAT as float32; a missing value is null.
-        origin: Where they come from.
-        records: For each of them, its record in `origin`.
-        bad: The bad rows, in file order.
+        columns: The valid rows: BYTES as string, INT as int64, FLOAT as float32; a missing value is null.
+        origin: Source of the rows.
+        records: For each valid row, its record in `origin`.
+        bad: The rejected rows, in file order.
     """
 
     columns: pa.RecordBatch
@@ -47,11 +52,11 @@ class Rows:
     bad: list[BadRow]
 
     def places(self) -> pa.Array:
-        """Where each good row stands in its file: a line as int64, or a key as string."""
+        """Return the location of each valid row: a line as int64, or a key as string."""
         return self.origin.places(self.records)
 
     def reject(self, reasons: Mapping[int, Sequence[str]]) -> Rows:
-        """Puts more rows aside: those at the given positions in `columns`."""
+        """Reject more rows: those at the given positions in `columns`."""
         if not reasons:
             return self
         more = [self.origin.bad_row(int(self.records[place]), "; ".join(why)) for place, why in reasons.items()]
@@ -61,23 +66,23 @@ class Rows:
         return Rows(self.columns.filter(pa.array(good)), self.origin, self.records[good], bad)
 
 
-def read_rows(stream: IO[bytes], file: str, table: Table, span: Span = WHOLE) -> Iterator[Rows]:
-    """Reads a file of `table`, or a span of it, block by block and checks its rows.
+def read_rows(stream: IO[bytes], file: str, table: Table, byte_range: ByteRange = WHOLE_FILE) -> Iterator[Rows]:
+    """Read a file of `table`, or a byte range of it, block by block, and check its rows.
 
     Raises:
-        DataError: The file cannot be read; see `reader.read_batches` and `json_reader.read_json_batches`.
+        DataError: The file cannot be read; see `csv_reader.read_batches` and `json_reader.read_json_batches`.
     """
     cells = [column.name_in_file for column in table.columns]
     if table.format == "json":
         batches = read_json_batches(stream, file, table.records, cells)
     else:
-        batches = read_batches(stream, file, cells, span=span)
+        batches = read_batches(stream, file, cells, byte_range=byte_range)
     for batch in batches:
         yield parse(batch, table.columns)
 
 
 def parse(batch: Batch, columns: Sequence[Column]) -> Rows:
-    """Checks one batch; see `read_rows`."""
+    """Parse and check one batch."""
     arrays = []
     reasons: dict[int, list[str]] = {}
     for column in columns:
@@ -91,7 +96,7 @@ def parse(batch: Batch, columns: Sequence[Column]) -> Rows:
 
 
 def _parse_column(cells: pa.StringArray, column: Column) -> tuple[pa.Array, Mask]:
-    """The column's values, and which rows are bad; their values mean nothing."""
+    """Return the column's values, and which rows are malformed; the values of those are undefined."""
     bad = np.zeros(len(cells), dtype=bool)
     values: pa.Array = cells
     if column.time_format not in (None, "seconds", "milliseconds"):
@@ -111,7 +116,7 @@ def _parse_column(cells: pa.StringArray, column: Column) -> tuple[pa.Array, Mask
 
 
 def _numbers(cells: pa.StringArray, kind: ColumnType) -> tuple[pa.Array, Mask]:
-    """Parses decimal numbers; spaces around them are allowed, NaN and infinity are not."""
+    """Parse decimal numbers; spaces around them are allowed, NaN and infinity are not."""
     bad = np.zeros(len(cells), dtype=bool)
     try:
         values = cells.cast(ARROW_TYPES[kind])
@@ -133,28 +138,28 @@ def _mask(condition: pa.BooleanArray) -> Mask:
 
 
 def reason(column: Column, cell: str | None) -> str:
-    """What is wrong with a cell, in words."""
-    wanted = _WANTED[column.type]
+    """Return the message on a malformed cell."""
+    got = "nothing" if cell is None else shown(cell)
+    if column.time_format not in (None, "seconds", "milliseconds"):
+        return f"{column.name}: expected {times.expected(column.time_format)}{_years(column)}, got {got}"
+    expected = _EXPECTED[column.type]
     if column.time_format == "milliseconds":
-        wanted = "whole milliseconds since 1970"
-    elif column.time_format not in (None, "seconds"):
-        wanted = times.wanted(column.time_format)
-        return f"{column.name}: found {'nothing' if cell is None else shown(cell)}, wanted {wanted}{_years(column)}"
-    if column.time_format == "milliseconds" and (column.minimum is not None or column.maximum is not None):
-        wanted += ", and in seconds a number"
+        expected = "integer milliseconds since 1970"
+        if column.minimum is not None or column.maximum is not None:
+            expected += ", and in seconds a number"
     # A schema keeps the bounds of a FLOAT as float32, which has 7 digits.
     low, high = (f"{bound:.7g}" if isinstance(bound, float) else bound for bound in (column.minimum, column.maximum))
     if low is not None and high is not None:
-        wanted += f" from {low} to {high}"
+        expected += f" from {low} to {high}"
     elif low is not None:
-        wanted += f" of at least {low}"
+        expected += f" of at least {low}"
     elif high is not None:
-        wanted += f" of at most {high}"
-    return f"{column.name}: found {'nothing' if cell is None else shown(cell)}, wanted {wanted}"
+        expected += f" of at most {high}"
+    return f"{column.name}: expected {expected}, got {got}"
 
 
 def _years(column: Column) -> str:
-    """The schema's bounds on a time, as dates."""
+    """Return the schema's bounds on a time as dates."""
     words = []
     for sign, bound in (("from", column.minimum), ("to", column.maximum)):
         if bound is not None and abs(bound) < _FAR:

@@ -1,8 +1,8 @@
-"""Spreads interactions over files by a hash of the user, so that all rows of a user can be looked at together.
+"""Partitions interactions into files by a hash of the user, so that all rows of a user can be processed together.
 
 Grouping rows through Beam would shuffle them one by one, and grouping them in memory would need memory for all of them.
-Instead each worker writes its rows to one file a partition, and whoever works on a partition reads those: memory is
-needed for one partition at a time.
+Instead each worker writes its rows to one file per partition, and the worker that processes a partition reads those:
+memory is needed for one partition at a time.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import pyarrow as pa
 from components.example_gen.split import hash_values
 
 PARTITION_BYTES = 32 << 20
-"""Bytes of input that go into a partition, about: it needs some ten times as much memory."""
+"""Approximate bytes of input per partition, which needs about ten times as much memory."""
 MAX_PARTITIONS = 512
 _BUFFERED_ROWS = 1 << 17
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 def count_partitions(input_bytes: int) -> int:
-    """How many partitions keep each at about `PARTITION_BYTES`."""
+    """Return the number of partitions of about `PARTITION_BYTES` each."""
     return min(max(1, -(-input_bytes // PARTITION_BYTES)), MAX_PARTITIONS)
 
 
 class Spill:
-    """Writes rows to a file for each partition that has any."""
+    """Write rows to one file for each partition that has any."""
 
     def __init__(self, partitions: int, name: Callable[[int], str], open_file: Callable[[str], IO[bytes]]) -> None:
-        """Starts with no file.
+        """Create the writer, without any file.
 
         Args:
-            partitions: How many there are.
-            name: Names the file of a partition.
+            partitions: Number of partitions.
+            name: Returns the path of a partition's file.
             open_file: Opens a file for writing bytes.
         """
         self.files: dict[int, str] = {}
@@ -47,7 +47,7 @@ class Spill:
         self._buffered: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
 
     def write(self, rows: pa.RecordBatch, users: pa.Array) -> None:
-        """Adds rows, given the user of each."""
+        """Add rows, given the user of each."""
         self._buffer.append(rows)
         self._buffered.append((hash_values(users) % np.uint64(self._partitions)).astype(np.int64))
         if sum(map(len, self._buffered)) >= _BUFFERED_ROWS:
@@ -81,19 +81,19 @@ class Spill:
 
 
 def write_rows(rows: pa.Table, file: str, open_file: Callable[[str], IO[bytes]]) -> None:
-    """Writes rows to a file of their own."""
+    """Write rows to one file."""
     with open_file(file) as stream:
         stream.write(_serialized(rows))
 
 
 def read_spilled(files: Sequence[str], open_file: Callable[[str], IO[bytes]]) -> pa.Table | None:
-    """The rows of some files, in their order; None if there are none."""
+    """Return the rows of some files, in order; None if there are none."""
     tables = [table for file in files for table in _read(file, open_file)]
     return pa.concat_tables(tables) if tables else None
 
 
 def _serialized(rows: pa.Table) -> bytes:
-    """A whole Arrow stream; a file is one or several of them."""
+    """Return the rows as one Arrow stream; a file is one or several of them."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema, options=_OPTIONS) as writer:
         writer.write_table(rows)

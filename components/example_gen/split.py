@@ -27,19 +27,19 @@ Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 SUMMARY_SIZE = 1 << 16
-"""Distinct timestamps that a `Timestamps` counts exactly; above that, neighbours are counted together."""
+"""Number of distinct timestamps that `Timestamps` counts exactly; with more, neighbours share a bucket."""
 
 
 def random_split(columns: Sequence[pa.Array], eval_fraction: float, seed: int) -> Mask:
-    """Which rows are `eval`, by a hash of the values in `columns`.
+    """Return True for each row of the eval split, by a hash of the values in `columns`.
 
     A row's split depends on its own values and `seed` alone: not on the other rows, their order, the process or the
     version of Python or any library. Equal rows are in the same split.
 
     Args:
         columns: Arrays of equal length, string, int64 or float32, without nulls.
-        eval_fraction: Between 0 and 1.
-        seed: Another seed gives an independent split.
+        eval_fraction: Fraction of the rows, 0 to 1.
+        seed: Random seed.
     """
     hashes = np.full(len(columns[0]), _hash_bytes(str(seed).encode()), dtype=np.uint64)
     for column in columns:
@@ -48,12 +48,13 @@ def random_split(columns: Sequence[pa.Array], eval_fraction: float, seed: int) -
 
 
 def hash_values(column: pa.Array) -> Hashes:
+    """Return a 64-bit hash of each value, the same on every machine."""
     if pa.types.is_string(column.type):
-        # Ids repeat, so hash each one once.
+        # Ids repeat, so each one is hashed once.
         coded = column.dictionary_encode()
         distinct = np.array([_hash_bytes(value.encode()) for value in coded.dictionary.to_pylist()], dtype=np.uint64)
         return np.asarray(distinct[coded.indices.to_numpy()], dtype=np.uint64)
-    # + 0.0 makes -0.0 and 0.0 the same row.
+    # Adding 0.0 makes -0.0 and 0.0 equal.
     values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype(np.float64) + 0.0
     return mix(values.view(np.uint64))
 
@@ -63,7 +64,7 @@ def _hash_bytes(value: bytes) -> int:
 
 
 def mix(values: Hashes) -> Hashes:
-    """SplitMix64's output function after one step (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
+    """Apply SplitMix64's output function after one step (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -72,7 +73,7 @@ def mix(values: Hashes) -> Hashes:
 
 @dataclasses.dataclass(frozen=True)
 class Timestamps:
-    """How many interactions happened when, in bounded memory.
+    """A histogram of timestamps in bounded memory.
 
     Attributes:
         starts: int64, ascending. Bucket i counts the timestamps from `starts[i]` up to `starts[i + 1]`.
@@ -89,7 +90,7 @@ class Timestamps:
 
     @staticmethod
     def merge(summaries: Iterable[Timestamps]) -> Timestamps:
-        """Adds summaries up. Exact while there are at most `SUMMARY_SIZE` distinct timestamps."""
+        """Add up histograms. Exact with at most `SUMMARY_SIZE` distinct timestamps."""
         total = Timestamps.of(np.array([], dtype=np.int64))
         for summary in summaries:
             starts, where = np.unique(np.concatenate([total.starts, summary.starts]), return_inverse=True)
@@ -99,21 +100,21 @@ class Timestamps:
         return total
 
     def _compressed(self) -> Timestamps:
-        """At most `SUMMARY_SIZE` buckets, of about equal count."""
+        """Return the histogram with at most `SUMMARY_SIZE` buckets of about equal count."""
         if len(self.starts) <= SUMMARY_SIZE:
             return self
         before = np.cumsum(self.counts) - self.counts
-        # Half as many as allowed, so that merging does not compress on every call.
+        # Half of the maximum, so that merging does not compress on every call.
         bucket = before * (SUMMARY_SIZE // 2) // int(self.counts.sum())
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
         return Timestamps(self.starts[first], np.add.reduceat(self.counts, first))
 
     def cut(self, eval_fraction: float) -> int:
-        """The timestamp from which on rows are `eval`: the one that puts closest to `eval_fraction` of them there.
+        """Return the first timestamp of the eval split, so that its fraction of rows is closest to `eval_fraction`.
 
-        Rows with the same timestamp always land together. With more than `SUMMARY_SIZE` distinct timestamps the
-        fraction is met within about a thousandth; the order of train before eval always holds exactly. With fewer than
-        two distinct timestamps there is nothing to cut, and every row is `eval`.
+        Rows with the same timestamp are always in the same split. With more than `SUMMARY_SIZE` distinct timestamps the
+        fraction is met within about 0.001; no train row is ever later than an eval row. With fewer than two distinct
+        timestamps every row is in the eval split.
         """
         if len(self.starts) < 2:
             return int(np.iinfo(np.int64).min)
@@ -125,16 +126,16 @@ class Timestamps:
 def leave_last_n(
     users: npt.NDArray[np.int64], timestamps: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], n: int
 ) -> Mask:
-    """Which rows are `eval`: the latest `n` of each user with more than that.
+    """Return True for each row of the eval split: the latest `n` of each user with more than `n`.
 
     Args:
-        users: A number for each row's user; all rows of a user are here.
-        timestamps: When the row happened; of rows of the same second the later one here is the later one.
-        rows: A number for each row's content. Equal rows count as one, are in the same split, and stand where the
-            last of them stands.
-        n: Distinct rows of a user that are `eval`.
+        users: A number for each row's user, with all rows of each user.
+        timestamps: Time of each row; among rows of the same second the last one is the latest.
+        rows: A number for each row's content. Equal rows count as one, at the position of the last of them, and are in
+            the same split.
+        n: Number of distinct eval rows of a user.
     """
-    # The last place of each distinct row.
+    # The last position of each distinct row.
     last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]
     order = last[np.lexsort((last, timestamps[last], users[last]))]
     owners = users[order]

@@ -1,4 +1,4 @@
-"""Parses dates and times into seconds since 1970, as `data.timestamp_format` says; `rows` calls it."""
+"""Parses dates and times in `data.timestamp_format` into seconds since 1970; `rows` calls it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ISO = (
 )
 
 
-def wanted(time_format: str) -> str:
-    """What a cell should have been, in words."""
+def expected(time_format: str) -> str:
+    """Return a description of a valid cell, for messages."""
     if time_format == "iso":
-        return "a date or time that exists, such as 2024-05-31 or 2024-05-31T10:00:00Z"
+        return "a valid date or time such as 2024-05-31 or 2024-05-31T10:00:00Z"
     example = datetime.datetime(2024, 5, 31, 10, tzinfo=datetime.UTC).strftime(time_format)
-    return f"a date or time that exists, written {time_format} (such as {example})"
+    return f"a valid date or time in the format {time_format}, such as {example}"
 
 
 def parse_times(cells: pa.StringArray, time_format: str) -> tuple[pa.Int64Array, npt.NDArray[np.bool_]]:
-    """Seconds since 1970 (parts of a second are cut off, downwards), and which cells are no time.
+    """Return seconds since 1970 (rounded down), and which cells are malformed.
 
     Args:
-        cells: Strings; null and blank ones are missing, not wrong. Times without a zone are in UTC.
+        cells: Strings; null and blank ones are missing values. Times without a zone are in UTC.
         time_format: `iso` or a pattern of strptime.
     """
     # Dates repeat, so parse each one once.
@@ -39,7 +39,7 @@ def parse_times(cells: pa.StringArray, time_format: str) -> tuple[pa.Int64Array,
     blank = _flags(pc.equal(texts, ""))
     if time_format == "iso":
         fits = _flags(pc.match_substring_regex(texts, _ISO))
-        # pandas 2.3 gives a time without zone the zone of the time before it, so zones are taken off first.
+        # pandas 2.3 gives a time without zone the zone of the time before it, so zones are removed first.
         parts = pc.extract_regex(texts.filter(pa.array(fits)), _ISO)
         parsed = pd.to_datetime(_series(pc.struct_field(parts, "local")), format="ISO8601", errors="coerce")
         good[fits] = parsed.notna().to_numpy()
@@ -50,7 +50,7 @@ def parse_times(cells: pa.StringArray, time_format: str) -> tuple[pa.Int64Array,
             good = parsed.notna().to_numpy() & ~blank
             seconds[good] = _seconds(parsed[good])
         except ValueError:
-            # A directive that pandas does not know and Python does.
+            # A directive that Python supports and pandas does not.
             for index, text in enumerate(texts.to_pylist()):
                 seconds[index], good[index] = _strptime(text, time_format)
     indices = coded.indices
@@ -70,7 +70,7 @@ def _seconds(parsed: pd.Series) -> npt.NDArray[np.int64]:
 
 
 def _offsets(parts: pa.StructArray) -> npt.NDArray[np.int64]:
-    """Seconds that each time's zone is ahead of UTC."""
+    """Return the offset of each time's zone from UTC in seconds."""
 
     def number(name: str) -> npt.NDArray[np.int64]:
         field = pc.struct_field(parts, name)

@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_read_are_told_by_file_and_line_and_the_others_are_a
     users = write_users(tmp_path / "users.csv", rows)
     result = run_batch(model_dir, users, tmp_path / "recs", k=2, span_bytes=40)
     assert [row.line for row in result.rejected] == [4, 5, 6, 37], "line breaks inside quotes count"
-    for row, word in zip(result.rejected, ("age: found 'old'", "user_id", "columns", "7.5"), strict=True):
+    for row, word in zip(result.rejected, ("got 'old'", "user_id", "columns", "7.5"), strict=True):
         assert row.file == str(users) and word in row.reason
     assert (result.users, result.rows) == (31, 62)
     assert set(lists(read(tmp_path / "recs"))) == {"a\nb", *(f"u{number}" for number in range(30))}
@@ -263,7 +263,12 @@ def test_the_command_tells_totals(
     base = ["--model-dir", model_dir, "--users", users, "--out", tmp_path / "recs", "--k", "2", "--format", "csv"]
     code, told, _ = tandem(monkeypatch, capsys, *base)
     assert code == 0
-    for word in ("2 recommendations for 1 users", "/7", f"{users}:3: age: found 'old'", "1 rows were left out"):
+    for word in (
+        "2 recommendations for 1 users",
+        "/7",
+        f"{users}:3: age: expected an integer, got 'old'",
+        "1 rows were left out",
+    ):
         assert word in told
     code, told, _ = tandem(monkeypatch, capsys, *base, "--json")
     found = json.loads(told)

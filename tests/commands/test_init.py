@@ -324,11 +324,11 @@ BAD: dict[str, tuple[Callable[[Path], None], ColumnRoles, Sequence[str]]] = {
     "an empty CSV": (spoilt("ratings.csv", b""), EXPLICIT, ["ratings.csv: the file is empty"]),
     "not UTF-8": (
         spoilt("ratings.csv", RATINGS + "1,caf\xe9,3,1500000000\n".encode("latin-1")), EXPLICIT,
-        ["ratings.csv:3", "not UTF-8", "iconv"],
+        ["ratings.csv:3", "expected UTF-8", "iconv"],
     ),
     "ratings in words": (
         spoilt("ratings.csv", RATINGS + b"1,3,good,1500000000\n" * 9), EXPLICIT,
-        ["ratings.csv:3", "found 'good', wanted a number", "9 of 10 rows"],
+        ["ratings.csv:3", "expected a number, got 'good'", "9 of 10 rows"],
     ),
     "times in another format": (
         spoilt("ratings.csv", b"who,what,stars,at\n1,2,3,31/05/2024\n"), EXPLICIT,
@@ -358,9 +358,9 @@ def test_bad_input_names_the_place_and_writes_nothing(data: Path, tmp_path: Path
     ("content", "told"),
     [
         (b"", ["the file is empty"]),
-        (b"who,what,stars,at\n", ["no row below the header"]),
-        (RATINGS + b"1,caf\xe9,3,1\n", ["not UTF-8", "iconv"]),
-        (RATINGS.replace(b",", b";"), ["semicolons", "commas were wanted"]),
+        (b"who,what,stars,at\n", ["no row after the header"]),
+        (RATINGS + b"1,caf\xe9,3,1\n", ["expected", "UTF-8", "iconv"]),
+        (RATINGS.replace(b",", b";"), ["expected columns separated by commas", "got semicolons"]),
         (b'who,what,stars,at\n1,"2,3,4\n', ["quote"]),
     ],
 )

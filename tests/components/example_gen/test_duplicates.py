@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingestion import make_data
 
+from components.example_gen.data_errors import DataError
 from components.example_gen.duplicates import codes, merge
-from components.example_gen.errors import DataError
 from recipe.data import Data
 
 TYPES = {"purchases": pa.int64(), "spent": pa.float32(), "pieces": pa.int64()}

@@ -1,4 +1,4 @@
-"""InteractionExampleGen's executor, run as TFX runs it: the examples say what the CSVs say, or the run stops."""
+"""InteractionExampleGen's executor, run as TFX runs it: the examples are the rows of the CSVs, or the run stops."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from ingestion import INTERACTIONS, Ingested, make_data, make_interactions, make_schema, make_tables
 
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 
 Ingest = Callable[..., Ingested]
 
 
 def interactions_of(result: Ingested) -> list[tuple[Any, ...]]:
-    """Who did what and when, over train and eval, sorted."""
+    """Return the interactions of train and eval, sorted."""
     names = ("user_id", "item_id", "rating", "timestamp")
     return sorted(tuple(row[name] for name in names) for split in ("train", "eval") for row in result.splits[split])
 
@@ -69,7 +69,7 @@ def test_the_random_split_does_not_depend_on_files_or_order(ingest: Ingest, fold
     assert len(list(Path(parts.artifact.uri).glob("Split-train/data_tfrecord-*-of-00002.gz"))) == 2
 
 
-def test_the_time_split_keeps_the_future_out_of_train(ingest: Ingest) -> None:
+def test_a_time_split_has_no_train_row_after_an_eval_row(ingest: Ingest) -> None:
     rows = [f"u{i % 8},i{i % 10},3,{1000 + (i * 7) % 20}\n" for i in range(60)]
     tables = {**make_tables(), "interactions.csv": INTERACTIONS + "".join(rows)}
     result = ingest(tables, make_data(split={"kind": "time", "eval_fraction": 0.3}))
@@ -102,7 +102,7 @@ def test_missing_values_and_unmatched_lookups(ingest: Ingest) -> None:
     ]
 
 
-def test_interactions_alone(ingest: Ingest) -> None:
+def test_interactions_without_items_and_users(ingest: Ingest) -> None:
     schema = make_schema(
         'feature { name: "u" type: BYTES } feature { name: "i" type: BYTES } feature { name: "y" type: INT }'
     )
@@ -127,79 +127,79 @@ def test_equal_rows_are_in_the_same_split(ingest: Ingest) -> None:
     assert not train & evaluated
 
 
-# --- bad rows ---------------------------------------------------------------------------------------------------------
+# --- malformed rows ---------------------------------------------------------------------------------------------------
 
-BAD_ROWS = [
-    ("u1,i1,five,1001", "rating: found 'five', wanted a number from 1 to 5"),
-    ("u1,i1,5.5,1001", "rating: found '5.5', wanted a number from 1 to 5"),
-    ("u1,i1,nan,1001", "rating: found 'nan', wanted a number from 1 to 5"),
-    ("u1,i1,,1001", "rating: found nothing, wanted a number from 1 to 5"),
-    (",i1,3,1001", "user_id: found nothing, wanted text"),
-    ('u1,"",3,1001', "item_id: found nothing, wanted text"),
-    ("u1,i1,3,1001000", "timestamp: found '1001000', wanted a whole number from 1000 to 9999"),
-    ("u1,i1,3,2024-05-01", "timestamp: found '2024-05-01', wanted a whole number from 1000 to 9999"),
-    ("u1,i1,3,", "timestamp: found nothing, wanted a whole number from 1000 to 9999"),
-    ("u1,i1,3", "found 3 columns, wanted 4"),
-    ("u1,i1,3,1001,x", "found 5 columns, wanted 4"),
-    (",i1,x,1001", "user_id: found nothing, wanted text; rating: found 'x', wanted a number from 1 to 5"),
+MALFORMED_ROWS = [
+    ("u1,i1,five,1001", "rating: expected a number from 1 to 5, got 'five'"),
+    ("u1,i1,5.5,1001", "rating: expected a number from 1 to 5, got '5.5'"),
+    ("u1,i1,nan,1001", "rating: expected a number from 1 to 5, got 'nan'"),
+    ("u1,i1,,1001", "rating: expected a number from 1 to 5, got nothing"),
+    (",i1,3,1001", "user_id: expected a string, got nothing"),
+    ('u1,"",3,1001', "item_id: expected a string, got nothing"),
+    ("u1,i1,3,1001000", "timestamp: expected an integer from 1000 to 9999, got '1001000'"),
+    ("u1,i1,3,2024-05-01", "timestamp: expected an integer from 1000 to 9999, got '2024-05-01'"),
+    ("u1,i1,3,", "timestamp: expected an integer from 1000 to 9999, got nothing"),
+    ("u1,i1,3", "expected 4 columns, got 3"),
+    ("u1,i1,3,1001,x", "expected 4 columns, got 5"),
+    (",i1,x,1001", "user_id: expected a string, got nothing; rating: expected a number from 1 to 5, got 'x'"),
 ]
 
 
-def test_bad_rows_within_the_limit_are_put_aside(ingest: Ingest, folder: Path) -> None:
+def test_malformed_rows_within_the_limit_are_rejected(ingest: Ingest, folder: Path) -> None:
     tables = make_tables()
-    # Line breaks inside quotes count as lines, blank lines are no rows.
+    # Line breaks inside quotes count as lines, blank lines are not rows.
     tables["interactions.csv"] = (
-        make_interactions() + '"u\n1",i1,3,1001\n\n' + "".join(f"{row}\n" for row, _ in BAD_ROWS)
+        make_interactions() + '"u\n1",i1,3,1001\n\n' + "".join(f"{row}\n" for row, _ in MALFORMED_ROWS)
     )
     result = ingest(tables, make_data(max_bad_rows=0.3))
     read, rejected, train, evaluated = result.counts()
-    assert (read, rejected) == (41 + len(BAD_ROWS), len(BAD_ROWS))
+    assert (read, rejected) == (41 + len(MALFORMED_ROWS), len(MALFORMED_ROWS))
     assert train + evaluated == 41
     assert len(interactions_of(result)) == 41
     file = str(folder / "interactions.csv")
     assert result.rejected == [
         {"table": "interactions", "file": file, "line": 45 + index, "reason": reason, "row": row}
-        for index, (row, reason) in enumerate(BAD_ROWS)
+        for index, (row, reason) in enumerate(MALFORMED_ROWS)
     ]
 
 
 @pytest.mark.parametrize("split", [{"kind": "random", "eval_fraction": 0.5}, {"kind": "time"}])
-def test_bad_rows_over_the_limit_stop_the_run(
+def test_malformed_rows_over_the_limit_stop_the_run(
     ingest: Ingest, folder: Path, tmp_path: Path, split: dict[str, Any]
 ) -> None:
     tables = make_tables()
-    tables["interactions.csv"] = make_interactions() + "".join(f"{row}\n" for row, _ in BAD_ROWS)
+    tables["interactions.csv"] = make_interactions() + "".join(f"{row}\n" for row, _ in MALFORMED_ROWS)
     with pytest.raises(DataError) as stopped:
         ingest(tables, make_data(max_bad_rows=0.2, split=split))
     file = folder / "interactions.csv"
     assert str(stopped.value).splitlines() == [
-        *(f"{file}:{42 + index}: {reason}" for index, (_, reason) in enumerate(BAD_ROWS[:5])),
+        *(f"{file}:{42 + index}: {reason}" for index, (_, reason) in enumerate(MALFORMED_ROWS[:5])),
         "… and 7 more",
-        "12 of 52 rows of interactions are bad; 10 may be (data.max_bad_rows: 0.2). Correct them, or raise "
-        "data.max_bad_rows: rejected rows are then kept beside the examples.",
+        "12 of 52 rows of interactions are malformed; expected at most 10 (data.max_bad_rows: 0.2). Fix them, or raise "
+        "data.max_bad_rows: rejected rows are then written beside the examples.",
     ]
     assert not list((tmp_path / "examples").iterdir())
 
 
-def test_one_bad_row_stops_the_run_by_default(ingest: Ingest) -> None:
+def test_one_malformed_row_stops_the_run_by_default(ingest: Ingest) -> None:
     tables = {**make_tables(), "interactions.csv": make_interactions() + "u1,i1,9,1001\n"}
     with pytest.raises(
-        DataError, match=r"interactions\.csv:42: rating: found '9', wanted a number from 1 to 5\n1 of 41 rows"
+        DataError, match=r"interactions\.csv:42: rating: expected a number from 1 to 5, got '9'\n1 of 41 rows"
     ):
         ingest(tables)
 
 
-def test_bad_rows_of_a_lookup(ingest: Ingest, folder: Path) -> None:
+def test_malformed_rows_of_a_lookup(ingest: Ingest, folder: Path) -> None:
     tables = {
         **make_tables(),
         "users.csv": "user_id,age\n" + "".join(f"u{i},{'old' if i == 3 else i}\n" for i in range(8)),
     }
-    with pytest.raises(DataError, match=r"users\.csv:5: age: found 'old', wanted a whole number\n1 of 8 rows of users"):
+    with pytest.raises(DataError, match=r"users\.csv:5: age: expected an integer, got 'old'\n1 of 8 rows of users"):
         ingest(tables)
     result = ingest(tables, make_data(max_bad_rows=0.2))
     assert result.rejected == [
         {"table": "users", "file": str(folder / "users.csv"), "line": 5, "row": "u3,old",
-         "reason": "age: found 'old', wanted a whole number"}
+         "reason": "age: expected an integer, got 'old'"}
     ]  # fmt: skip
     assert result.counts()[:2] == (40, 0)
     assert result.artifact.get_int_custom_property("rows_rejected_users") == 1
@@ -212,16 +212,16 @@ def test_bad_rows_of_a_lookup(ingest: Ingest, folder: Path) -> None:
     ("table", "content", "message"),
     [
         ("items.csv", "item_id,title,year\n1,A,1\n" + '2,"B\n\nb",2\n' + "1,C,3\n",
-         r"items\.csv:6: item_id: found '1' again; it stands at .*items\.csv:2 already"),
+         r"items\.csv:6: item_id: expected each key of items once, got '1' again; the first is at .*items\.csv:2\."),
         ("items-2.csv", "item_id,title,year\n77,A,1\ni3,B,2\n",
-         r"items\.csv:5: item_id: found 'i3' again; it stands at .*items-2\.csv:3 already"),
+         r"items\.csv:5: item_id: expected each key of items once, got 'i3' again; the first is at .*items-2\.csv:3\."),
         ("interactions.csv", make_interactions() + 'u1,"i1,3,1001\nu2,i2,3,1002\n',
-         r"interactions\.csv:42: a quote that opens in this row is never closed"),
-        ("users.csv", 'user_id,age\nu1,"30\n', r"users\.csv:2: a quote that opens in this row is never closed"),
-        ("interactions.csv", INTERACTIONS, r"interactions\.csv:1: there is no row below the header"),
+         r"interactions\.csv:42: a quote that opens in this row is not closed"),
+        ("users.csv", 'user_id,age\nu1,"30\n', r"users\.csv:2: a quote that opens in this row is not closed"),
+        ("interactions.csv", INTERACTIONS, r"interactions\.csv:1: no row after the header"),
         ("interactions.csv", "", r"interactions\.csv: the file is empty"),
         ("interactions.csv", "user_id,item_id,ratings,timestamp\n1,2,3,4\n", r"did you mean 'ratings'\?"),
-        ("interactions.csv", INTERACTIONS + "u1,i1,3,1001\n", r"none of the 1 good rows of interactions is in"),
+        ("interactions.csv", INTERACTIONS + "u1,i1,3,1001\n", r"none of the 1 valid rows of interactions is in"),
     ],
 )  # fmt: skip
 def test_unusable_tables_stop_the_run(ingest: Ingest, tmp_path: Path, table: str, content: str, message: str) -> None:
@@ -237,9 +237,9 @@ def test_a_missing_table_stops_the_run(ingest: Ingest) -> None:
         ingest(tables)
 
 
-def test_a_time_split_of_one_moment(ingest: Ingest) -> None:
+def test_a_time_split_of_a_single_timestamp(ingest: Ingest) -> None:
     tables = {**make_tables(), "interactions.csv": INTERACTIONS + "".join(f"u{i},i1,3,1001\n" for i in range(9))}
-    with pytest.raises(DataError, match="all 9 good rows of interactions have the same timestamp"):
+    with pytest.raises(DataError, match="all 9 valid rows of interactions have the same timestamp"):
         ingest(tables, make_data(split={"kind": "time"}))
 
 
@@ -255,8 +255,8 @@ def test_rejected_rows_keep_bytes_that_are_not_utf8(ingest: Ingest) -> None:
     }
     result = ingest(tables, make_data(max_bad_rows=0.2))
     assert [(row["line"], row["row"], row["reason"]) for row in result.rejected] == [
-        (42, "u\\xe9,i1,3,1001", "found bytes that are not UTF-8, wanted UTF-8 text"),
-        (43, "u\\xe9,i1,3", "found bytes that are not UTF-8, wanted UTF-8 text"),
-        (44, "u1,i1,3", "found 3 columns, wanted 4"),
+        (42, "u\\xe9,i1,3,1001", "expected UTF-8, got other bytes"),
+        (43, "u\\xe9,i1,3", "expected UTF-8, got other bytes"),
+        (44, "u1,i1,3", "expected 4 columns, got 3"),
     ]
     assert json.dumps(result.rejected)

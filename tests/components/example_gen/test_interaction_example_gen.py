@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ingestion import make_data, make_schema, make_tables, read_examples, write_tables
 
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 from recipe.data import Data
 
 
@@ -67,7 +67,7 @@ def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:
     # What is wrong with the data reaches whoever runs the DAG under its own type, and earlier runs stay as they are.
     with (newer / "interactions.csv").open("a") as stream:
         stream.write("u1,i1,6,1001\n")
-    with pytest.raises(DataError, match=r"span-2/interactions\.csv:32: rating: found '6'"):
+    with pytest.raises(DataError, match=r"span-2/interactions\.csv:32: rating: expected a number from 1 to 5, got '6'"):
         run(data)
     assert len(read_examples(f"{first[0][0]}/Split-catalogue")) == 12
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.example_gen.negatives import Sampled, sample_negatives
+from components.example_gen.negatives import SampledNegatives, sample_negatives
 from components.example_gen.split import hash_values
 
 CASES = st.integers(1, 30).flatmap(
@@ -24,7 +24,9 @@ CASES = st.integers(1, 30).flatmap(
 Row = tuple[int, int, bool]
 
 
-def sample(rows: list[Row], size: int, per_positive: int, seed: int, names: dict[int, int] | None = None) -> Sampled:
+def sample(
+    rows: list[Row], size: int, per_positive: int, seed: int, names: dict[int, int] | None = None
+) -> SampledNegatives:
     """Samples for rows of user, item and whether it is eval; `names` gives users another number in the batch."""
     known = sorted({user for user, _, _ in rows})
     numbers = {user: number for number, user in enumerate(known)} if names is None else names

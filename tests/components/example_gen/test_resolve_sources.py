@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from ingestion import SCHEMA, make_data, make_features, make_interactions, make_schema, make_tables, write_tables
 
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 from components.example_gen.resolve import check_features, interactions_bytes, resolve_sources
 from recipe.data import Data
 
 
-def test_good_tables_pass(folder: Path) -> None:
+def test_valid_tables_pass(folder: Path) -> None:
     write_tables(folder, make_tables())
     sources = resolve_sources(folder, make_data(), make_schema())
     check_features(make_features(), make_data().columns, sources)
@@ -55,20 +55,22 @@ def test_no_tensorflow() -> None:
 @pytest.mark.parametrize(
     ("table", "content", "message"),
     [
-        ("items.csv", None, r"data\.sources\.items\.files: no file matches 'items\*\.csv\*' in .*Files there: .*users"),
+        ("items.csv", None, r"data\.sources\.items\.files: no file matches 'items\*\.csv\*' in .*Files: .*users"),
         ("interactions.csv", "", r"interactions\.csv: the file is empty"),
-        ("users.csv", "user_id,age\n", r"users\.csv:1: there is no row below the header"),
+        ("users.csv", "user_id,age\n", r"users\.csv:1: no row after the header"),
         ("interactions.csv", "user_id,item,rating,timestamp\n1,2,3,4\n",
-         r"interactions\.csv:1: there is no column 'item_id'; .*did you mean 'item'\?"),
-        ("items.csv", "item_id,titel,year\n1,2,3\n", r"there is no column 'title'; .*did you mean 'titel'\?"),
-        ("items.csv", "id,title,year\n1,2,3\n", r"items\.csv:1: there is no column 'item_id'; items is joined by it"),
-        ("items.csv", "item_id,title,year,age\n1,2,3,4\n", r"'age' stands in .*items\.csv and .*users\.csv; one table"),
-        ("items.csv", "item_id,title,year,title\n1,2,3,4\n", r"items\.csv:1: the column 'title' stands twice"),
-        ("items-2.csv", "item_id,title\n77,2\n", r"items-2\.csv:1: there is no column 'year'; the other files"),
-        ("users.csv", b"user_id,age\n1,\xff\n", r"users\.csv:2: the text is not UTF-8"),
+         r"interactions\.csv:1: no column 'item_id'; .*did you mean 'item'\?"),
+        ("items.csv", "item_id,titel,year\n1,2,3\n", r"no column 'title'; .*did you mean 'titel'\?"),
+        ("items.csv", "id,title,year\n1,2,3\n", r"items\.csv:1: no column 'item_id'; it is the key of items"),
+        ("items.csv", "item_id,title,year,age\n1,2,3,4\n", r"'age' in one table, got .*items\.csv and .*users\.csv"),
+        ("items.csv", "item_id,title,year,title\n1,2,3,4\n", r"items\.csv:1: the column 'title' is in the header tw"),
+        ("items-2.csv", "item_id,title\n77,2\n", r"items-2\.csv:1: no column 'year'; the other files"),
+        ("users.csv", b"user_id,age\n1,\xff\n", r"users\.csv:2: expected UTF-8, got"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(folder: Path, table: str, content: str | bytes | None, message: str) -> None:
+def test_errors_have_a_location_and_a_remedy(
+    folder: Path, table: str, content: str | bytes | None, message: str
+) -> None:
     tables = make_tables()
     if content is None:
         del tables[table]
@@ -79,19 +81,15 @@ def test_what_is_wrong_is_named(folder: Path, table: str, content: str | bytes |
         resolve_sources(folder, make_data(), make_schema())
 
 
-def test_a_feature_that_no_table_has(folder: Path) -> None:
+def test_a_feature_that_is_in_no_table(folder: Path) -> None:
     write_tables(folder, make_tables())
     schema = make_schema(SCHEMA + 'feature { name: "titles" type: BYTES }')
-    with pytest.raises(
-        DataError, match=r"there is no column 'titles'; the schema has this feature; did you mean 'title'\?"
-    ):
+    with pytest.raises(DataError, match=r"no column 'titles'; the schema has this feature; did you mean 'title'\?"):
         resolve_sources(folder, make_data(), schema)
 
 
 def test_the_error_is_one_line_that_ends_in_a_remedy(folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=re.escape(f"in {folder}. Put the file there, or correct the pattern in the recipe.")
-    ):
+    with pytest.raises(DataError, match=re.escape(f"in {folder}. Add the file, or correct the pattern in the recipe.")):
         resolve_sources(folder, make_data(), make_schema())
 
 
@@ -111,13 +109,13 @@ def lookup_data(**items: Any) -> Data:
     return make_data(sources={**sources, "items": {"files": "items*.csv*", "key": "item_id", **items}})
 
 
-def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
+def test_headers_of_lookups_renamed_columns_and_json(folder: Path) -> None:
     tables = {**make_tables(), "items.csv": "id,year,kind\ni1,1990,k\n", "kinds.json": '{"all": {"a": {"kind": 1}}}'}
     write_tables(folder, tables)
     kinds = {"files": "kinds.json", "records": "all", "key": "kind"}
     for lookup, message in (
-        ({**kinds}, r"there is no column 'title'; the schema has this feature"),
-        ({**kinds, "records": "al"}, r"kinds\.json: there is no key 'al'; did you mean 'all'\? Keys there: all\."),
+        ({**kinds}, r"no column 'title'; the schema has this feature"),
+        ({**kinds, "records": "al"}, r"kinds\.json: no key 'al'; did you mean 'all'\? Keys: all\."),
         ({**kinds, "files": "sorts.json"}, r"data\.sources\.items\.lookups\.0\.files: no file matches 'sorts\.json'"),
         (
             {**kinds, "rename": {"name": "title"}},
@@ -135,14 +133,14 @@ def test_what_headers_tell_about_lookups_renames_and_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": {"constant": 1}}, r"data\.label makes the column 'rating', which .*interactions\.csv has already"),
+        ({"label": {"constant": 1}}, r"data\.label makes the column 'rating', which .*interactions\.csv already has"),
         ({"duplicates": "aggregate", "aggregate": {"sum": {"price": "year"}}}, r"data\.aggregate makes the column"),
         ({"duplicates": "aggregate", "aggregate": {"sum": {"price": "spent"}}},
-         r"there is no column 'price'; data\.aggregate or data\.negatives names it"),
-        ({"negatives": {"per_positive": 1, "context": ["channel"]}}, r"there is no column 'channel'; data\.aggr"),
+         r"no column 'price'; data\.aggregate or data\.negatives names it"),
+        ({"negatives": {"per_positive": 1, "context": ["channel"]}}, r"no column 'channel'; data\.aggr"),
     ],
 )  # fmt: skip
-def test_made_columns_are_new_and_named_columns_are_there(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_columns_that_the_recipe_makes_or_names(folder: Path, changes: dict[str, Any], message: str) -> None:
     write_tables(folder, make_tables())
     with pytest.raises(DataError, match=message):
         resolve_sources(folder, make_data(**changes), make_schema())

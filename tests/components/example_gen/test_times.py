@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components.example_gen.rows import reason
-from components.example_gen.sources import Column
+from components.example_gen.table_layout import Column
 from components.example_gen.times import parse_times
 
 UTC = datetime.UTC
@@ -90,12 +90,12 @@ def test_nothing_but_missing_values() -> None:
 def test_reasons() -> None:
     column = Column("at", "INT", True, 788918400, 4102444800, time_format="iso")
     assert reason(column, "2024-02-30") == (
-        "at: found '2024-02-30', wanted a date or time that exists, such as 2024-05-31 or 2024-05-31T10:00:00Z, "
-        "from 1995-01-01 00:00:00 to 2100-01-01 00:00:00"
+        "at: expected a valid date or time such as 2024-05-31 or 2024-05-31T10:00:00Z, "
+        "from 1995-01-01 00:00:00 to 2100-01-01 00:00:00, got '2024-02-30'"
     )
     assert reason(Column("at", "INT", time_format="%d.%m.%Y"), "x") == (
-        "at: found 'x', wanted a date or time that exists, written %d.%m.%Y (such as 31.05.2024)"
+        "at: expected a valid date or time in the format %d.%m.%Y, such as 31.05.2024, got 'x'"
     )
     assert reason(Column("at", "INT", time_format="milliseconds"), "x") == (
-        "at: found 'x', wanted whole milliseconds since 1970"
+        "at: expected integer milliseconds since 1970, got 'x'"
     )

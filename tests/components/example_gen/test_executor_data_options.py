@@ -1,4 +1,4 @@
-"""InteractionExampleGen's executor on other people's tables: joins, JSON, times, duplicates, negatives, splits."""
+"""InteractionExampleGen's executor with the options of `data`: joins, JSON, times, duplicates, negatives, splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ingestion import INTERACTIONS, Ingested, make_data, make_interactions, make_schema, make_tables
 
 from components.example_gen import executor, spill
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 from recipe.data import Data
 
 Ingest = Callable[..., Ingested]
@@ -118,10 +118,10 @@ def test_chained_lookups_and_renames(ingest: Ingest) -> None:
     assert count(result, "merged") == 0
 
 
-def test_an_interaction_that_no_lookup_completes_is_a_bad_row(ingest: Ingest) -> None:
+def test_an_interaction_without_its_row_in_a_required_lookup_is_rejected(ingest: Ingest) -> None:
     tables = shop_tables()
     tables["order_items.csv"] = str(tables["order_items.csv"]) + "o99,p1,1\n"
-    with pytest.raises(DataError, match=r"order_items\.csv:32: customer: found nothing, wanted text "
+    with pytest.raises(DataError, match=r"order_items\.csv:32: customer: expected a string, got nothing "
                                         r"\(by order_id from interactions\.lookups\.0\); "):  # fmt: skip
         ingest(tables, shop(), make_schema(SHOP_SCHEMA))
     result = ingest(tables, shop(max_bad_rows=0.1), make_schema(SHOP_SCHEMA))
@@ -133,19 +133,21 @@ def test_an_interaction_that_no_lookup_completes_is_a_bad_row(ingest: Ingest) ->
     ("table", "content", "message"),
     [
         ("orders.csv", "order_id,customer,timestamp\no1,c1,2018-02-30 10:00:00\n",
-         r"orders\.csv:2: timestamp: found '2018-02-30 10:00:00', wanted a date or time that exists"),
+         r"orders\.csv:2: timestamp: expected a valid .*, got '2018-02-30 10:00:00'"),
         ("orders.csv", "order_id,customer,timestamp\no1,c1,1918-02-20 10:00:00\n",
-         r"orders\.csv:2: timestamp: found '1918-02-20 .* from 1995-01-01 00:00:00 to 2100-01-01 00:00:00"),
+         r"orders\.csv:2: timestamp: .* from 1995-01-01 00:00:00 to 2100-01-01 00:00:00, got '1918"),
         ("orders.csv", "order_id,customer,timestamp\no1,c1,2018-02-20 10:00:00\no1,c1,2018-02-20 10:00:00\n",
-         r"orders\.csv:3: order_id: found 'o1' again; .* data\.sources\.interactions\.lookups\.0\.duplicates: first"),
-        ("orders.csv", "order,customer,timestamp\n1,2,3\n", r"no column 'order_id'; interactions\.lookups\.0 is"),
+         r"orders\.csv:3: order_id: .*, got 'o1' again; .* data\.sources\.interactions\.lookups\.0\.duplicates: first"),
+        ("orders.csv", "order,customer,timestamp\n1,2,3\n",
+         r"no column 'order_id'; it is the key of interactions\.lookups\.0"),
         ("order_items.csv", "order_id,item,price\n1,2,3\n", r"no column 'product_id'; data\.sources\.interactions\.re"),
         ("order_items.csv", "order_id,product_id,item_id\n1,2,3\n",
-         r"'product_id' is renamed to 'item_id', and the file has a column of that name already"),
-        ("products.csv", "product_id,category,city\n1,2,3\n", r"'city' stands in .*cities\.csv and .*products\.csv"),
+         r"'product_id' is renamed to 'item_id', but the file already has a column of that name"),
+        ("products.csv", "product_id,category,city\n1,2,3\n",
+         r"'city' in one table, got it in .*cities\.csv and .*products\.csv"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_lookup_is_named(ingest: Ingest, table: str, content: str, message: str) -> None:
+def test_errors_in_a_lookup_have_a_location(ingest: Ingest, table: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ingest({**shop_tables(), table: content}, shop(), make_schema(SHOP_SCHEMA))
 
@@ -176,7 +178,9 @@ def test_a_firebase_export(ingest: Ingest) -> None:
     assert len(result.splits["catalogue"]) == 5
 
     del export["User_Book"]["-N3"]["userId"]
-    with pytest.raises(DataError, match=r"export\.json: User_Book/-N3: userId: found nothing, wanted text\n1 of 36"):
+    with pytest.raises(
+        DataError, match=r"export\.json: User_Book/-N3: userId: expected a string, got nothing\n1 of 36"
+    ):
         ingest({"export.json": json.dumps(export)}, data, schema)
     kept = ingest(None, data.model_copy(update={"max_bad_rows": 0.1}), schema)
     (rejected,) = kept.rejected
@@ -186,7 +190,10 @@ def test_a_firebase_export(ingest: Ingest) -> None:
 
     strict = data.model_dump()
     strict["sources"]["items"]["duplicates"] = "error"
-    with pytest.raises(DataError, match=r"export\.json: Books/-M5: isbn: found '0+' again; .* Books/-M0 already"):
+    with pytest.raises(
+        DataError,
+        match=r"export\.json: Books/-M5: isbn: .* got '0+' again; the first is at .* Books/-M0\.",
+    ):
         ingest({"export.json": json.dumps(export)}, Data.model_validate(strict), schema)
 
 
@@ -196,7 +203,9 @@ def test_constant_label_and_milliseconds(ingest: Ingest) -> None:
     result = ingest(tables, make_data(label={"constant": 2}, timestamp_format="milliseconds"))
     assert sorted(row["timestamp"] for row in rows_of(result)) == list(range(1000, 1040))
     assert {row["rating"] for row in rows_of(result)} == {2.0}
-    with pytest.raises(DataError, match=r"data\.label makes the column 'rating', which .*interactions\.csv has"):
+    with pytest.raises(
+        DataError, match=r"data\.label makes the column 'rating', which .*interactions\.csv already has"
+    ):
         ingest(make_tables(), make_data(label={"constant": 2}))
 
 
@@ -219,10 +228,10 @@ PINNED = {
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: split["kind"])
-def test_every_split_with_partitions_and_spans(
+def test_every_split_with_partitions_and_byte_ranges(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch, split: dict[str, Any]
 ) -> None:
-    """Neither how the file is cut nor how users are spread changes what is in a split, and no eval row is in train."""
+    """Splits do not depend on byte ranges or partitions, and no eval row is in train."""
     numbers = random.Random(1)
     rows = [(f"u{numbers.randrange(9)}", f"i{numbers.randrange(10)}", numbers.randrange(1, 6),
              numbers.randrange(1000, 1060)) for _ in range(150)]  # fmt: skip
@@ -231,7 +240,7 @@ def test_every_split_with_partitions_and_spans(
     whole = ingest(tables, make_data(split=split))
     check_accounts(whole)
     monkeypatch.setattr(spill, "PARTITION_BYTES", 600)
-    monkeypatch.setattr(executor, "SPAN_BYTES", 500)
+    monkeypatch.setattr(executor, "RANGE_BYTES", 500)
     parts = ingest(tables, make_data(split=split))
     for name in ("train", "eval", "catalogue"):
         assert Counter(map(repr, parts.splits[name])) == Counter(map(repr, whole.splits[name]))
@@ -323,14 +332,14 @@ def test_purchases_become_counts_and_sampled_negatives(
         day = datetime.datetime.fromtimestamp(row["timestamp"], datetime.UTC)
         assert f"{day:%Y-%m-%d}" == same[-1][0]
         assert row["title"] == b"Shirt %d" % int(row["item_id"])
-    touched = {(row[1].encode(), row[2].encode()) for row in rows}
+    seen = {(row[1].encode(), row[2].encode()) for row in rows}
     where = defaultdict(set)
     for name in ("train", "eval"):
         parents = {(row["user_id"], row["timestamp"], row["channel"], row["age"])
                    for row in result.splits[name] if row["is_positive"]}  # fmt: skip
         for row in result.splits[name]:
             if not row["is_positive"]:
-                assert (row["user_id"], row["item_id"]) not in touched
+                assert (row["user_id"], row["item_id"]) not in seen
                 assert (row["user_id"], row["timestamp"], row["channel"], row["age"]) in parents
                 assert (row["purchases"], row["price"], row["spent"]) == (0.0, None, None)
                 assert row["title"] == b"Shirt %d" % int(row["item_id"])
@@ -377,9 +386,9 @@ def test_negatives_of_the_smallest_recipe(ingest: Ingest) -> None:
 
 
 @pytest.mark.parametrize("split", [{"kind": "time"}, {"kind": "leave_last_n"}])
-def test_bad_rows_are_counted_with_partitions_too(ingest: Ingest, split: dict[str, Any]) -> None:
+def test_rejected_rows_are_counted_with_partitions(ingest: Ingest, split: dict[str, Any]) -> None:
     tables = {**make_tables(), "interactions.csv": make_interactions() + "u1,i1,9,1001\n"}
-    with pytest.raises(DataError, match=r"interactions\.csv:42: rating: found '9'"):
+    with pytest.raises(DataError, match=r"interactions\.csv:42: rating: expected a number from 1 to 5, got '9'"):
         ingest(tables, make_data(split=split))
     result = ingest(tables, make_data(split=split, max_bad_rows=0.1))
     check_accounts(result)

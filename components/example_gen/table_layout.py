@@ -1,7 +1,7 @@
-"""Resolves the recipe's `data.sources`: the files of each table, their sizes, and which table gives which column.
+"""The layout of a run's tables: the files of each, their sizes, and which table gives which column.
 
-`resolve.resolve_sources` does so before a run, the executor where it runs. Both hand the result on, so that the files
-are neither listed nor opened again to find out about them.
+`read_headers` makes it from the headers of the files: `resolve.resolve_sources` calls it before a run, the executor
+while it runs. Both pass the result on, so that no other code lists files or reads headers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import IO, Literal
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.example_gen.csv_reader import Header, read_header
-from components.example_gen.errors import DataError
+from components.example_gen.data_errors import DataError
 from components.example_gen.json_reader import read_json_header
 from recipe.columns import IS_POSITIVE, ColumnType, column_types
 from recipe.data import Data
@@ -27,16 +27,16 @@ ITEMS = "items"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of a table and what its cells must be.
+    """One column of a table, with the type and the bounds of its cells.
 
     Attributes:
-        name: Its name in the schema and everywhere else here.
-        type: BYTES is text, INT an int64, FLOAT a float32.
-        required: An empty cell is an error; elsewhere it is a missing value.
-        minimum: Smallest number allowed, if there is one.
-        maximum: Largest number allowed, if there is one.
-        cell: Its name in the file, where that is another one.
-        time_format: How a time is written, as `data.timestamp_format`; the values are seconds since 1970.
+        name: Its name in the schema and in the recipe.
+        type: BYTES is a string, INT an int64, FLOAT a float32.
+        required: Whether an empty cell is an error; if not, it is a missing value.
+        minimum: Lower bound of a number, if any.
+        maximum: Upper bound of a number, if any.
+        cell: Its name in the file, if it is renamed.
+        time_format: `data.timestamp_format` of a time; the values are seconds since 1970.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One source: its files and what is read from them.
+    """One table: its files and the columns to read from them.
 
     Attributes:
-        name: As `data.sources.tables()` names it: `interactions`, `items`, `items.lookups.0`, …
+        name: Name as in `data.sources.tables()`: `interactions`, `items`, `items.lookups.0`, …
         files: Its files, sorted.
         columns: The columns to read.
-        features: Those of them that become features of the examples, by this table; in the schema's order.
-        key: For a lookup, the column it is joined by.
-        duplicates: For a lookup, what happens to a key that stands in several rows.
-        format: How the files are written.
-        records: Where the records of a JSON file stand.
-        sizes: The bytes of each file, compressed if the file is.
+        features: Those of them that become features of the examples, in the schema's order.
+        key: The column by which a lookup is joined.
+        duplicates: Which row of a lookup is used if several have the same key.
+        format: Format of the files.
+        records: Path of the records in a JSON file.
+        sizes: Bytes of each file as stored, compressed or not.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """The size of all files together."""
+        """The total size of the files."""
         return sum(self.sizes)
 
     @property
@@ -105,9 +105,9 @@ class ResolvedSources:
         interactions: The table of interactions.
         lookups: The other tables by name, in the order in which they are joined.
         features: Every feature of a train or eval example, in the schema's order.
-        types: The type of each of them.
-        carried: Columns of the interactions, joined with their lookups, that are needed to make examples.
-        required: Those of them that every interaction must have a value in.
+        types: The type of each feature.
+        carried: Columns of the interactions, joined with their lookups, that examples are made from.
+        required: Those of them in which every interaction must have a value.
     """
 
     interactions: Table
@@ -124,7 +124,7 @@ class ResolvedSources:
         return tuple(name for name in self.features if name in given)
 
     def lookups_of(self, root: str) -> list[str]:
-        """The names of the tables that are joined onto `root`."""
+        """Return the names of the tables that are joined onto `root`."""
         return [name for name, table in self.lookups.items() if table.root == root and name != root]
 
 
@@ -139,7 +139,7 @@ def read_headers(
     Args:
         files: The files of each table in `data.sources`, at least one each.
         data: The recipe's data section.
-        schema: Every feature in it is read from some table, or made as the recipe says.
+        schema: The schema; every feature in it must be a column of some table, or made by the recipe.
         open_file: Opens a file for reading bytes.
 
     Raises:
@@ -163,12 +163,12 @@ def read_headers(
 
 
 def no_file(table: str, pattern: str, folder: str = "", there: Sequence[str] = ()) -> DataError:
-    """The error for a pattern that matches nothing."""
+    """Return the error for a pattern that matches no file."""
     place = f" in {folder}" if folder else ""
-    listing = f" Files there: {', '.join(there[:10])}{', …' if len(there) > 10 else ''}." if there else ""
+    listing = f" Files: {', '.join(there[:10])}{', …' if len(there) > 10 else ''}." if there else ""
     close = did_you_mean(pattern, there) or "."
     return DataError(f"data.sources.{table}.files: no file matches {pattern!r}{place}{close}{listing} "
-                     "Put the file there, or correct the pattern in the recipe.")  # fmt: skip
+                     "Add the file, or correct the pattern in the recipe.")  # fmt: skip
 
 
 def _lay_out(
@@ -184,7 +184,7 @@ def _lay_out(
     givers = _givers(headers, keys)
     for name, maker in made.items():
         if name in givers:
-            raise DataError(f"{maker} makes the column {name!r}, which {headers[givers[name][0]][0].file} has already. "
+            raise DataError(f"{maker} makes the column {name!r}, which {headers[givers[name][0]][0].file} already has. "
                             "Choose another name in the recipe.")  # fmt: skip
     joined = [name for name in tables if _root(name) == INTERACTIONS]
     for name in _required(data):
@@ -195,38 +195,38 @@ def _lay_out(
             raise _missing(name, _headers(headers, headers), "the schema has this feature")
         if len(givers.get(name, ())) > 1:
             where = " and ".join(headers[table][0].file for table in givers[name])
-            raise DataError(f"the column {name!r} stands in {where}; one table may give it. "
-                            "Drop one of them, or give it another name with `rename` in the recipe.")  # fmt: skip
+            raise DataError(f"expected the column {name!r} in one table, got it in {where}. "
+                            "Drop one of them, or rename it with `rename` in the recipe.")  # fmt: skip
     _check_keys(headers, keys)
-    wanted = {name: {column: None for column in types if givers.get(column) == [name]} for name in tables}
+    to_read = {name: {column: None for column in types if givers.get(column) == [name]} for name in tables}
     carried = [*_required(data), *(data.aggregate.sum if data.aggregate is not None else ())]
     for name in (*carried, *(data.negatives.context if data.negatives is not None else ())):
         giver = next((table for table in joined if table in givers.get(name, ())), None)
         if giver is not None:
-            wanted[giver].setdefault(name)
+            to_read[giver].setdefault(name)
         elif not (name in types and name in givers):
             raise _missing(name, _headers(headers, joined), "data.aggregate or data.negatives names it")
     for table, key in keys.items():
         before = _joined_before(table, headers)
         giver = next(other for other in before if any(key in header.names for header in headers[other]))
-        wanted[giver].setdefault(key)
-        wanted[table] = {key: None, **wanted[table]}
+        to_read[giver].setdefault(key)
+        to_read[table] = {key: None, **to_read[table]}
     sums = data.aggregate.sum if data.aggregate is not None else {}
     types_of = {**{column: types.get(total, "FLOAT") for column, total in sums.items()}, **types}
     for column in sums:
         if types_of[column] == "BYTES":
-            raise DataError(f"data.aggregate.sum adds up {column!r}, which is text in the schema. "
-                            "Make it INT or FLOAT there, or drop the sum.")  # fmt: skip
+            raise DataError(f"data.aggregate.sum: expected an INT or FLOAT column, got {column!r}, which is BYTES. "
+                            "Change its type in the schema, or drop the sum.")  # fmt: skip
     laid_out = {}
     for name, source in tables.items():
-        columns = _columns(name, source, list(wanted[name]), types_of, data, schema)
+        columns = _columns(name, source, list(to_read[name]), types_of, data, schema)
         _check_files(columns, source, headers[name])
         files = tuple(header.file for header in headers[name])
         laid_out[name] = Table(
             name,
             files,
             columns,
-            tuple(column for column in types if column in wanted[name] and column != keys.get(name)),
+            tuple(column for column in types if column in to_read[name] and column != keys.get(name)),
             keys.get(name),
             source.duplicates if isinstance(source, Lookup) else "error",
             source.file_format,
@@ -254,7 +254,7 @@ def _headers(headers: Mapping[str, Sequence[Header]], tables: Iterable[str]) -> 
 
 
 def _joined_before(table: str, tables: Iterable[str]) -> list[str]:
-    """The tables in which the key of a lookup may stand: what it is joined onto, and what was joined before."""
+    """Return the tables that may have the key of a lookup: the one it is joined onto, and those joined before."""
     root = _root(table) if "." in table else INTERACTIONS
     before = [name for name in tables if _root(name) == root]
     return before[: before.index(table)] if table in before else before
@@ -265,35 +265,35 @@ def _check_keys(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]
         before = _headers(headers, _joined_before(table, headers))
         for place in (before, headers[table]):
             if not any(key in header.names for header in place):
-                raise _missing(key, place, f"{table} is joined by it")
+                raise _missing(key, place, f"it is the key of {table}")
 
 
 def _check_files(columns: Sequence[Column], source: Source, headers: Sequence[Header]) -> None:
-    """Every file must have every column of its table once."""
+    """Check that every file has every column of its table once."""
     for header in headers:
         for column in columns:
             if header.names.count(column.name) > 1:
-                raise DataError(f"{header.place}: the column {column.name!r} stands twice in the header; rename one.")
+                raise DataError(f"{header.place}: the column {column.name!r} is in the header twice; rename one.")
             if column.name not in header.names and source.file_format == "csv":
                 raise _missing(column.name, [header], "the other files of the table have it")
 
 
 def _renamed(header: Header, table: str, source: Source) -> Header:
-    """The header with the names that the recipe gives."""
+    """Return the header with the columns renamed as in the recipe."""
     for old in source.rename:
         if old not in header.names:
             raise _missing(old, [header], f"data.sources.{table}.rename names it")
     for old, new in source.rename.items():
         if new in header.names and new not in source.rename:
             raise DataError(
-                f"{header.place}: the column {old!r} is renamed to {new!r}, and the file has a column of that name "
-                f"already. Rename that one too, for example {{{new}: other_{new}}}, or choose another name."
+                f"{header.place}: the column {old!r} is renamed to {new!r}, but the file already has a column of that "
+                f"name. Rename that one too, for example {{{new}: other_{new}}}, or choose another name."
             )
     return dataclasses.replace(header, names=tuple(source.rename.get(name, name) for name in header.names))
 
 
 def _givers(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) -> dict[str, list[str]]:
-    """For each column, the tables that have it; a lookup's key is given by what it is joined onto."""
+    """Return the tables that give each column; a lookup's key is given by the table it is joined onto."""
     givers: dict[str, list[str]] = {}
     for table, files in headers.items():
         for column in {name: None for header in files for name in header.names}:
@@ -303,7 +303,7 @@ def _givers(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) ->
 
 
 def _made(data: Data) -> dict[str, str]:
-    """The columns that no file has, by the key of the recipe that makes them."""
+    """Return the columns that the recipe makes, each with the key that makes it."""
     made = dict.fromkeys(data.aggregate.columns, "data.aggregate") if data.aggregate is not None else {}
     if data.label is not None:
         made[data.columns.label] = "data.label"
@@ -313,7 +313,7 @@ def _made(data: Data) -> dict[str, str]:
 
 
 def _required(data: Data) -> list[str]:
-    """The columns of the files that every interaction must have a value in."""
+    """Return the columns of the files in which every interaction must have a value."""
     parts, made = data.columns, _made(data)
     names = [name for name in (parts.user_id, parts.item_id, parts.label, parts.timestamp) if name is not None]
     sums = data.aggregate.sum if data.aggregate is not None else {}
@@ -327,37 +327,37 @@ def _missing(column: str, headers: Sequence[Header], why: str) -> DataError:
     files = list(dict.fromkeys(header.file for header in headers))
     close = did_you_mean(column, known) or "."
     place = places[0] if len(places) == 1 else ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
-    return DataError(f"{place}: there is no column {column!r}; {why}{close} Columns there: {', '.join(known)}.")
+    return DataError(f"{place}: no column {column!r}; {why}{close} Columns: {', '.join(known)}.")
 
 
 def _columns(
     table: str,
     source: Source,
-    wanted: Sequence[str],
+    names: Sequence[str],
     types: Mapping[str, ColumnType],
     data: Data,
     schema: schema_pb2.Schema,
 ) -> tuple[Column, ...]:
-    """The columns to read from a table, with their types and bounds."""
+    """Return the columns to read from a table, with their types and bounds."""
     key = source.key if isinstance(source, Lookup) else None
     required = [key] if key is not None else _required(data)
-    ranges = _ranges(data, schema) if _root(table) == INTERACTIONS else {}
+    bounds = _bounds(data, schema) if _root(table) == INTERACTIONS else {}
     cells = {new: old for old, new in source.rename.items()}
     return tuple(
         Column(
             column,
             types.get(column, "BYTES"),
             column in required,
-            *ranges.get(column, (None, None)),
+            *bounds.get(column, (None, None)),
             cell=cells.get(column, ""),
             time_format=data.timestamp_format if column == data.columns.timestamp and column != key else None,
         )
-        for column in wanted
+        for column in names
     )
 
 
-def _ranges(data: Data, schema: schema_pb2.Schema) -> dict[str, tuple[float | None, float | None]]:
-    """The schema's bounds on the label and the timestamp. Other domains are the ExampleValidator's business."""
+def _bounds(data: Data, schema: schema_pb2.Schema) -> dict[str, tuple[float | None, float | None]]:
+    """Return the schema's bounds on the label and the timestamp; ExampleValidator checks the other domains."""
     found: dict[str, tuple[float | None, float | None]] = {}
     for feature in schema.feature:
         kind = feature.WhichOneof("domain_info")
