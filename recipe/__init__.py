@@ -1,7 +1,8 @@
 """The recipe: `recipe.yaml` as a strict pydantic model, one module per section.
 
-recipe = load_recipe(Path("schemas/movielens"), ["training.epochs=3"], preset="tutorial")
-schema = load_schema(Path("schemas/movielens"), recipe)
+Example:
+    recipe = load_recipe(Path("schemas/movielens"), ["training.epochs=3"], preset="tutorial")
+    schema = load_schema(Path("schemas/movielens"), recipe)
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from recipe.columns import IS_POSITIVE, Columns, Negatives
-from recipe.errors import did_you_mean
+from recipe.errors import Contradiction, did_you_mean
 from recipe.section import Fraction, Section
 from recipe.sources import Sources
 from recipe.splits import RandomSplit, Split
@@ -75,15 +75,17 @@ class Data(Section):
     def _keys_are_id_columns(self) -> Data:
         items = self.sources.items
         if items is not None and items.key != self.columns.item_id:
-            raise ValueError(
-                f"sources.items.key: expected columns.item_id, {self.columns.item_id!r}, got {items.key!r}; "
-                "set both to the same column"
+            raise _error(
+                "sources.items.key",
+                f"expected data.columns.item_id, {self.columns.item_id!r}, got {items.key!r}; set both to the same "
+                "column",
             )
         users = self.sources.users
         if self.negatives is not None and users is not None and users.key != self.columns.user_id:
-            raise ValueError(
-                f"sources.users.key: expected columns.user_id, {self.columns.user_id!r}, got {users.key!r}; with "
-                "negatives both must be the same column, because a negative has no other column to join users by"
+            raise _error(
+                "sources.users.key",
+                f"expected data.columns.user_id, {self.columns.user_id!r}, got {users.key!r}; with negatives both must "
+                "be the same column, because a negative has no other column to join users by",
             )
         return self
 
@@ -91,62 +93,75 @@ class Data(Section):
     def _has_the_timestamp_it_needs(self) -> Data:
         if self.columns.timestamp is None:
             if self.split.is_chronological:
-                raise ValueError(
-                    f"split.kind {self.split.kind} requires columns.timestamp, which is not set; set it, or use "
-                    "kind: random"
+                raise _error(
+                    "split",
+                    f"kind {self.split.kind} requires data.columns.timestamp, which is not set; set it, or use "
+                    "kind: random",
                 )
             if self.timestamp_format != "seconds":
-                raise ValueError(
-                    f"timestamp_format is {self.timestamp_format!r}, but columns.timestamp is not set; "
-                    "set it, or remove timestamp_format"
+                raise _error(
+                    "timestamp_format",
+                    f"{self.timestamp_format!r} requires data.columns.timestamp, which is not set; set it, or remove "
+                    "timestamp_format",
                 )
-        known = ("seconds", "milliseconds", "iso")
-        if self.timestamp_format not in known:
-            if "%" not in self.timestamp_format:
-                raise ValueError(
-                    "timestamp_format: expected seconds, milliseconds, iso or a strptime pattern such as %Y-%m-%d, "
-                    f"got {self.timestamp_format!r}{did_you_mean(self.timestamp_format, known)}"
-                )
-            _check_pattern(self.timestamp_format)
         return self
+
+    @pydantic.field_validator("timestamp_format")
+    @classmethod
+    def _is_a_timestamp_format(cls, found: str) -> str:
+        known = ("seconds", "milliseconds", "iso")
+        if found in known:
+            return found
+        if "%" not in found:
+            raise ValueError(
+                "expected seconds, milliseconds, iso or a strptime pattern such as %Y-%m-%d, "
+                f"got {found!r}{did_you_mean(found, known)}"
+            )
+        _check_pattern(found)
+        return found
 
     @pydantic.model_validator(mode="after")
     def _duplicates_and_aggregate_agree(self) -> Data:
         if self.aggregate is not None and self.duplicates != "aggregate":
-            raise ValueError(
-                f"aggregate is set, but duplicates is {self.duplicates}; set duplicates: aggregate, or remove aggregate"
+            raise _error(
+                "aggregate",
+                f"requires duplicates: aggregate, got {self.duplicates}; set data.duplicates, or remove aggregate",
             )
         if self.duplicates == "aggregate" and self.aggregate is None:
-            raise ValueError(
-                "duplicates is aggregate, but data.aggregate is not set; "
-                "set aggregate: {count: NAME}, or duplicates: last"
+            raise _error(
+                "duplicates",
+                "aggregate requires data.aggregate, which is not set; set aggregate: {count: NAME}, or "
+                "duplicates: last",
             )
-        parts = self.columns
-        named = {parts.user_id: "user_id", parts.item_id: "item_id", parts.timestamp: "timestamp"}
-        for name in self.aggregate.columns if self.aggregate is not None else ():
-            if name in named:
-                raise ValueError(
-                    f"aggregate adds the column {name!r}, which is columns.{named[name]}; choose a different name"
+        for part in ("user_id", "item_id", "timestamp"):
+            name = getattr(self.columns, part)
+            if self.aggregate is not None and name in self.aggregate.columns:
+                raise _error(
+                    "aggregate", f"adds the column {name!r}, which is data.columns.{part}; choose a different name"
                 )
         return self
 
     @pydantic.model_validator(mode="after")
     def _has_one_label(self) -> Data:
-        if self.label is not None and self.aggregate is not None and self.columns.label in self.aggregate.columns:
-            raise ValueError(
-                f"columns.label is {self.columns.label!r}, which is both a column of aggregate and the constant label; "
-                "remove label, or choose a different name for one of them"
+        if self.label is None:
+            return self
+        name = self.columns.label
+        if self.aggregate is not None and name in self.aggregate.columns:
+            raise _error(
+                "label",
+                f"data.columns.label is {name!r}, which is both a column of aggregate and the constant label; remove "
+                "label, or choose a different name for one of them",
             )
-        parts = self.columns
-        named = {parts.user_id: "user_id", parts.item_id: "item_id", parts.timestamp: "timestamp"}
-        if self.label is not None and parts.label in named:
-            raise ValueError(
-                f"label adds the column {parts.label!r}, which is columns.{named[parts.label]}; choose a different name"
-            )
-        if self.label is not None and self.negatives is not None and self.negatives.label == self.label.constant:
-            raise ValueError(
-                f"label.constant and negatives.label are both {self.negatives.label:g}, so all examples would have "
-                "the same label; choose different values"
+        for part in ("user_id", "item_id", "timestamp"):
+            if name == getattr(self.columns, part):
+                raise _error(
+                    "label", f"adds the column {name!r}, which is data.columns.{part}; choose a different name"
+                )
+        if self.negatives is not None and self.negatives.label == self.label.constant:
+            raise _error(
+                "negatives.label",
+                f"data.label.constant is {self.negatives.label:g} as well, so all examples would have the same label; "
+                "choose different values",
             )
         return self
 
@@ -156,17 +171,24 @@ class Data(Section):
             parts = self.columns
             added = self.aggregate.columns if self.aggregate is not None else ()
             if IS_POSITIVE in (parts.user_id, parts.item_id, parts.label, parts.timestamp, *added):
-                raise ValueError(
+                raise _error(
+                    "columns",
                     f"the column name {IS_POSITIVE!r} is reserved for the feature that distinguishes interactions from "
-                    "sampled negatives; rename the column"
+                    "sampled negatives; rename the column",
                 )
-            for name in self.negatives.context:
+            for index, name in enumerate(self.negatives.context):
                 if name in (parts.item_id, parts.label, *added):
-                    raise ValueError(
-                        f"negatives.context contains {name!r}, which describes the outcome of the interaction; remove "
-                        "it, because a copy of it in negatives would leak the label"
+                    raise _error(
+                        f"negatives.context.{index}",
+                        f"{name!r} describes the outcome of the interaction; remove it, because a copy of it in "
+                        "negatives would leak the label",
                     )
         return self
+
+
+def _error(key: str, message: str) -> Contradiction:
+    """An error at a key of this section."""
+    return Contradiction(f"data.{key}", f"data.{key}: {message}")
 
 
 def _check_pattern(pattern: str) -> None:
@@ -179,8 +201,6 @@ def _check_pattern(pattern: str) -> None:
     try:
         found = [datetime.datetime.strptime(moment.strftime(pattern), pattern) for moment in moments]
     except ValueError as error:
-        raise ValueError(f"timestamp_format: expected a strptime pattern, got {pattern!r}: {error}") from None
+        raise ValueError(f"expected a strptime pattern, got {pattern!r}: {error}") from None
     if [moment.date() for moment in found] != [moment.date() for moment in moments]:
-        raise ValueError(
-            f"timestamp_format: expected a pattern with year, month and day, such as %Y-%m-%d, got {pattern!r}"
-        )
+        raise ValueError(f"expected a pattern with year, month and day, such as %Y-%m-%d, got {pattern!r}")

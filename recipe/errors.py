@@ -30,7 +30,8 @@ class DeprecatedKey(DeprecationWarning):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest known word, or an empty string if none is close.
 
-    did_you_mean("embeding_dim", ["embedding_dim", "epochs"])  # "; did you mean 'embedding_dim'?"
+    Example:
+        did_you_mean("embeding_dim", ["embedding_dim", "epochs"])  # "; did you mean 'embedding_dim'?"
     """
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -18,7 +18,8 @@ DottedKey = Annotated[str, "dotted key"]
 def dotted_key(text: str) -> Key:
     """Parse a dotted key.
 
-    dotted_key("gates.0.at_least")  # ("gates", 0, "at_least")
+    Example:
+        dotted_key("gates.0.at_least")  # ("gates", 0, "at_least")
     """
     return tuple(int(part) if part.isdecimal() else part for part in text.split("."))
 

@@ -26,6 +26,7 @@ PRESET_SECTIONS = ("description", "features", "model", "training", "tuner", "gat
 def load_recipe(schema_dir: Path, overrides: Sequence[str] = (), preset: str | None = None) -> Recipe:
     """Read and validate `recipe.yaml` of `schema_dir`.
 
+    Example:
         load_recipe(Path("schemas/movielens"), ["training.epochs=3"], preset="tutorial")
 
     Args:
@@ -74,7 +75,8 @@ def load_recipe(schema_dir: Path, overrides: Sequence[str] = (), preset: str | N
 def preset_names(schema_dir: Path) -> Sequence[str]:
     """Return the names of the presets of a schema folder in alphabetical order.
 
-    preset_names(Path("schemas/movielens"))  # ["best", "best_by_time", "dcn", ...]
+    Example:
+        preset_names(Path("schemas/movielens"))  # ["best", "best_by_time", "dcn", ...]
     """
     return sorted(path.stem for path in (schema_dir / PRESETS_FOLDER).glob("*.yaml"))
 

@@ -71,16 +71,16 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _slices_are_available(self) -> Recipe:
         parts = self.data.columns
-        ready = {USER_ACTIVITY: self.slices.user_activity, ITEM_POPULARITY: self.slices.item_popularity}
+        builtin = {USER_ACTIVITY: self.slices.user_activity, ITEM_POPULARITY: self.slices.item_popularity}
         for index, gate in enumerate(self.gates):
-            if gate.slice_key is not None and ready.get(gate.slice_key[0], True) is None:
+            if gate.slice_key is not None and builtin.get(gate.slice_key[0], True) is None:
                 raise Contradiction(
                     f"gates.{index}.slice",
                     f"gates.{index}.slice: {gate.slice_key[0]} is disabled in slices; enable it, or remove the gate",
                 )
         many = {parts.user_id: "user", parts.item_id: "item", parts.timestamp: "timestamp", parts.label: "label"}
         for name, key in self._slice_columns():
-            if name in ready:
+            if name in builtin:
                 raise Contradiction(key, f"{key}: {name!r} is a built-in slice; remove it from the columns")
             if name in many:
                 raise Contradiction(

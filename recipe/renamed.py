@@ -30,6 +30,7 @@ class Renamed:
 def current_values(root: type[Section], values: Any, at: Key = ()) -> tuple[Any, list[Renamed]]:
     """Return values with the current names of all keys, and the keys that had an old name.
 
+    Example:
         current_values(Recipe, {"model": {"stranger_dropout": 0.1}})  # {"model": {"cold_start_dropout": 0.1}}, [...]
 
     Args:

@@ -16,6 +16,7 @@ from recipe.recipe import Recipe
 def load_schema(schema_dir: Path, recipe: Recipe) -> schema_pb2.Schema:
     """Read the curated `schema.pbtxt` of `schema_dir` and validate that it has all columns of `recipe`.
 
+    Example:
         schema = load_schema(Path("schemas/movielens"), recipe)
 
     Raises:

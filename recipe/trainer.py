@@ -43,6 +43,7 @@ class TrainerRecipe(Section):
     def with_values(self, found: Mapping[str, Any]) -> TrainerRecipe:
         """Return this recipe with changed values.
 
+        Example:
             recipe.with_values({"model.embedding_dim": 32})
 
         Args:
