@@ -696,7 +696,7 @@ def _check(reports: Sequence[UnitReport], data: Data) -> None:
     for split in ("train", "eval"):
         if not counts[f"rows_{split}"]:
             good = f"{counts['rows_read'] - counts['rows_rejected']:,} valid rows of interactions"
-            raise DataError(f"data.split: {splitter_of(data).empty(split, good)}")
+            raise DataError(f"data.split: {splitter_of(data).empty_message(split, good)}")
 
 
 def _counts(reports: Sequence[UnitReport]) -> dict[str, int]:

@@ -176,11 +176,11 @@ class Splitter(abc.ABC, Generic[Section]):
         self.columns = columns
 
     def summarize(self, rows: pa.RecordBatch | pa.Table) -> Any:
-        """Return what `fit` needs of one partition, small enough to be held for all partitions at once."""
+        """Return the summary of one partition for `fit`; the summaries of all partitions are in memory together."""
         return None
 
     def fit(self, summaries: Iterable[Any]) -> Self:
-        """Return the splitter that `assign` is called on, given the summaries of all partitions."""
+        """Return a splitter that is ready for `assign`, given the summaries of all partitions."""
         return self
 
     @abc.abstractmethod
@@ -191,14 +191,15 @@ class Splitter(abc.ABC, Generic[Section]):
             rows: Interactions with all columns of `data.columns`; if `needs_all_rows`, all rows of their users.
         """
 
-    @abc.abstractmethod
-    def empty(self, split: str, rows: str) -> str:
-        """Return the message for a split without rows.
+    def empty_message(self, split: str, rows: str) -> str:
+        """Return the error message for a split without rows.
 
         Args:
             split: `train` or `eval`.
-            rows: The number of rows to split, with their name.
+            rows: Description of the rows to split, with their number.
         """
+        return (f"none of the {rows} is in {split}; expected at least one. "
+                "Add rows, or choose another eval_fraction or seed.")  # fmt: skip
 
     def _column(self, rows: pa.RecordBatch | pa.Table, name: str | None) -> pa.Array:
         column = rows.column(str(name))
@@ -216,9 +217,6 @@ class RandomSplitter(Splitter[RandomSplit]):
         columns = [self._column(rows, name) for name in names]
         return random_split(columns, self.section.eval_fraction, self.section.seed)
 
-    def empty(self, split: str, rows: str) -> str:
-        return _none_at_random(split, rows)
-
 
 class ByUserSplitter(Splitter[ByUserSplit]):
     """Assigns a user with all rows by a hash of the user's id."""
@@ -228,9 +226,6 @@ class ByUserSplitter(Splitter[ByUserSplit]):
     def assign(self, rows: pa.RecordBatch | pa.Table) -> Mask:
         users = self._column(rows, self.columns.user_id)
         return random_split([users], self.section.eval_fraction, self.section.seed)
-
-    def empty(self, split: str, rows: str) -> str:
-        return _none_at_random(split, rows)
 
 
 class TimeSplitter(Splitter[TimeSplit]):
@@ -253,7 +248,7 @@ class TimeSplitter(Splitter[TimeSplit]):
         late = pc.greater_equal(self._column(rows, self.columns.timestamp), self.cut)
         return np.asarray(late.to_numpy(zero_copy_only=False), dtype=bool)
 
-    def empty(self, split: str, rows: str) -> str:
+    def empty_message(self, split: str, rows: str) -> str:
         return (f"all {rows} have the same timestamp, so a split by time leaves {split} empty. "
                 "Set data.split.kind: random, or add rows.")  # fmt: skip
 
@@ -269,7 +264,7 @@ class LeaveLastNSplitter(Splitter[LeaveLastNSplit]):
         users, items, times, labels = (self._column(rows, name) for name in names)
         return leave_last_n(codes([users]), times.to_numpy(), codes([users, items, times, labels]), self.section.n)
 
-    def empty(self, split: str, rows: str) -> str:
+    def empty_message(self, split: str, rows: str) -> str:
         return (f"none of the {rows} is in {split}: no user has more than n = {self.section.n} distinct rows. "
                 "Choose a smaller n or another split.")  # fmt: skip
 
@@ -286,8 +281,3 @@ SPLITTERS: Mapping[str, type[Splitter[Any]]] = {
 def splitter_of(data: Data) -> Splitter[Any]:
     """Return the splitter of `data.split`."""
     return SPLITTERS[data.split.kind](data.split, data.columns)
-
-
-def _none_at_random(split: str, rows: str) -> str:
-    return (f"none of the {rows} is in {split}; expected at least one. "
-            "Add rows, or choose another eval_fraction or seed.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The layout of a run's tables: the files of each, their sizes, and which table gives which column.
+"""The layout of a run's tables: the files of each, their sizes, and the columns to read from each.
 
 `read_headers` makes it from the headers of the files: `resolve.resolve_sources` calls it before a run, the executor
 while it runs. Both pass the result on, so that no other code lists files or reads headers.
@@ -134,7 +134,7 @@ def read_headers(
     schema: schema_pb2.Schema,
     open_file: Callable[[str], IO[bytes]],
 ) -> ResolvedSources:
-    """Read the headers of all files and decide which table gives which feature of the schema.
+    """Read the headers of all files and find the table of every feature of the schema.
 
     Args:
         files: The files of each table in `data.sources`, at least one each.
@@ -181,48 +181,36 @@ def _lay_out(
     types = column_types(schema)
     made = _made(data)
     keys = {name: source.key for name, source in tables.items() if isinstance(source, Lookup)}
-    givers = _givers(headers, keys)
+    owners = _owners(headers, keys)
     for name, maker in made.items():
-        if name in givers:
-            raise DataError(f"{maker} makes the column {name!r}, which {headers[givers[name][0]][0].file} already has. "
+        if name in owners:
+            raise DataError(f"{maker} makes the column {name!r}, which {headers[owners[name][0]][0].file} already has. "
                             "Choose another name in the recipe.")  # fmt: skip
     joined = [name for name in tables if _root(name) == INTERACTIONS]
     for name in _required(data):
-        if not set(joined) & set(givers.get(name, ())):
+        if not set(joined) & set(owners.get(name, ())):
             raise _missing(name, _headers(headers, joined), "every interaction needs it")
     for name in types:
-        if name not in givers and name not in made:
+        if name not in owners and name not in made:
             raise _missing(name, _headers(headers, headers), "the schema has this feature")
-        if len(givers.get(name, ())) > 1:
-            where = " and ".join(headers[table][0].file for table in givers[name])
+        if len(owners.get(name, ())) > 1:
+            where = " and ".join(headers[table][0].file for table in owners[name])
             raise DataError(f"expected the column {name!r} in one table, got it in {where}. "
                             "Drop one of them, or rename it with `rename` in the recipe.")  # fmt: skip
     _check_keys(headers, keys)
-    to_read = {name: {column: None for column in types if givers.get(column) == [name]} for name in tables}
-    carried = [*_required(data), *(data.aggregate.sum if data.aggregate is not None else ())]
-    for name in (*carried, *(data.negatives.context if data.negatives is not None else ())):
-        giver = next((table for table in joined if table in givers.get(name, ())), None)
-        if giver is not None:
-            to_read[giver].setdefault(name)
-        elif not (name in types and name in givers):
-            raise _missing(name, _headers(headers, joined), "data.aggregate or data.negatives names it")
-    for table, key in keys.items():
-        before = _joined_before(table, headers)
-        giver = next(other for other in before if any(key in header.names for header in headers[other]))
-        to_read[giver].setdefault(key)
-        to_read[table] = {key: None, **to_read[table]}
+    to_read = _columns_to_read(headers, owners, types, keys, data)
     sums = data.aggregate.sum if data.aggregate is not None else {}
     types_of = {**{column: types.get(total, "FLOAT") for column, total in sums.items()}, **types}
     for column in sums:
         if types_of[column] == "BYTES":
             raise DataError(f"data.aggregate.sum: expected an INT or FLOAT column, got {column!r}, which is BYTES. "
                             "Change its type in the schema, or drop the sum.")  # fmt: skip
-    laid_out = {}
+    layout = {}
     for name, source in tables.items():
         columns = _columns(name, source, list(to_read[name]), types_of, data, schema)
         _check_files(columns, source, headers[name])
         files = tuple(header.file for header in headers[name])
-        laid_out[name] = Table(
+        layout[name] = Table(
             name,
             files,
             columns,
@@ -233,16 +221,43 @@ def _lay_out(
             source.records,
             tuple(sizes[file] for file in files),
         )
-    by_joining = [column for name in joined for column in laid_out[name].columns if column.name != keys.get(name)]
+    by_joining = [column for name in joined for column in layout[name].columns if column.name != keys.get(name)]
     needed = {*types, *_required(data), *sums, *(keys[name] for name in keys if "." not in name)}
     return ResolvedSources(
-        interactions=laid_out.pop(INTERACTIONS),
-        lookups=laid_out,
+        interactions=layout.pop(INTERACTIONS),
+        lookups=layout,
         features=tuple(types),
         types=types,
         carried=tuple(column for column in by_joining if column.name in needed),
         required=tuple(column for column in by_joining if column.name in _required(data)),
     )
+
+
+def _columns_to_read(
+    headers: Mapping[str, Sequence[Header]],
+    owners: Mapping[str, Sequence[str]],
+    types: Mapping[str, ColumnType],
+    keys: Mapping[str, str],
+    data: Data,
+) -> dict[str, dict[str, None]]:
+    """Return the columns to read from each table, in order: features, and those that the recipe and joins need."""
+    joined = [name for name in headers if _root(name) == INTERACTIONS]
+    to_read: dict[str, dict[str, None]] = {
+        name: {column: None for column in types if owners.get(column) == [name]} for name in headers
+    }
+    carried = [*_required(data), *(data.aggregate.sum if data.aggregate is not None else ())]
+    for name in (*carried, *(data.negatives.context if data.negatives is not None else ())):
+        owner = next((table for table in joined if table in owners.get(name, ())), None)
+        if owner is not None:
+            to_read[owner].setdefault(name)
+        elif not (name in types and name in owners):
+            raise _missing(name, _headers(headers, joined), "data.aggregate or data.negatives names it")
+    for table, key in keys.items():
+        before = _joined_before(table, headers)
+        owner = next(other for other in before if any(key in header.names for header in headers[other]))
+        to_read[owner].setdefault(key)
+        to_read[table] = {key: None, **to_read[table]}
+    return to_read
 
 
 def _root(table: str) -> str:
@@ -292,14 +307,14 @@ def _renamed(header: Header, table: str, source: Source) -> Header:
     return dataclasses.replace(header, names=tuple(source.rename.get(name, name) for name in header.names))
 
 
-def _givers(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the tables that give each column; a lookup's key is given by the table it is joined onto."""
-    givers: dict[str, list[str]] = {}
+def _owners(headers: Mapping[str, Sequence[Header]], keys: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the tables that have each column; a lookup's key belongs to the table that it is joined onto."""
+    owners: dict[str, list[str]] = {}
     for table, files in headers.items():
         for column in {name: None for header in files for name in header.names}:
             if column != keys.get(table):
-                givers.setdefault(column, []).append(table)
-    return givers
+                owners.setdefault(column, []).append(table)
+    return owners
 
 
 def _made(data: Data) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A data folder, and InteractionExampleGen's executor run on it."""
+"""Fixtures: a data folder, and InteractionExampleGen's executor run on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ingest(folder: Path, tmp_path: Path) -> Callable[..., Ingested]:
-    """Writes tables to the data folder, runs the executor on it and reads the result."""
+    """Write tables to the data folder, run the executor on it and read the result."""
 
     def run(
         tables: Mapping[str, str | bytes] | None = None,

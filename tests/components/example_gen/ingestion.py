@@ -1,4 +1,4 @@
-"""Runs InteractionExampleGen's executor on small CSVs and reads back what it wrote."""
+"""Runs InteractionExampleGen's executor on small CSVs and reads its output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = """
 
 
 def make_data(**changes: Any) -> Data:
-    """A data section with three tables, changed as told."""
+    """Return a data section with three tables and the given changes."""
     values = {
         "sources": {
             "interactions": {"files": "interactions*.csv*"},
@@ -41,7 +41,7 @@ def make_data(**changes: Any) -> Data:
 
 
 def make_features() -> Features:
-    """What the towers look at; every column comes from the table it has to come from."""
+    """Return valid features of both towers."""
     return Features.model_validate(
         {
             "query": [{"column": "user_id", "kind": "id"}, {"column": "age", "kind": "normalized"}],
@@ -55,7 +55,7 @@ def make_schema(text: str = SCHEMA) -> schema_pb2.Schema:
 
 
 def make_interactions(rows: int = 40) -> str:
-    """Plain interactions: 8 users, 10 items, every label, one timestamp each."""
+    """Return interactions of 8 users and 10 items, with all labels and distinct timestamps."""
     return INTERACTIONS + "".join(f"u{i % 8},i{i % 10},{1 + i % 5},{1000 + i}\n" for i in range(rows))
 
 
@@ -69,14 +69,14 @@ def make_tables() -> dict[str, str | bytes]:
 
 @dataclasses.dataclass
 class Ingested:
-    """What a run wrote: the artifact, its examples by split as plain dictionaries, and the rejected rows."""
+    """Output of a run: the artifact, its examples by split as dictionaries, and the rejected rows."""
 
     artifact: Any
     splits: dict[str, list[dict[str, Any]]]
     rejected: list[dict[str, Any]]
 
     def counts(self) -> tuple[int, int, int, int]:
-        """Rows read, rejected, train and eval, as the artifact says."""
+        """Return the artifact's number of rows read, rejected, train and eval."""
         read, rejected, train, evaluated = (
             self.artifact.get_int_custom_property(f"rows_{name}") for name in ("read", "rejected", "train", "eval")
         )
@@ -116,7 +116,7 @@ def run_executor(folder: Path, out: Path, data: Data, schema: schema_pb2.Schema)
 
 
 def read_examples(split_uri: str) -> list[dict[str, Any]]:
-    """The examples of a split, read as TFX reads them: feature name to value, or to None where it has none."""
+    """Read the examples of a split as TFX does: feature name to value, or to None if it is missing."""
     import tensorflow as tf
     from tfx.utils import io_utils
 

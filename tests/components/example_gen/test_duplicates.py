@@ -38,7 +38,7 @@ def data(duplicates: str = "aggregate", timestamp: str | None = "timestamp", **m
 
 
 def table(rows: list[Any]) -> pa.Table:
-    """The rows in two chunks, with the number of each."""
+    """Return the rows in two chunks, with the number of each."""
     names = ["user_id", "item_id", "timestamp", "price", "amount", "row"]
     types = [pa.string(), pa.string(), pa.int64(), pa.float32(), pa.int64(), pa.int64()]
     columns = zip(*((*row, number) for number, row in enumerate(rows)), strict=True)
@@ -62,7 +62,7 @@ def test_aggregates_equal_those_of_pandas(rows: list[Any], timed: bool) -> None:
         pair = row["user_id"], row["item_id"]
         assert row["row"] == latest[pair]
         assert row["timestamp"] == rows[row["row"]][2]
-        assert row["price"] == rows[row["row"]][3]  # the latest one's, missing or not
+        assert row["price"] == rows[row["row"]][3]  # of the latest row, even if missing
         assert row["purchases"] == grouped.size()[pair]
         for column, total in (("price", "spent"), ("amount", "pieces")):
             expected = sums.loc[pair, column]
@@ -73,7 +73,7 @@ def test_aggregates_equal_those_of_pandas(rows: list[Any], timed: bool) -> None:
 
 @settings(deadline=None)
 @given(ROWS)
-def test_last_wins(rows: list[Any]) -> None:
+def test_the_latest_row_is_kept(rows: list[Any]) -> None:
     merged = merge(table(rows), data("last"), TYPES)
     expected = {}
     for number, (user, item, time, *_) in enumerate(rows):
@@ -83,7 +83,7 @@ def test_last_wins(rows: list[Any]) -> None:
     assert merged.column_names == table(rows).column_names
 
 
-def test_sums_that_do_not_fit_are_refused() -> None:
+def test_sums_that_overflow_are_errors() -> None:
     rows = [("a", "x", 1, 1.0, 2**62), ("a", "x", 2, 1.0, 2**62)]
     with pytest.raises(DataError, match=r"data\.aggregate\.sum: pieces does not fit into 64 bits"):
         merge(table(rows), data(), TYPES)

@@ -12,7 +12,7 @@ from recipe.data import Data
 
 
 def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:
-    """Runs through the driver, is cached while nothing changes, and runs again for a new span or new code."""
+    """The driver takes an unchanged run from the cache, and runs the component for a new span or new code."""
     from tfx.orchestration import metadata
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.orchestration.pipeline import Pipeline
@@ -24,7 +24,7 @@ def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:
     connection = metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
 
     def run(data: Data, code_version: str = "1") -> list[tuple[str, int, int]]:
-        """Runs the DAG; returns uri, span and rows read of every artifact so far."""
+        """Run the DAG; return URI, span and rows read of every artifact so far."""
         component = InteractionExampleGen(str(folder), data, make_schema(), code_version)
         pipeline = Pipeline(
             pipeline_name="ingestion",
@@ -64,7 +64,7 @@ def test_local_dag_runner(folder: Path, tmp_path: Path) -> None:
     write_tables(newer, tables)
     assert [artifact[1:] for artifact in run(data)[3:]] == [(2, 30)]
 
-    # What is wrong with the data reaches whoever runs the DAG under its own type, and earlier runs stay as they are.
+    # An error in the data is raised with its own type, and the artifacts of earlier runs are kept.
     with (newer / "interactions.csv").open("a") as stream:
         stream.write("u1,i1,6,1001\n")
     with pytest.raises(DataError, match=r"span-2/interactions\.csv:32: rating: expected a number from 1 to 5, got '6'"):

@@ -1,4 +1,4 @@
-"""The JSON reader: every record comes out once, named by its key, and what is not JSON is refused by its line."""
+"""The JSON reader returns every record once, with its key, and rejects invalid JSON with its line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORDS = st.dictionaries(st.sampled_from(["x", "y", "z"]), VALUES, max_size=3)
 def read(
     content: bytes, path: str | None = None, block_bytes: int = 1 << 20, file: str = "f.json"
 ) -> tuple[list[tuple[str, list[str | None]]], list[BadRow]]:
-    """The good records by key, and the bad ones."""
+    """Return the valid records by key, and the malformed ones."""
     good, bad = [], []
     for batch in read_json_batches(io.BytesIO(content), file, path, ["x", "y"], block_bytes):
         cells = zip(*(column.to_pylist() for column in batch.columns.columns), strict=True)
@@ -49,18 +49,18 @@ def test_no_record_is_lost(records: Any, others: Any, block_bytes: int, ascii_on
     text = json.dumps({"top": document}, ensure_ascii=ascii_only, indent=indent)
     good, bad = read(text.encode("utf-8", "surrogatepass"), "top/b", block_bytes)
     found = dict(good)
-    refused = {row.key: row for row in bad}
+    rejected = {row.key: row for row in bad}
     expected = records.items() if isinstance(records, dict) else enumerate(records)
     names = []
     for key, record in expected:
         name = "top/b/" + str(key).encode("utf-8", "backslashreplace").decode()
         if record is None and isinstance(records, list):
-            continue  # Firebase's gap between numbered keys
+            continue  # Firebase fills gaps between numbered keys with null
         names.append(name)
         cells = [record.get(column) for column in ("x", "y")] if isinstance(record, dict) else [[]]
         if any(isinstance(cell, dict | list) or "\ud800" in str(cell) for cell in cells):
-            assert refused[name].line is None
-            assert str(refused[name]).startswith(f"f.json: {name}: ")
+            assert rejected[name].line is None
+            assert str(rejected[name]).startswith(f"f.json: {name}: ")
         else:
             for cell, text in zip(cells, found[name], strict=True):
                 if cell is None or cell == "":
@@ -77,7 +77,7 @@ def test_no_record_is_lost(records: Any, others: Any, block_bytes: int, ascii_on
 @example('{"a": {"x": 1}', 3)
 @example('[{"x": 1}] 2', 3)
 @example("[1e5, -0.5]", 1)
-def test_any_text_is_read_or_refused_by_place(text: str, block_bytes: int) -> None:
+def test_any_text_is_read_or_rejected_with_a_location(text: str, block_bytes: int) -> None:
     try:
         expected = json.loads(text)
     except ValueError:
@@ -95,7 +95,7 @@ def test_any_text_is_read_or_refused_by_place(text: str, block_bytes: int) -> No
 
 @settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(1, 12))
-def test_any_bytes_are_read_or_refused_by_place(content: bytes, block_bytes: int) -> None:
+def test_any_bytes_are_read_or_rejected_with_a_location(content: bytes, block_bytes: int) -> None:
     try:
         good, bad = read(b'[{"x": "' + content + b'"}, {"x": 2}]', None, block_bytes)
     except DataError as error:

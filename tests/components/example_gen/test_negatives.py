@@ -1,4 +1,4 @@
-"""Sampled negatives: never what the user has, as many as asked for, the same every time."""
+"""Sampled negatives: never an item of the user, the requested number, and deterministic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = tuple[int, int, bool]
 def sample(
     rows: list[Row], size: int, per_positive: int, seed: int, names: dict[int, int] | None = None
 ) -> SampledNegatives:
-    """Samples for rows of user, item and whether it is eval; `names` gives users another number in the batch."""
+    """Sample for rows of user, item and whether it is eval; `names` renumbers the users of the batch."""
     known = sorted({user for user, _, _ in rows})
     numbers = {user: number for number, user in enumerate(known)} if names is None else names
     ids = sorted(numbers, key=lambda user: numbers[user])
@@ -44,30 +44,30 @@ def sample(
 
 @settings(deadline=None, max_examples=300)
 @given(CASES)
-def test_negatives_are_untouched_different_and_in_one_split(case: tuple[list[Row], int, int, int]) -> None:
+def test_negatives_are_distinct_items_without_interaction_in_one_split(case: tuple[list[Row], int, int, int]) -> None:
     rows, size, per_positive, seed = case
     sampled = sample(rows, size, per_positive, seed)
     again = sample(rows, size, per_positive, seed)
     assert sampled.parents.tolist() == again.parents.tolist() == sorted(again.parents.tolist())
     assert sampled.items.tolist() == again.items.tolist()
-    touched, splits = defaultdict(set), defaultdict(set)
+    seen, splits = defaultdict(set), defaultdict(set)
     for user, item, _ in rows:
-        touched[user].add(item)
+        seen[user].add(item)
     of_row = defaultdict(list)
     for parent, item in zip(sampled.parents.tolist(), sampled.items.tolist(), strict=True):
         user, _, is_eval = rows[parent]
         assert 0 <= item < size
-        assert item not in touched[user]
+        assert item not in seen[user]
         splits[user, item].add(is_eval)
         of_row[parent].append(item)
     assert all(len(found) == 1 for found in splits.values())
     for number, (user, _, is_eval) in enumerate(rows):
         assert len(set(of_row[number])) == len(of_row[number])
-        untouched = size - len(touched[user])
+        available = size - len(seen[user])
         alone = all(other == is_eval for owner, _, other in rows if owner == user)
-        # A user whose rows are in both splits shares the untouched items between them.
-        assert len(of_row[number]) >= min(per_positive, untouched if alone else untouched // 2)
-        assert len(of_row[number]) <= min(per_positive, untouched)
+        # The available items of a user with rows in both splits are divided between them.
+        assert len(of_row[number]) >= min(per_positive, available if alone else available // 2)
+        assert len(of_row[number]) <= min(per_positive, available)
 
 
 @settings(deadline=None)
@@ -83,28 +83,28 @@ def test_a_users_negatives_do_not_depend_on_other_users(case: tuple[list[Row], i
     assert alone.items.tolist() == of_whole
 
 
-@pytest.mark.parametrize("size", [60, 5000])  # few items for the rows of a user, and plenty
+@pytest.mark.parametrize("size", [60, 5000])  # few and many items for the rows of a user
 def test_negatives_are_uniform_and_seeds_differ(size: int) -> None:
     rows = [(user, (user * 7 + k) % 10, k % 3 == 0) for user in range(3000) for k in range(4)]
     first, second = (sample(rows, size, 5, seed) for seed in (0, 1))
     assert len(first.items) == len(rows) * 5
     counts = np.bincount(first.items, minlength=size)
-    assert counts[:10].sum() < counts[10:20].sum() or size > 100  # the first ten are touched
-    untouched = counts[10:]
+    assert counts[:10].sum() < counts[10:20].sum() or size > 100  # the first ten are items of users
+    available = counts[10:]
     expected = len(first.items) / size
-    assert untouched.mean() == pytest.approx(expected, rel=0.2)
-    assert untouched.std() < 1.3 * np.sqrt(untouched.mean()) + 0.02 * untouched.mean()
+    assert available.mean() == pytest.approx(expected, rel=0.2)
+    assert available.std() < 1.3 * np.sqrt(available.mean()) + 0.02 * available.mean()
     same = (first.items == second.items).mean()
     assert same < 0.1
 
 
-def test_a_user_who_has_everything_gets_none() -> None:
+def test_a_user_with_all_items_gets_no_negatives() -> None:
     rows = [(0, 0, False), (0, 1, True), (1, 0, False)]
     sampled = sample(rows, 2, 3, 0)
     assert Counter(zip(sampled.parents.tolist(), sampled.items.tolist(), strict=True)) == {(2, 1): 1}
 
 
-def test_negatives_never_change() -> None:
-    """Models are compared across months and machines: these were the negatives when this was written."""
+def test_negatives_are_pinned() -> None:
+    """Models are compared across versions of Tandem, so the same rows must get the same negatives."""
     rows = [(user, user, user == 2) for user in range(4)]
     assert sample(rows, 1000, 2, 7).items.tolist() == [249, 557, 166, 927, 875, 326, 557, 830]

@@ -1,4 +1,4 @@
-"""Splits: deterministic, independent of row order, and never with the future in train."""
+"""Splits: deterministic, independent of row order, and without temporal leakage if chronological."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_random_split_depends_on_the_row_alone(
     assert [is_eval[row] for row in shuffled] == again
 
 
-def test_random_split_never_changes() -> None:
-    """Models are compared across months and machines: these rows were in these splits when this was written."""
+def test_random_split_is_pinned() -> None:
+    """Models are compared across versions of Tandem, so the same rows must stay in the same splits."""
     rows = [(f"user {i}", f"item {i}é", 881250949 + i, 1.0 + i % 5) for i in range(24)]
     found = "".join("e" if row else "t" for row in random_split(columns(rows), 0.4, 7))
     assert found == "tetttetetettteettteeeett"
@@ -61,7 +61,7 @@ def test_random_split_meets_the_fraction_and_seeds_are_independent() -> None:
 
 @settings(deadline=None)
 @given(TIMES, st.floats(0.01, 0.99))
-def test_time_split_keeps_the_future_out_of_train(times: list[int], eval_fraction: float) -> None:
+def test_time_split_has_no_train_row_after_an_eval_row(times: list[int], eval_fraction: float) -> None:
     splitter = splitter_of(make_data(split={"kind": "time", "eval_fraction": eval_fraction}))
     rows = pa.table({"timestamp": pa.array(times, pa.int64())})
     is_eval = splitter.fit([splitter.summarize(rows)]).assign(rows)
@@ -71,7 +71,7 @@ def test_time_split_keeps_the_future_out_of_train(times: list[int], eval_fractio
     assert not train & evaluated
     if len(set(times)) > 1:
         assert max(train) < min(evaluated)
-        # No other boundary comes closer to the fraction.
+        # No other boundary is closer to the fraction.
         fractions = [np.mean(np.array(times) >= at) for at in sorted(set(times))[1:]]
         assert abs(is_eval.mean() - eval_fraction) == pytest.approx(min(abs(f - eval_fraction) for f in fractions))
 
@@ -119,7 +119,7 @@ def test_leave_last_n_takes_each_users_latest_distinct_rows(rows: list[tuple[int
 
 @settings(deadline=None)
 @given(st.lists(IDS, min_size=1, max_size=40), st.floats(0.01, 0.99), st.integers())
-def test_by_user_keeps_users_whole(users: list[str], eval_fraction: float, seed: int) -> None:
+def test_by_user_keeps_all_rows_of_a_user_in_one_split(users: list[str], eval_fraction: float, seed: int) -> None:
     is_eval = random_split([pa.array(users, pa.string())], eval_fraction, seed).tolist()
     assert len(dict(zip(users, is_eval, strict=True))) == len(set(zip(users, is_eval, strict=True)))
 
@@ -143,7 +143,7 @@ def test_every_kind_has_a_splitter() -> None:
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
 def test_assignments_are_pinned(section: dict[str, Any], assigned: str) -> None:
-    """Models are compared across versions of Tandem, so the same rows must stay in the same splits."""
+    """As `test_random_split_is_pinned`, for every kind of split."""
     rows = pa.table({
         "user_id": [f"u{i * i % 7}" for i in range(24)],
         "item_id": [f"i{i * 5 % 11}" for i in range(24)],
