@@ -37,6 +37,7 @@ OF_FIRST_RUN = (
     "tests/commands/test_report_page.py",
     "tests/serving/test_pushed_model.py",
     "tests/end_to_end/test_devices.py",
+    "tests/docs/test_shell_runs.py",
 )
 
 
