@@ -413,8 +413,9 @@ def index(kind: str, arguments: argparse.Namespace) -> None:
     start()
     import tensorflow as tf
 
+    from components.trainer.index.exact import ExactIndex
     from components.trainer.index.ivf import IvfIndex
-    from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
+    from components.trainer.index.retrieval_index import RetrievalIndex
 
     class Searched(tf.Module):
         def __init__(self, searched: RetrievalIndex) -> None:
@@ -477,7 +478,7 @@ def print_index(kind: str, found: Mapping[str, Any], arguments: argparse.Namespa
     print(
         f"\n{arguments.index_items:,} items of {DIMENSION} dimensions, {kind}: recall@{K} {found['recall']:.3f} (the "
         f"worst query {found['worst_recall']:.2f}); {found['probes']} of {found['cells']} cells with "
-        f"{found['share']:.1%} of the items; made in {found['build_seconds']:.0f} s\n"
+        f"{found['scanned']:.1%} of the items; made in {found['build_seconds']:.0f} s\n"
     )
     print(f"{'queries per call':20}{'ivf, ms per query':>18}{'exact':>10}{'times':>10}")
     for batch in BATCHES:

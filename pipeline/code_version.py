@@ -20,7 +20,7 @@ def code_version(*modules: str, root: Path = ROOT) -> str:
     `recipe/evaluation.py` does not train a model again.
 
     Args:
-        modules: Dotted names, such as `components.trainer.fitting.training`.
+        modules: Dotted names, such as `components.trainer.run_fn`.
         root: Folder that holds the packages.
 
     Returns:

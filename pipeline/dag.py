@@ -35,7 +35,7 @@ from recipe import Recipe
 CATALOGUE = "catalogue"
 
 PREPROCESSING = "components.transform.preprocessing"
-TRAINING = "components.trainer.fitting.training"
+TRAINING = "components.trainer.run_fn"
 TUNING = "components.tuner.tuning"
 
 CODE = {

@@ -123,7 +123,7 @@ def _latency(infra_blessing: Mapping[str, Any]) -> ServedLatency | None:
 
 def _found(best: StoredArtifact) -> dict[str, Any]:
     """The values that the Tuner found best."""
-    from components.trainer.fitting.hyperparameters import found_values
+    from components.trainer.fitting.hyperparameters import recipe_values
 
     (file,) = Path(best.uri).iterdir()
-    return found_values(json.loads(file.read_text()))
+    return recipe_values(json.loads(file.read_text()))

@@ -1,4 +1,4 @@
-"""The recipe's search space as KerasTuner's hyperparameters."""
+"""The recipe's search space as KerasTuner hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from recipe.keys import takes_fractions
 from recipe.tuner import Tuner, TunerRecipe
 
 EPOCHS = f"{INTERNAL_PREFIX}epochs"
+"""Hyperband's hyperparameter for the number of epochs of a trial."""
 
 
 def search_space(tuner: Tuner) -> keras_tuner.HyperParameters:
-    """Every key of the search as a hyperparameter of the same name.
+    """Return a hyperparameter for each key of the search, with the key as its name.
 
-    Choices that are not all numbers are written as JSON, because KerasTuner's own are words and numbers only.
+    Choices that are not all numbers are JSON strings, because KerasTuner accepts strings and numbers only.
+
+    Args:
+        tuner: The section `tuner` of the recipe.
+
+    Example:
+        >>> tuner = Tuner(search={"model.embedding_dim": {"choices": [32, 64]}})
+        >>> search_space(tuner).space[0].values
+        [32, 64]
     """
     space = keras_tuner.HyperParameters()
     for key, search in tuner.search.items():

@@ -18,9 +18,10 @@ from tfx.utils import io_utils
 
 from components.trainer.data.training_data import TrainingData, read_training_data
 from components.trainer.export import label_bounds
+from components.trainer.fitting.callbacks import TrainingDiverged
 from components.trainer.fitting.curves import VALIDATION, Curves
-from components.trainer.fitting.hyperparameters import found_values
-from components.trainer.fitting.training import TrainingDiverged, train
+from components.trainer.fitting.hyperparameters import recipe_values
+from components.trainer.fitting.training import train
 from components.tuner.search_space import EPOCHS, search_space
 from recipe.errors import RecipeError
 from recipe.trainer import TrainerRecipe
@@ -29,7 +30,7 @@ from recipe.tuner import Objective, Tuner, TunerRecipe
 SCORE = "score"
 DEFAULT_TRIALS = 10
 # Trials in a row that could not be trained, after which more of them would only cost time.
-GIVE_UP_AFTER = 10
+MAX_CONSECUTIVE_FAILURES = 10
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
@@ -95,7 +96,7 @@ class RecipeTuner(base_tuner.BaseTuner):
         Returns:
             The score of the weights that training ends with; greater is better.
         """
-        values = found_values(trial.hyperparameters.get_config())
+        values = recipe_values(trial.hyperparameters.get_config())
         epochs = int(trial.hyperparameters.values.get(EPOCHS, self._epochs))
         try:
             recipe = self._recipe.with_values(values)
@@ -143,7 +144,7 @@ def _oracle(tuner: Tuner, epochs: int) -> keras_tuner.Oracle:
         "objective": keras_tuner.Objective(SCORE, "max"),
         "hyperparameters": search_space(tuner),
         "seed": tuner.seed,
-        "max_consecutive_failed_trials": GIVE_UP_AFTER,
+        "max_consecutive_failed_trials": MAX_CONSECUTIVE_FAILURES,
     }
     if tuner.algorithm == "hyperband":
         return keras_tuner.oracles.HyperbandOracle(max_epochs=epochs, **shared)

@@ -1,1 +1,1 @@
-"""Transformed examples as arrays and training batches."""
+"""Training data: transformed examples as arrays, user histories, and batches."""

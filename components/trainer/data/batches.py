@@ -1,4 +1,4 @@
-"""Training data as shuffled batches."""
+"""The input pipeline of training: shuffled batches as a `tf.data.Dataset`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from components.trainer.data.histories import HistoryBatches
 from components.trainer.data.training_data import TrainingData
 
-SECONDS_A_DAY = 86_400
+SECONDS_PER_DAY = 86_400
 
 
 def batches(
@@ -21,20 +21,25 @@ def batches(
     recency_half_life_days: float | None = None,
     rating_recency_half_life_days: float | None = None,
 ) -> tf.data.Dataset:
-    """Shuffled batches in a new order every epoch.
+    """Return a dataset of shuffled batches, reshuffled each epoch.
 
     Args:
         data: The interactions.
-        batch_size: Interactions a batch.
-        seed: Of the order.
-        recency_half_life_days: Where given, how much older than the latest interaction one must be to weigh half for
-            retrieval.
-        rating_recency_half_life_days: The same for ratings.
+        batch_size: Interactions per batch.
+        seed: Random seed of the order.
+        recency_half_life_days: Age, relative to the latest interaction, at which an interaction has half the weight
+            in the retrieval loss. None for equal weights.
+        rating_recency_half_life_days: The same for the rating loss.
 
     Returns:
-        Query features by name (the history as `HistoryEmbedding` takes it), `item` int64 [batch], `label` float32
-        [batch] and, where the data has sampled negatives, `positive` bool [batch], and with half-lives `weight` and
-        `rating_weight` float32 [batch], 1 for the latest interaction.
+        Dictionaries with the query features by name (the history as the input of `HistoryEmbedding`), `item` int64
+        [batch] and `label` float32 [batch]; with sampled negatives also `positive` bool [batch]; with half-lives also
+        `weight` and `rating_weight` float32 [batch], 1 for the latest interaction.
+
+    Example:
+        >>> batch = next(iter(batches(data, batch_size=64, seed=0)))
+        >>> batch["item"].shape, batch["label"].dtype
+        (TensorShape([64]), tf.float32)
     """
     columns = {name: tf.constant(values) for name, values in data.query.items()}
     columns["item"] = tf.constant(data.items)
@@ -42,7 +47,7 @@ def batches(
     if data.has_negatives:
         columns["positive"] = tf.constant(data.positive)
     half_lives = {"weight": recency_half_life_days, "rating_weight": rating_recency_half_life_days}
-    age = (data.times.max() - data.times) / SECONDS_A_DAY
+    age = (data.times.max() - data.times) / SECONDS_PER_DAY
     for name, half_life in half_lives.items():
         if half_life is not None:
             columns[name] = tf.constant(np.exp2(-age / half_life).astype(np.float32))
@@ -58,11 +63,13 @@ def batches(
     rows = len(data.labels)
 
     def epoch(order: tf.Tensor) -> tf.data.Dataset:
-        # Row numbers are shuffled, all at once, and rows gathered a batch at a time: much cheaper than shuffling rows
-        # one by one, or than a buffer to shuffle in, which has 160 bytes a row.
-        places = tf.random.experimental.stateless_shuffle(tf.range(rows, dtype=tf.int64), seed=tf.stack([order, seed]))
+        # All row numbers are shuffled in one op and rows are gathered by batch: this is cheaper than shuffling rows,
+        # and than a shuffle buffer, which takes 160 bytes per row.
+        shuffled = tf.random.experimental.stateless_shuffle(
+            tf.range(rows, dtype=tf.int64), seed=tf.stack([order, seed])
+        )
         return (
-            tf.data.Dataset.from_tensor_slices(places)
+            tf.data.Dataset.from_tensor_slices(shuffled)
             .batch(batch_size)
             .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         )

@@ -1,4 +1,4 @@
-"""Means of few labels, pulled towards what holds for all (Koren 2010, doi:10.1145/1644873.1644874)."""
+"""Damped biases of users and items (Koren 2010, doi:10.1145/1644873.1644874)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from recipe.model import DAMPING
 
 
 def damped_biases(indices: np.ndarray, deviations: np.ndarray, count: int, damping: float = DAMPING) -> np.ndarray:
-    """How far the labels of each user or item deviate, damped.
+    """Return the damped mean deviation of each user's or item's labels.
 
     Args:
-        indices: int [R], 0 to `count`: whose label each one is.
-        deviations: float [R]: how far the labels lie above what was to be expected.
+        indices: int [R], 0 to `count`: index of the user or item of each label.
+        deviations: float [R]: each label minus its expected value.
         count: The highest index.
-        damping: The labels count together with this many that deviate by nothing.
+        damping: Number of pseudo-ratings with a deviation of 0 that are added to each mean.
 
     Returns:
-        float64 [count + 1], 0 for those without labels.
+        float64 [count + 1], 0 for an index without labels.
+
+    Example:
+        >>> damped_biases(np.array([1, 1, 3]), np.array([1.0, 2.0, -1.0]), count=3, damping=1.0)
+        array([ 0. ,  1. ,  0. , -0.5])
     """
     summed = np.bincount(indices, weights=deviations, minlength=count + 1)
     counts = np.bincount(indices, minlength=count + 1)

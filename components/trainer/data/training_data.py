@@ -1,6 +1,6 @@
-"""Transformed examples as arrays: the interactions to learn from and the catalogue to choose from.
+"""Transformed examples as arrays: the interactions of the train split and the catalogue.
 
-Transform wrote numbers only, a few bytes a feature, so they are parsed once and kept; epochs then cost no parsing.
+Transformed features are numbers of a few bytes. They are parsed once and kept in memory, so that epochs do not parse.
 """
 
 from __future__ import annotations
@@ -25,69 +25,77 @@ PARSE_BATCH = 8192
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What the Trainer learns from. `R` interactions, `N` items; index 0 of items and users is "unknown"."""
+    """The interactions and the catalogue in memory: R interactions, U users, N items.
+
+    Index 0 of users and items is the OOV index.
+
+    Example:
+        >>> fit, validation = data.hold_out(0.1, "latest", seed=0)
+        >>> len(data.labels), len(fit.labels), len(validation.labels)
+        (440, 396, 44)
+    """
 
     query: Arrays
-    """Query features of each interaction, [R] or, for text and multi-value features, [R, values] padded with 0. That of
-    the history is int64 [R, 3], the `windows` of `histories`."""
+    """Query features of each interaction by name: [R], or [R, values] padded with 0 for text and multi-value features.
+    The history feature is int64 [R, 3], from `Histories.windows`."""
     items: np.ndarray
-    """int64 [R]: the vocabulary index of each interaction's item, 1 to N."""
+    """int64 [R]: vocabulary index of each interaction's item, 1 to N."""
     labels: np.ndarray
     """float32 [R]"""
     times: np.ndarray
-    """int64 [R]: seconds; all 0 where the recipe has no timestamp."""
+    """int64 [R]: seconds; all 0 if the recipe has no timestamp."""
     positive: np.ndarray
-    """bool [R]: False for sampled negatives, which teach the rating head only: nobody ever touched them."""
+    """bool [R]: False for sampled negatives, which contribute to the rating loss only."""
     catalogue: Arrays
-    """Candidate features by item index, [N + 1] or [N + 1, values]; row 0, the unknown item, is all zeros."""
+    """Candidate features by name, [N + 1] or [N + 1, values] by item index; row 0, the OOV index, is all zeros."""
     display: Arrays
-    """Display columns by item index, UTF-8 strings [N + 1]; row 0 is empty."""
+    """Display columns by name, UTF-8 strings [N + 1] by item index; row 0 is empty."""
     user_feature: str
-    """Name of the query feature that holds the user index, 1 to U."""
+    """Name of the query feature with the user index, 1 to U."""
     user_count: int
     """U"""
     histories: Histories
-    """What each user has interacted with, sampled negatives left out."""
+    """The items that each user interacted with, without sampled negatives."""
     history: History | None = None
-    """The recipe's history feature, if there is one."""
+    """The recipe's history feature; None if it has none."""
 
     @property
     def users(self) -> np.ndarray:
-        """int64 [R]: the vocabulary index of each interaction's user."""
+        """Vocabulary index of each interaction's user, int64 [R]."""
         return self.query[self.user_feature]
 
     @property
     def item_count(self) -> int:
-        """N"""
+        """N, the number of items in the catalogue."""
         return len(next(iter(self.catalogue.values()))) - 1
 
     def item_frequencies(self) -> np.ndarray:
-        """int64 [N + 1]: interactions of each item, sampled negatives left out."""
+        """Return the number of interactions of each item, without sampled negatives, int64 [N + 1]."""
         return np.bincount(self.items[self.positive], minlength=self.item_count + 1)
 
     @property
     def has_negatives(self) -> bool:
-        """Whether some of the interactions are sampled negatives."""
+        """Whether some interactions are sampled negatives."""
         return not self.positive.all()
 
     def hold_out(
         self, fraction: float, kind: Literal["random", "latest"], seed: int
     ) -> tuple[TrainingData, TrainingData]:
-        """Keeps some interactions from training, as the eval split is kept from it.
+        """Hold out a validation split.
 
-        Users whose interactions are all held out become unknown there, and no history holds an interaction that is
-        held out.
+        As in the eval split, a user without interactions on the training side has the OOV index on the validation side,
+        and histories have training interactions only.
 
         Args:
-            fraction: The part that is held out.
-            kind: Any interactions, or the latest ones.
-            seed: Of the choice of `random`.
+            fraction: Fraction of rows to hold out, 0 to 1.
+            kind: Hold out random rows, or the latest ones.
+            seed: Random seed of `random`.
 
         Returns:
-            What is left to train on, and what is held out.
+            The rows to train on, and the validation split.
 
         Raises:
-            ValueError: One of the two would have no interactions.
+            ValueError: One side would have no interactions.
         """
         rows = len(self.labels)
         order = (
@@ -97,8 +105,8 @@ class TrainingData:
         left, held = np.sort(order[: rows - count]), np.sort(order[rows - count :])
         if not self.positive[left].any() or not self.positive[held].any():
             raise ValueError(
-                f"training.validation.fraction is {fraction:g}, which keeps {count} of {rows} rows of train for "
-                "validation; interactions on both sides were wanted. Change the fraction, or leave validation out"
+                f"training.validation.fraction: {fraction:g} holds out {count} of {rows} rows of the train split; "
+                "expected interactions on both sides. Change the fraction or remove training.validation."
             )
         fit = self._rows(left)
         histories = _collect(
@@ -137,18 +145,23 @@ def read_training_data(
     columns: Columns,
     negatives: bool = False,
 ) -> TrainingData:
-    """Reads the transformed `train` and `catalogue` splits.
+    """Read the transformed `train` and `catalogue` splits.
 
     Args:
-        train_files: File patterns of the split `train`.
-        catalogue_files: File patterns of the split `catalogue`.
-        transform_output: Output of Transform; its vocabularies give the counts.
+        train_files: File patterns of the train split.
+        catalogue_files: File patterns of the catalogue split.
+        transform_output: Output of Transform; its vocabularies define the numbers of users and items.
         features: The recipe's features.
         columns: The recipe's columns.
-        negatives: Whether the interactions hold sampled negatives.
+        negatives: Whether the interactions include sampled negatives.
 
     Raises:
         ValueError: A split has no examples.
+
+    Example:
+        >>> data = read_training_data(train_files, catalogue_files, transform_output, recipe.features, recipe.columns)
+        >>> data.item_count
+        130
     """
     item_feature = id_feature(features.candidate, columns.item_id)
     user_feature = id_feature(features.query, columns.user_id)
@@ -207,12 +220,22 @@ def _collect(
 
 
 def id_feature(features: Sequence[AnyFeature], column: str) -> Identifier:
-    """The feature that identifies the user or the item; the recipe guarantees that there is one."""
+    """Return the id feature of a column; the recipe guarantees that there is one.
+
+    Example:
+        >>> id_feature(recipe.features.candidate, "item").name
+        'item_id'
+    """
     return next(feature for feature in features if isinstance(feature, Identifier) and feature.column == column)
 
 
 def index_count(feature: AnyFeature, transform_output: tft.TFTransformOutput) -> int:
-    """How many different indices `feature` can have after Transform, 0 included."""
+    """Return the number of indices of a feature after Transform, index 0 included: the rows of its embedding table.
+
+    Example:
+        >>> index_count(id_feature(recipe.features.candidate, "item"), transform_output)
+        131
+    """
     if feature.kind == "buckets":
         return feature.buckets + 1
     return int(transform_output.vocabulary_size_by_name(feature.name)) + 1
@@ -230,7 +253,7 @@ def _read(patterns: Sequence[str], transform_output: tft.TFTransformOutput, name
     )
     batches: list[Mapping[str, tf.Tensor | tf.SparseTensor]] = list(dataset)
     if not batches:
-        raise ValueError(f"no examples in {list(patterns)}")
+        raise ValueError(f"expected examples in {list(patterns)}, found none")
     return {name: _concatenate([batch[name] for batch in batches]) for name in names}
 
 
@@ -238,6 +261,6 @@ def _concatenate(parts: Sequence[tf.Tensor | tf.SparseTensor]) -> np.ndarray:
     if isinstance(parts[0], tf.SparseTensor):
         rows = tf.concat([tf.RaggedTensor.from_sparse(part) for part in parts], axis=0)
         dense = rows.to_tensor(0).numpy()
-        # A feature without a single value still gets a column, so that its embedding average has a shape.
+        # A feature without values gets one column, so that the mean of its embeddings has a static shape.
         return dense if dense.shape[1] else np.zeros((len(dense), 1), dense.dtype)
     return np.concatenate([part.numpy() for part in parts])

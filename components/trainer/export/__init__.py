@@ -1,18 +1,18 @@
-"""The exported SavedModel: one graph that embeds, retrieves, leaves out items, ranks and predicts ratings.
+"""The exported SavedModel: one graph that encodes queries, retrieves, excludes, ranks and predicts ratings.
 
-Plain TensorFlow ops only, so that a stock TensorFlow Serving loads it. Its signatures are the contract between the
-pipeline and serving; docs/serving.md has each with its names, shapes, defaults and errors. What is where:
+It uses TensorFlow's built-in ops only, so that a stock TensorFlow Serving loads it. Its signatures are the contract
+between the pipeline and serving; docs/serving.md specifies names, shapes, defaults and errors. The modules:
 
     served_recommender   the signatures, and the module that is saved
-    signature_inputs     optional inputs: their defaults, and which rows have a value
-    remembered_users     requests encoded: what is not given is what the model remembers of the user
-    catalogue            the items: ids, columns to be shown, features, vectors of an item from its columns
-    index_choice         how retrieval finds items: comparing with all of them, or with those of the nearest cells
-    ranking              retrieval, the items left out, the order in which they are served, and ratings
-    neighbours           items that are like an item
-    word_search          items by the words of their columns
-    evaluation           what the Evaluator is told of each example
-    warm_up              the requests that TensorFlow Serving sends a version before it takes traffic
+    signature_inputs     optional inputs: their defaults, and the mask of rows with a value
+    query_encoder        requests to encoded queries, with the stored features and history of the user as defaults
+    catalogue            the items: ids, display columns, features, and item vectors from columns
+    ranking              retrieval, exclusion of items, re-ranking and predicted ratings
+    similar_items        items similar to an item
+    text_search          items by the words of their display columns
+    evaluation           outputs of the model and of the baselines for each example, for the Evaluator
+    baselines            most popular items and damped means, measured beside the model
+    warm_up              the requests that TensorFlow Serving runs before it makes a version available
 """
 
 from __future__ import annotations

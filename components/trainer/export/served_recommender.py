@@ -1,4 +1,4 @@
-"""The module that is saved, and its signatures; docs/serving.md says what clients may rely on."""
+"""The module that is saved as a SavedModel, and its signatures; docs/serving.md is their reference."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.trainer.data.ragged_rows import kept, kept_of_dense
+from components.trainer.data.ragged_ops import boolean_mask, dense_boolean_mask
 from components.trainer.data.training_data import TrainingData
 from components.trainer.export.catalogue import Catalogue
 from components.trainer.export.evaluation import Evaluation
-from components.trainer.export.neighbours import Neighbours
+from components.trainer.export.query_encoder import QueryEncoder
 from components.trainer.export.ranking import Ranked, Ranker
-from components.trainer.export.remembered_users import RememberedUsers
 from components.trainer.export.signature_inputs import (
     Outputs,
     id_list,
@@ -25,8 +24,9 @@ from components.trainer.export.signature_inputs import (
     scalar,
     signature,
 )
+from components.trainer.export.similar_items import SimilarItems
+from components.trainer.export.text_search import TextSearch
 from components.trainer.export.warm_up import Request, write_warm_up
-from components.trainer.export.word_search import WordSearch
 from components.trainer.model.recommender import TwoTaskRecommender
 from recipe.serving import HISTORY_INPUT
 from recipe.trainer import TrainerRecipe
@@ -55,9 +55,15 @@ Inputs = Mapping[str, tf.Tensor]
 
 
 class ServedRecommender(tf.Module):
-    """A trained `TwoTaskRecommender` with the catalogue, the users' history and the Transform graph in one module.
+    """A trained `TwoTaskRecommender` with the transform graph, the catalogue and the stored user histories.
 
-    Its parts are public for other ways to serve the same model, such as on a device: `users`, `catalogue`, `ranker`.
+    Its parts are public for other ways to serve the model: `query_encoder`, `catalogue` and `ranker`.
+
+    Example:
+        >>> served = ServedRecommender(model, data, transform_output, recipe, schema)
+        >>> recommended = served.signatures()["recommend"](tf.constant(["g0u00"]))
+        >>> sorted(recommended)
+        ['item_ids', 'name', 'ratings', 'scores']
     """
 
     def __init__(
@@ -68,53 +74,53 @@ class ServedRecommender(tf.Module):
         recipe: TrainerRecipe,
         schema: schema_pb2.Schema,
     ) -> None:
-        """Computes the catalogue's vectors once.
+        """Encode the catalogue and build the indexes.
 
         Args:
             model: The trained model.
-            data: What it was trained on.
+            data: The train split, the validation split included.
             transform_output: Output of Transform.
             recipe: The recipe.
-            schema: The raw columns' types and domains.
+            schema: Types and domains of the raw columns.
         """
         super().__init__(name="tandem")
         self._columns = recipe.columns
         self._has_history = recipe.features.history is not None
-        # One for all, because each has vocabularies of its own.
+        # One layer for all parts, because each layer has its own copy of the vocabularies.
         transform = transform_output.transform_features_layer()
         self.catalogue = Catalogue(model, data, transform_output, transform, recipe, schema)
-        self.users = RememberedUsers(model, data, transform, recipe, schema, self.catalogue)
-        self.ranker = Ranker(model, data, recipe, schema, self.users)
+        self.query_encoder = QueryEncoder(model, data, transform, recipe, schema, self.catalogue)
+        self.ranker = Ranker(model, data, recipe, schema, self.query_encoder)
         every = tf.range(1, data.item_count + 1, dtype=tf.int64)
-        self._neighbours = Neighbours(self.ranker.index.vectors(every), recipe, self.ranker.k)
-        self._word_search = WordSearch(data) if data.display else None
-        self._evaluation = Evaluation(data, recipe.columns, self.catalogue, self.users, self.ranker)
+        self._similar_item_index = SimilarItems(self.ranker.index.vectors(every), recipe, self.ranker.k)
+        self._text_search = TextSearch(data) if data.display else None
+        self._evaluation = Evaluation(data, recipe.columns, self.catalogue, self.query_encoder, self.ranker)
 
     def signatures(self) -> dict[str, Any]:
-        """The functions to save, by signature name."""
+        """Return the functions to save, by signature name."""
         user, item = required(USER_ID), required(ITEM_ID)
         filters = [id_list(EXCLUDE), id_list(ONLY), scalar(K, DEFAULT_K)]
         evaluate = signature(lambda inputs: self._evaluation.evaluate(inputs["examples"]), [required("examples")])
         found = {
             SERVING_DEFAULT: evaluate,
             EVALUATE: evaluate,
-            RECOMMEND: signature(self._recommend, [user, *self.users.inputs]),
-            RECOMMEND_FILTERED: signature(self._recommend_filtered, [user, *self.users.inputs, *filters]),
+            RECOMMEND: signature(self._recommend, [user, *self.query_encoder.inputs]),
+            RECOMMEND_FILTERED: signature(self._recommend_filtered, [user, *self.query_encoder.inputs, *filters]),
             SIMILAR_ITEMS: signature(self._similar_items, [item]),
-            RATE: signature(self._rate, [user, item, *self.users.inputs]),
-            EMBED_QUERY: signature(self._embed_query, [user, *self.users.inputs]),
+            RATE: signature(self._rate, [user, item, *self.query_encoder.inputs]),
+            EMBED_QUERY: signature(self._embed_query, [user, *self.query_encoder.inputs]),
             EMBED_ITEM: signature(self._embed_item, [optional_id(ITEM_ID), *self.catalogue.inputs]),
         }
-        if self._word_search is not None:
+        if self._text_search is not None:
             found[FIND_ITEMS] = signature(self._find_items, [required(TEXT)])
         return found
 
     def warm_up_requests(self, user_ids: Sequence[str | bytes], item_ids: Sequence[str | bytes]) -> Iterator[Request]:
-        """Requests of every signature, single ones and small batches; those of both cost the same graph.
+        """Yield requests of every signature, with one row and with a small batch.
 
         Args:
-            user_ids: Users that they ask for; at least one.
-            item_ids: Items that they ask about; at least one.
+            user_ids: User ids of the requests; at least one.
+            item_ids: Item ids of the requests; at least one.
         """
         for size in WARM_UP_BATCHES:
             users = list(itertools.islice(itertools.cycle(user_ids), size))
@@ -130,7 +136,7 @@ class ServedRecommender(tf.Module):
             yield RECOMMEND_FILTERED, {USER_ID: users}
             yield RECOMMEND_FILTERED, {USER_ID: users, **some, K: size}
             yield SIMILAR_ITEMS, {ITEM_ID: items}
-            if self._word_search is not None:
+            if self._text_search is not None:
                 yield FIND_ITEMS, {TEXT: self._first_words(items)}
             yield RATE, {USER_ID: users, ITEM_ID: items}
             yield EMBED_QUERY, {USER_ID: users}
@@ -144,62 +150,68 @@ class ServedRecommender(tf.Module):
         return [b"".join(value.split()[:1]) for value in shown.numpy()]
 
     def _recommend(self, inputs: Inputs) -> Outputs:
-        asked = self.users.ask(inputs[USER_ID], inputs)
-        return self._answer(self.ranker.top(asked.query, self.ranker.k, self.ranker.left_out(asked.seen)))
+        queries = self.query_encoder.encode(inputs[USER_ID], inputs)
+        return self._outputs(self.ranker.top_k(queries.query, self.ranker.k, self.ranker.exclusions(queries.seen)))
 
     def _recommend_filtered(self, inputs: Inputs) -> Outputs:
         k = inputs[K]
-        above = tf.debugging.assert_positive(k, message="k must be at least 1: it is how many items are wanted")
+        above = tf.debugging.assert_positive(k, message="k must be at least 1, the number of items to return")
         with tf.control_dependencies([above]):
             k = tf.minimum(k, self.catalogue.item_count)
-        asked = self.users.ask(inputs[USER_ID], inputs)
+        queries = self.query_encoder.encode(inputs[USER_ID], inputs)
         rows = tf.size(inputs[USER_ID])
         exclude = self._item_lists(inputs[EXCLUDE], rows)
-        # The unknown item is no item to leave out, but an item is asked for where only unknown ones are.
-        excluded = kept(exclude, exclude.flat_values > 0)
-        seen = self.ranker.left_out(asked.seen)
+        # A new item cannot be excluded. In `only` it stays, because a row with new items only has no candidates.
+        excluded = boolean_mask(exclude, exclude.flat_values > 0)
+        seen = self.ranker.exclusions(queries.seen)
         excluded = excluded if seen is None else tf.concat([seen, excluded], axis=1)
         only = self._item_lists(inputs[ONLY], rows)
-        return self._answer(self.ranker.top(asked.query, k, excluded, only))
+        return self._outputs(self.ranker.top_k(queries.query, k, excluded, only))
 
     def _item_lists(self, ids: tf.Tensor, rows: tf.Tensor) -> tf.RaggedTensor:
-        """Ids string [B, n], or [1, n] for all rows, to indices int64 [B, None] without '', 0 for unknown ones."""
+        """Look up items, int64 [B, None], of ids, string [B, n] or [1, n] for all rows, without ''; 0 for new items."""
         shape = tf.stack([rows, tf.shape(ids)[1]])
         given = tf.broadcast_to(tf.not_equal(ids, ""), shape)
-        return kept_of_dense(tf.broadcast_to(self.catalogue.indices(ids), shape), given)
+        return dense_boolean_mask(tf.broadcast_to(self.catalogue.indices(ids), shape), given)
 
     def _similar_items(self, inputs: Inputs) -> Outputs:
-        found = self._neighbours.nearest(self.catalogue.indices(inputs[ITEM_ID]), self.ranker.k)
-        return {**self.catalogue.shown(found.items), "scores": found.scores}
+        found = self._similar_item_index.search(self.catalogue.indices(inputs[ITEM_ID]), self.ranker.k)
+        return {**self.catalogue.describe(found.items), "scores": found.scores}
 
     def _find_items(self, inputs: Inputs) -> Outputs:
-        assert self._word_search is not None
-        return self.catalogue.shown(self._word_search.find(inputs[TEXT], self.ranker.k))
+        assert self._text_search is not None
+        return self.catalogue.describe(self._text_search.search(inputs[TEXT], self.ranker.k))
 
     def _rate(self, inputs: Inputs) -> Outputs:
-        asked = self.users.ask(inputs[USER_ID], inputs)
-        return {"rating": self.ranker.rating(asked.query, self.catalogue.indices(inputs[ITEM_ID]))}
+        queries = self.query_encoder.encode(inputs[USER_ID], inputs)
+        return {"rating": self.ranker.predict_ratings(queries.query, self.catalogue.indices(inputs[ITEM_ID]))}
 
     def _embed_query(self, inputs: Inputs) -> Outputs:
-        return {"embedding": self.users.ask(inputs[USER_ID], inputs).query.retrieval}
+        return {"embedding": self.query_encoder.encode(inputs[USER_ID], inputs).query.retrieval}
 
     def _embed_item(self, inputs: Inputs) -> Outputs:
         return {"embedding": self.catalogue.encode(inputs[ITEM_ID], inputs).retrieval}
 
-    def _answer(self, found: Ranked) -> Outputs:
-        return {**self.catalogue.shown(found.items), "scores": found.scores, "ratings": found.ratings}
+    def _outputs(self, found: Ranked) -> Outputs:
+        return {**self.catalogue.describe(found.items), "scores": found.scores, "ratings": found.ratings}
 
 
 def save(
     served: ServedRecommender, path: str, user_ids: Sequence[str | bytes], item_ids: Sequence[str | bytes]
 ) -> None:
-    """Writes the SavedModel and its warm-up requests.
+    """Save the SavedModel and its warm-up requests.
 
     Args:
         served: The module to export.
-        path: Folder to write; TensorFlow Serving calls it a version once a Pusher has numbered it.
-        user_ids: Users that the warm-up requests ask for; at least one.
-        item_ids: Items that they ask about; at least one.
+        path: Folder to write.
+        user_ids: User ids of the warm-up requests; at least one.
+        item_ids: Item ids of the warm-up requests; at least one.
+
+    Example:
+        >>> served = ServedRecommender(model, data, transform_output, recipe, schema)
+        >>> save(served, "exported", user_ids=["g0u00"], item_ids=["g0i00"])
+        >>> "recommend" in tf.saved_model.load("exported").signatures
+        True
     """
     tf.saved_model.save(served, path, signatures=served.signatures())
     write_warm_up(path, served.warm_up_requests(user_ids, item_ids))

@@ -1,7 +1,7 @@
-"""Inputs of signatures: which are optional, what stands for "not given", and how rows become raw columns.
+"""Inputs of signatures: optional inputs, their defaults, and the conversion to raw columns.
 
-TensorFlow Serving fills an optional input that a request leaves out with the default that the signature has. That
-default means "not given" in every row: '' for strings, the smallest int64, NaN.
+TensorFlow Serving replaces an optional input that a request does not have by the signature's default. That default
+denotes "not set" in all rows: '' for strings, the smallest int64, NaN.
 """
 
 from __future__ import annotations
@@ -16,45 +16,76 @@ import tensorflow as tf
 from recipe.columns import ColumnType
 
 DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
-NOT_GIVEN: dict[str, Any] = {"BYTES": "", "INT": np.iinfo(np.int64).min, "FLOAT": float("nan")}
+UNSET: dict[str, Any] = {"BYTES": "", "INT": np.iinfo(np.int64).min, "FLOAT": float("nan")}
 
 Outputs = dict[str, tf.Tensor]
 Signature = Callable[..., Outputs]
 Input = tuple[tf.TensorSpec, tf.Tensor | None]
-"""An input's name, dtype and shape; and its default, None for one that must be given."""
+"""An input's name, dtype and shape; and its default, None for a required input."""
 
 
 def required(name: str) -> Input:
-    """Strings [B] that must be given."""
+    """Return a required input, string [B].
+
+    Example:
+        >>> required("user_id")
+        (TensorSpec(shape=(None,), dtype=tf.string, name='user_id'), None)
+    """
     return tf.TensorSpec([None], tf.string, name=name), None
 
 
 def column(name: str, kind: ColumnType) -> Input:
-    """A raw column of the recipe, [B] or [1] for all rows; optional."""
-    return tf.TensorSpec([None], DTYPES[kind], name=name), tf.constant([NOT_GIVEN[kind]], DTYPES[kind])
+    """Return an optional input for a raw column, [B], or [1] for all rows.
+
+    Example:
+        >>> spec, default = column("age", "INT")
+        >>> spec.dtype, default.numpy() == UNSET["INT"]
+        (tf.int64, array([ True]))
+    """
+    return tf.TensorSpec([None], DTYPES[kind], name=name), tf.constant([UNSET[kind]], DTYPES[kind])
 
 
 def optional_id(name: str) -> Input:
-    """Ids string [B], or [1] for all rows, '' for none; optional."""
+    """Return an optional input for ids, string [B], or [1] for all rows; '' is no id.
+
+    Example:
+        >>> optional_id("item_id")[1].numpy()
+        array([b''], dtype=object)
+    """
     return column(name, "BYTES")
 
 
 def id_list(name: str) -> Input:
-    """Ids string [B, n], or [1, n] for all rows, padded with ''; optional."""
+    """Return an optional input for lists of ids, string [B, n], or [1, n] for all rows, padded with ''.
+
+    Example:
+        >>> id_list("exclude")[0].shape
+        TensorShape([None, None])
+    """
     return tf.TensorSpec([None, None], tf.string, name=name), tf.constant([[""]])
 
 
 def scalar(name: str, default: int) -> Input:
-    """A whole number for the whole request, int32 []; optional."""
+    """Return an optional input for an integer of the request, int32 [].
+
+    Example:
+        >>> scalar("k", 10)[1].numpy()
+        10
+    """
     return tf.TensorSpec([], tf.int32, name=name), tf.constant(default, tf.int32)
 
 
 def signature(function: Callable[[Mapping[str, tf.Tensor]], Outputs], inputs: Sequence[Input]) -> Any:
-    """`function` of inputs by name as a `tf.function` whose defaults a SavedModel keeps.
+    """Return a `tf.function` with the input signature and defaults that a SavedModel saves.
 
     Args:
-        function: What the signature answers.
-        inputs: Those that must be given first.
+        function: Maps inputs by name to outputs by name.
+        inputs: The inputs, required ones first.
+
+    Example:
+        >>> double = signature(lambda inputs: {"doubled": 2 * inputs["k"]}, [scalar("k", 10)])
+        >>> double()["doubled"].numpy(), double(k=tf.constant(3))["doubled"].numpy()
+        (20, 6)
     """
     parameters = [
         inspect.Parameter(
@@ -69,39 +100,54 @@ def signature(function: Callable[[Mapping[str, tf.Tensor]], Outputs], inputs: Se
         return function(dict(zip((spec.name for spec, _ in inputs), args, strict=False)) | kwargs)
 
     by_name.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    # AutoGraph would take most of the time that saving does, to find no control flow that needs it.
+    # The functions have no control flow for AutoGraph to convert, and it would take most of the export's time.
     return tf.function(by_name, input_signature=[spec for spec, _ in inputs], autograph=False)
 
 
-def sparse(values: tf.Tensor, not_given: Any) -> tf.SparseTensor:
-    """[B] to a sparse [B, 1] without the rows that say "not given"."""
-    given = values == values if values.dtype.is_floating else tf.not_equal(values, tf.constant(not_given, values.dtype))
+def sparse(values: tf.Tensor, unset: Any) -> tf.SparseTensor:
+    """Return values [B] as a sparse tensor [B, 1] without the rows that are not set.
+
+    Example:
+        >>> sparse(tf.constant(["a", ""]), UNSET["BYTES"]).values.numpy()
+        array([b'a'], dtype=object)
+    """
+    given = values == values if values.dtype.is_floating else tf.not_equal(values, tf.constant(unset, values.dtype))
     rows = tf.where(given)
     indices = tf.concat([rows, tf.zeros_like(rows)], axis=1)
     return tf.SparseTensor(indices, tf.gather(values, rows[:, 0]), tf.stack([tf.size(values, tf.int64), 1]))
 
 
 def dense(column: tf.SparseTensor) -> tf.Tensor:
-    """The first string of each row, [B]; empty where there is none."""
+    """Return the first string of each row, [B]; '' for an empty row.
+
+    Example:
+        >>> dense(sparse(tf.constant(["a", ""]), UNSET["BYTES"])).numpy()
+        array([b'a', b''], dtype=object)
+    """
     first = tf.where(tf.equal(column.indices[:, 1], 0))[:, 0]
     none = tf.fill(column.dense_shape[:1], "")
     return tf.tensor_scatter_nd_update(none, tf.gather(column.indices[:, :1], first), tf.gather(column.values, first))
 
 
-def given_or(column: tf.SparseTensor, values: tf.Tensor | tf.SparseTensor, otherwise: tf.Tensor) -> tf.Tensor:
-    """A transformed feature where its raw column has a value, else what stands in for it.
+def value_or_default(column: tf.SparseTensor, values: tf.Tensor | tf.SparseTensor, default: tf.Tensor) -> tf.Tensor:
+    """Return a transformed feature in rows where the raw column has a value, and the default in the other rows.
 
     Args:
         column: The raw column, [B, 1].
-        values: The feature made of it, [B], or [B, values] dense or sparse.
-        otherwise: [B] or [B, values].
+        values: The transformed feature, [B], or [B, values] dense or sparse.
+        default: [B] or [B, values]
+
+    Example:
+        >>> column = sparse(tf.constant(["a", ""]), UNSET["BYTES"])
+        >>> value_or_default(column, tf.constant([7, 0]), tf.constant([1, 2])).numpy()
+        array([7, 2], dtype=int32)
     """
     if isinstance(values, tf.SparseTensor):
         values = tf.sparse.to_dense(values)
     rows = tf.cast(column.dense_shape[0], tf.int32)
     given = tf.math.unsorted_segment_max(tf.ones_like(column.indices[:, 0]), column.indices[:, 0], rows) > 0
     if values.shape.rank == 1:
-        return tf.where(given, values, otherwise)
-    width = tf.maximum(tf.shape(values)[1], tf.shape(otherwise)[1])
-    padded = [tf.pad(rows, [[0, 0], [0, width - tf.shape(rows)[1]]]) for rows in (values, otherwise)]
+        return tf.where(given, values, default)
+    width = tf.maximum(tf.shape(values)[1], tf.shape(default)[1])
+    padded = [tf.pad(rows, [[0, 0], [0, width - tf.shape(rows)[1]]]) for rows in (values, default)]
     return tf.where(given[:, None], *padded)

@@ -1,4 +1,4 @@
-"""Warm-up requests: what TensorFlow Serving sends a version of the model before the version takes traffic."""
+"""Warm-up requests, which TensorFlow Serving runs before it makes a version available."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 WARM_UP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
-MOST_REQUESTS = 1000
-"""TensorFlow Serving does not load a model with more of them."""
+MAX_REQUESTS = 1000
+"""TensorFlow Serving does not load a model with more warm-up requests."""
 
 Request = tuple[str, Mapping[str, Any]]
-"""A signature's name and its inputs: lists of strings [B] or [B, n], and whole numbers."""
+"""A signature's name and its inputs: lists of strings [B] or [B, n], and integers."""
 
 
 def write_warm_up(folder: str, requests: Iterable[Request]) -> None:
-    """Writes requests into an exported model, in the order they are to be sent.
+    """Write warm-up requests into a SavedModel.
 
     Args:
-        folder: That of the SavedModel.
-        requests: At most `MOST_REQUESTS`.
+        folder: The folder of the SavedModel.
+        requests: At most `MAX_REQUESTS` requests, in the order in which they are run.
 
     Raises:
-        ValueError: There are more.
+        ValueError: There are more than `MAX_REQUESTS` requests.
+
+    Example:
+        >>> write_warm_up("model", [("recommend", {"user_id": ["42"]})])
+        >>> os.path.exists(os.path.join("model", WARM_UP_FILE))
+        True
     """
     records = [_record(name, inputs) for name, inputs in requests]
-    if len(records) > MOST_REQUESTS:
+    if len(records) > MAX_REQUESTS:
         raise ValueError(
-            f"{len(records)} warm-up requests for {folder}; TensorFlow Serving loads a model with {MOST_REQUESTS} at "
-            "most. Leave some out"
+            f"{folder}: expected at most {MAX_REQUESTS} warm-up requests, the limit of TensorFlow Serving, got "
+            f"{len(records)}. Remove requests."
         )
     target = os.path.join(folder, WARM_UP_FILE)
     tf.io.gfile.makedirs(os.path.dirname(target))

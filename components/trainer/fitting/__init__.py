@@ -1,1 +1,1 @@
-"""The training loop: `run_fn`, optimizers, validation and learning curves."""
+"""Training: the training loop, optimizers, validation metrics and learning curves."""

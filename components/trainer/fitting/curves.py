@@ -1,21 +1,20 @@
-"""Training by epoch: what `curves.json` of a Trainer's model run holds, for the report and `tandem compare`.
+"""Learning curves: the content of `curves.json` in a model run, for the report and `tandem compare`.
 
-The file is one JSON object of columns, equally long lists of finite numbers with one value an epoch:
+The file is a JSON object of columns: lists of finite numbers of equal length, with one value per epoch.
 
     epoch                                1, 2, …
-    steps                                batches so far
-    seconds                              that the epoch took, its validation included
-    learning_rate                        of its last step
-    loss                                 mean of what training minimises, regularisation included
-    regularization_loss                  mean of the part of it that is the size of layer weights
-    …                                    the model's own metrics of the training rows: each task's mean loss
-    validation_top_100_accuracy          share of the validation slice's interactions whose item is among the 100 best
-    validation_top_100_accuracy_unseen   the same among the items that the user has not in train
-    validation_rmse                      of the slice's ratings, clipped as the served model clips them
+    steps                                total steps at the end of the epoch
+    seconds                              duration of the epoch, validation included
+    learning_rate                        learning rate of the last step
+    loss                                 mean of the minimized loss, regularization included
+    regularization_loss                  mean of the L2 penalty of layer weights, which is part of the loss
+    …                                    the model's own metrics on the training rows: the mean loss of each task
+    validation_top_100_accuracy          top-100 accuracy on the validation split
+    validation_top_100_accuracy_unseen   the same, without the items that the user interacted with in the train split
+    validation_rmse                      RMSE on the validation split, of ratings clipped as in the served model
     kept                                 1 for the epoch whose weights the model has, else 0
 
-Without a validation slice its columns are not there. Epochs that ran before a Trainer was killed, and another one went
-on, are there like the others.
+Without a validation split there are no validation columns. A resumed training has the epochs before the interruption.
 """
 
 from __future__ import annotations
@@ -31,24 +30,36 @@ Curves = dict[str, list[float]]
 
 
 def with_epoch(curves: Curves, row: Mapping[str, float]) -> Curves:
-    """`curves` with one more epoch.
+    """Return the curves with an additional epoch.
+
+    Args:
+        curves: The curves of the epochs before; empty for the first epoch.
+        row: The epoch's value of each column.
 
     Raises:
-        ValueError: The row has not the columns that the epochs before it have.
+        ValueError: The row has other columns than the curves.
+
+    Example:
+        >>> with_epoch({"epoch": [1.0], "loss": [5.5]}, {"epoch": 2, "loss": 4.5})
+        {'epoch': [1.0, 2.0], 'loss': [5.5, 4.5]}
     """
     if curves and set(curves) != set(row):
-        raise ValueError(
-            f"an epoch has the columns {sorted(row)}; {sorted(curves)} were wanted, as those before it have"
-        )
+        raise ValueError(f"expected the columns {sorted(curves)} of the epochs before, got {sorted(row)}")
     return {name: [*curves.get(name, []), float(value)] for name, value in row.items()}
 
 
 def best_epoch(values: Sequence[float], stopping: EarlyStopping) -> int:
-    """The index of the epoch that early stopping goes back to: the latest that was better than the best before it.
+    """Return the index of the epoch whose weights early stopping restores.
+
+    It is the last epoch that improved the best value before it by more than `min_delta`.
 
     Args:
-        values: `stopping.metric` of every epoch; at least one.
-        stopping: The recipe's section.
+        values: `stopping.metric` of each epoch; at least one.
+        stopping: The section `training.early_stopping` of the recipe.
+
+    Example:
+        >>> best_epoch([0.95, 0.91, 0.93], EarlyStopping(metric="rmse"))
+        1
     """
     sign = 1.0 if stopping.higher_is_better else -1.0
     best = 0

@@ -1,4 +1,4 @@
-"""The best hyperparameters of a Tuner run as values of the recipe."""
+"""The Tuner's best hyperparameters as values of the recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 INTERNAL_PREFIX = "tuner/"
-"""Hyperband stores values of its own among the hyperparameters, with names that start with this."""
+"""Prefix of the hyperparameters in which KerasTuner's Hyperband stores its state."""
 
 
-def found_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's values in a configuration of KerasTuner's hyperparameters, by dotted key.
+def recipe_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe's values by dotted key, without Hyperband's state.
 
     Args:
-        config: What `HyperParameters.get_config` gives; the Trainer gets it as `fn_args.hyperparameters`.
+        config: From `HyperParameters.get_config`; the Trainer gets it as `fn_args.hyperparameters`.
+
+    Example:
+        >>> recipe_values({"values": {"training.epochs": 9, "model.query_tower.layers": "[64]", "tuner/epochs": 3}})
+        {'training.epochs': 9, 'model.query_tower.layers': [64]}
     """
     return {
         key: json.loads(value) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
-"""The recipe's optimizers: Keras's own, rectified Adam, and what goes around any of them.
+"""The recipe's optimizers: Keras's Adagrad and AdamW, lazy Adam and rectified Adam, with Lookahead, clipping and EMA.
 
-The training loop takes one `CompositeOptimizer` from `build_optimizer`. It is an ordinary Keras optimizer, so that
-`tf.distribute`, checkpoints and loss scaling work with it as with any other.
+`build_optimizer` returns a `CompositeOptimizer`, which is a Keras optimizer, so that `tf.distribute`, checkpoints and
+loss scaling work with it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,31 @@ from recipe.training import Lookahead, Optimizer
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 DENSE_ROWS = 1 << 14
-"""A table of up to this many rows gets its sparse gradient as a dense one: adding up rows into a zeroed table is faster
-than finding the unique ones first. Of a larger one, Adagrad and Adam change only the rows that a batch has, and average
-only those: users grow with the interactions, and a step must not cost more for that."""
+"""Maximum number of rows of a table whose sparse gradient is converted to a dense one: summing rows into a dense table
+is faster than deduplicating them. Of a larger table, Adagrad and Adam update and average the rows of the batch only, so
+that the time of a step does not depend on the number of users."""
 
 
 class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """`learning_rate`, climbed up to linearly, then kept or let down to 0 along a cosine.
+    """Learning-rate schedule: linear warm-up, then constant or with cosine decay to 0.
 
-    In step t of T (from 1), with W steps of warm-up: rate t / W up to W; after that the rate itself, or
-    rate (1 + cos(pi (t - 1 - W) / (T - W))) / 2 (Loshchilov and Hutter 2017, arXiv:1608.03983). No step has the rate 0.
+    In step t of T, counted from 1, with W steps of warm-up, the learning rate is rate · t / W up to step W, and then
+    rate, or rate · (1 + cos(pi (t - 1 - W) / (T - W))) / 2 (Loshchilov and Hutter 2017, arXiv:1608.03983). It is above
+    0 in all steps.
+
+    Example:
+        >>> schedule = WarmUpAndDecay(0.1, steps=10, warm_up=0.2)
+        >>> [round(float(schedule(tf.constant(step))), 3) for step in range(3)]
+        [0.05, 0.1, 0.1]
     """
 
     def __init__(self, learning_rate: float, steps: int, warm_up: float = 0.0, cosine: bool = False) -> None:
         """
         Args:
-            learning_rate: The highest rate.
-            steps: T, all steps of the training.
-            warm_up: W / T.
-            cosine: Whether the rate falls after the warm-up.
+            learning_rate: The maximum learning rate.
+            steps: T, the total steps of the training.
+            warm_up: W / T, the fraction of the steps that are warm-up.
+            cosine: Whether to decay the learning rate after the warm-up.
         """
         super().__init__()
         self.learning_rate = learning_rate
@@ -45,14 +51,14 @@ class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.cosine = cosine
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The rate float32 [] of the step that has `step` steps before it."""
+        """Return the learning rate, float32 [], of the step after `step` steps."""
         now = tf.cast(step, tf.float32) + 1.0
-        climb = float(math.ceil(self.warm_up * self.steps))
-        share = tf.minimum(now / climb, 1.0) if climb else tf.ones([])
+        warm_up_steps = float(math.ceil(self.warm_up * self.steps))
+        factor = tf.minimum(now / warm_up_steps, 1.0) if warm_up_steps else tf.ones([])
         if self.cosine:
-            progress = tf.clip_by_value((now - 1.0 - climb) / max(self.steps - climb, 1.0), 0.0, 1.0)
-            share *= 0.5 * (1.0 + tf.cos(math.pi * progress))
-        return self.learning_rate * share
+            progress = tf.clip_by_value((now - 1.0 - warm_up_steps) / max(self.steps - warm_up_steps, 1.0), 0.0, 1.0)
+            factor *= 0.5 * (1.0 + tf.cos(math.pi * progress))
+        return self.learning_rate * factor
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -64,10 +70,15 @@ class WarmUpAndDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 class LazyAdam(tf.keras.optimizers.Adam):
-    """Adam, but a row of a sparse gradient's table changes only in the steps that have a gradient for it.
+    """Adam that updates only the rows of a table that have a sparse gradient, as TensorFlow Addons' LazyAdam.
 
-    In the others its moments do not decay and it takes no step; their bias correction counts all steps. TensorFlow
-    Addons, which is retired, had this under the same name. Dense gradients do what Kingma and Ba 2015 say.
+    In other steps a row and its moments stay the same; the bias correction counts all steps. Dense gradients are
+    applied as in Kingma and Ba 2015 (arXiv:1412.6980).
+
+    Example:
+        >>> table, optimizer = tf.Variable(tf.ones([3, 1])), LazyAdam(0.1)
+        >>> optimizer.apply_gradients([(tf.IndexedSlices(tf.ones([1, 1]), tf.constant([1])), table)]).numpy()
+        1
     """
 
     def update_step(self, gradient: Gradient, variable: tf.Variable) -> None:
@@ -88,10 +99,15 @@ class LazyAdam(tf.keras.optimizers.Adam):
 
 
 class RectifiedAdam(tf.keras.optimizers.Optimizer):
-    """RAdam: Adam that takes plain momentum steps until it knows the variance (Liu et al. 2020, arXiv:1908.03265).
+    """Rectified Adam (RAdam; Liu et al. 2020, arXiv:1908.03265), with decoupled weight decay as in AdamW.
 
-    Algorithm 2 of the paper, with the variance rectified from rho > 4 on, and Adam's epsilon in the denominator. Weight
-    decay is decoupled, as in AdamW. Sparse gradients do what dense ones with rows of zeros would: all moments decay.
+    Algorithm 2 of the paper, with the rectified variance if rho > 4, and Adam's epsilon in the denominator. A sparse
+    gradient has the effect of a dense one with rows of zeros: all moments decay.
+
+    Example:
+        >>> weights, optimizer = tf.Variable([1.0]), RectifiedAdam(0.1)
+        >>> optimizer.apply_gradients([(tf.constant([0.5]), weights)]).numpy()
+        1
     """
 
     def __init__(
@@ -121,13 +137,13 @@ class RectifiedAdam(tf.keras.optimizers.Optimizer):
     def update_step(self, gradient: Gradient, variable: tf.Variable) -> None:
         index = self._index_dict[self._var_key(variable)]
         momentum, velocity = self._momentums[index], self._velocities[index]
-        # In double precision: rho is a small difference of two large numbers in the first steps.
+        # float64, because rho is a small difference of two large numbers in the first steps.
         step = tf.cast(self.iterations + 1, tf.float64)
         power_1, power_2 = self.beta_1**step, self.beta_2**step
         longest = 2.0 / (1.0 - self.beta_2) - 1.0
         rho = longest - 2.0 * step * power_2 / (1.0 - power_2)
-        known = rho > 4.0
-        safe = tf.where(known, rho, tf.constant(5.0, tf.float64))
+        adapts = rho > 4.0
+        safe = tf.where(adapts, rho, tf.constant(5.0, tf.float64))
         rectification = tf.sqrt((safe - 4.0) * (safe - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * safe))
         rate = tf.cast(self.learning_rate, tf.float64) / (1.0 - power_1)
         plain = tf.cast(rate, variable.dtype)
@@ -141,7 +157,9 @@ class RectifiedAdam(tf.keras.optimizers.Optimizer):
         else:
             momentum.assign_add((gradient - momentum) * (1 - self.beta_1))
             velocity.assign_add((tf.square(gradient) - velocity) * (1 - self.beta_2))
-        variable.assign_sub(tf.where(known, adaptive * momentum / (tf.sqrt(velocity) + self.epsilon), plain * momentum))
+        variable.assign_sub(
+            tf.where(adapts, adaptive * momentum / (tf.sqrt(velocity) + self.epsilon), plain * momentum)
+        )
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
@@ -154,14 +172,21 @@ class RectifiedAdam(tf.keras.optimizers.Optimizer):
 
 
 class CompositeOptimizer(tf.keras.optimizers.Optimizer):
-    """Several optimizers, each for its own variables, under one gradient clip, one Lookahead and one average.
+    """Several optimizers, each with its own variables, with common gradient clipping, Lookahead and EMA.
 
-    What `tfrs.experimental.optimizers.CompositeOptimizer` is for Keras's legacy optimizers, which know neither averages
-    nor a norm over all groups. A step is: add up sparse gradients by row, clip all of them together, decay weights, let
-    each variable's own optimizer update it, every few steps join the slow weights, and average.
+    `tfrs.experimental.optimizers.CompositeOptimizer` does the same for Keras's legacy optimizers, without EMA and
+    without clipping by the global norm. A step deduplicates sparse gradients, clips all gradients by their global norm,
+    decays weights, updates each variable with its own optimizer, synchronizes the slow weights every few steps, and
+    updates the EMA.
 
-    Where only some rows of a large table change, only theirs are averaged: the average of a row whose weights stayed
-    the same is known without the steps between, so it is the same one.
+    If a step updates some rows of a large table only, it averages these rows only. The average of a row whose weights
+    did not change has a closed form, so the result is that of averaging all rows in each step.
+
+    Example:
+        >>> tower, head = tf.Variable([1.0]), tf.Variable([1.0])
+        >>> optimizer = CompositeOptimizer([(LazyAdam(0.1), [tower]), (LazyAdam(0.01), [head])], clip_norm=1.0, ema=0.9)
+        >>> optimizer.apply_gradients([(tf.constant([3.0]), tower), (tf.constant([4.0]), head)]).numpy()
+        1
     """
 
     def __init__(
@@ -174,12 +199,12 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
     ) -> None:
         """
         Args:
-            groups: Optimizers that have taken no step yet, and the variables of each; together all that are trained.
-            clip_norm: The largest norm of all gradients together.
-            lookahead: Slow weights that all variables join (Zhang et al. 2019, arXiv:1907.08610).
-            ema: What a step keeps of the averaged weights. Keras's own average starts at the initial weights, which
-                short trainings would still be made of; this one is bias-corrected as Adam's moments are (Kingma and
-                Ba 2015, arXiv:1412.6980): a mean of the weights after each step, weighted with powers of `ema`.
+            groups: New optimizers with the variables of each; together all trained variables.
+            clip_norm: Maximum global norm of all gradients; None for no clipping.
+            lookahead: Slow weights (Zhang et al. 2019, arXiv:1907.08610); None for none.
+            ema: Decay of the moving average of the weights; None for no average. Keras's average starts at the initial
+                weights, which affects short trainings. This one is bias-corrected as Adam's moments are (Kingma and Ba
+                2015, arXiv:1412.6980): a mean of the weights after each step, weighted with powers of `ema`.
         """
         super().__init__(name=name, use_ema=ema is not None, ema_momentum=0.0 if ema is None else ema)
         self._clip_norm = clip_norm
@@ -189,12 +214,12 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
             {self._var_key(variable): index for index, (_, variables) in enumerate(groups) for variable in variables}
         )
         for optimizer in self._optimizers:
-            # One counter for all, so that a group without gradients does not fall behind.
+            # A common counter, so that a group without gradients has the same step.
             optimizer.iterations = self.iterations
 
     @property
     def learning_rate(self) -> tf.Variable:
-        """The first group's rate of the latest step, float32 []."""
+        """Learning rate of the first group in the latest step, float32 []."""
         return self._optimizers[0].learning_rate
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
@@ -204,7 +229,7 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         self._built = True
         for index, optimizer in enumerate(self._optimizers):
             optimizer.build([variable for variable in var_list if self._group_of[self._var_key(variable)] == index])
-        # For each large table of which steps may change some rows only: after how many steps each row's average is due.
+        # For each large table that is averaged by row: the step of each row's average.
         tables = [variable for variable in var_list if self._changes_by_row(variable)]
         self._averaged_at = [self.add_variable((table.shape[0],), tf.int64, name="averaged_at") for table in tables]
         self._table_of = self._no_dependency({self._var_key(table): index for index, table in enumerate(tables)})
@@ -234,21 +259,21 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         if self._lookahead is None:
             return
         slow = self._slow[self._index_dict[key]]
-        step, share = self._lookahead.sync_period, self._lookahead.slow_step_size
+        period, slow_step_size = self._lookahead.sync_period, self._lookahead.slow_step_size
 
-        def join() -> tf.Tensor:
-            slow.assign_add(share * (variable - slow))
+        def synchronize() -> tf.Tensor:
+            slow.assign_add(slow_step_size * (variable - slow))
             variable.assign(slow)
             return tf.constant(True)
 
-        tf.cond(tf.equal((self.iterations + 1) % step, 0), join, lambda: tf.constant(False))
+        tf.cond(tf.equal((self.iterations + 1) % period, 0), synchronize, lambda: tf.constant(False))
 
     @contextlib.contextmanager
-    def measured_weights(self, variables: Sequence[tf.Variable]) -> Iterator[None]:
-        """Within it, `variables` have the weights that count: the averaged ones, or Lookahead's slow ones.
+    def evaluation_weights(self, variables: Sequence[tf.Variable]) -> Iterator[None]:
+        """Swap the averaged weights, or Lookahead's slow weights, into `variables` within the context.
 
-        The average of a variable that never got a gradient, and every weight of an optimizer that has neither, is the
-        weight itself. What training goes on with is put back afterwards.
+        A variable that never had a gradient keeps its weights, as do all variables without EMA and Lookahead. The
+        trained weights are restored at the end of the context.
         """
         if not getattr(self, "_built", False) or not (self.use_ema or self._lookahead):
             yield
@@ -262,7 +287,7 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
                 variable.assign(value)
 
     def finalize_variable_values(self, var_list: Sequence[tf.Variable]) -> None:
-        """Gives `var_list` for good the weights that count. Keras's `fit` calls it at its end."""
+        """Assign the averaged weights, or Lookahead's slow weights. Keras's `fit` calls it at its end."""
         if self.use_ema or self._lookahead is None or not getattr(self, "_built", False):
             super().finalize_variable_values(var_list)
             return
@@ -270,12 +295,12 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
             variable.assign(self._slow[self._index_dict[self._var_key(variable)]])
 
     def get_config(self) -> dict[str, Any]:
-        raise NotImplementedError("build_optimizer makes it from the recipe, which is what is kept")
+        raise NotImplementedError("CompositeOptimizer has no config; build_optimizer creates it from the recipe")
 
     def _clip_gradients(self, grads: Sequence[Gradient]) -> Sequence[Gradient]:
         if not self._clip_norm:
             return grads
-        # Keras clips before it adds up what several rows of a batch want of the same embedding: not the true norm.
+        # Keras clips before it deduplicates sparse gradients, so that its norm is not the gradient's.
         return tf.clip_by_global_norm(self._deduplicate_sparse_grad(grads), self._clip_norm)[0]
 
     def _compute_current_learning_rate(self) -> None:
@@ -290,19 +315,19 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
 
     def _distributed_apply_gradients_fn(self, distribution: Any, grads_and_vars: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
-        # Several replicas have several values of a gradient, all of one kind.
+        # The gradients of all replicas have the same type.
         kinds = {self._var_key(variable): distribution.experimental_local_results(gradient)[0]
                  for gradient, variable in pairs}  # fmt: skip
         self._averaged_by_row = {key for key in self._table_of if isinstance(kinds.get(key), tf.IndexedSlices)}
         return super()._distributed_apply_gradients_fn(distribution, pairs, **kwargs)
 
     def _update_model_variables_moving_average(self, var_list: Sequence[tf.Variable]) -> None:
-        kept = self._kept(self.iterations, self.iterations + 1)
+        retained = self._retained(self.iterations, self.iterations + 1)
 
         def update(average: tf.Variable, variable: tf.Tensor) -> None:
-            average.assign(kept * average + (1 - kept) * variable)
+            average.assign(retained * average + (1 - retained) * variable)
 
-        def settle(averaged_at: tf.Variable) -> None:
+        def mark_averaged(averaged_at: tf.Variable) -> None:
             averaged_at.assign(tf.fill(averaged_at.shape, self.iterations + 1))
 
         extended = self._distribution_strategy.extended
@@ -312,14 +337,14 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
                 continue
             extended.update(self._averages(variable), update, args=(variable,), group=False)
             if key in self._table_of:
-                extended.update(self._averaged_at[self._table_of[key]], settle, group=False)
+                extended.update(self._averaged_at[self._table_of[key]], mark_averaged, group=False)
 
     def _overwrite_model_variables_with_average_value(self, var_list: Sequence[tf.Variable]) -> None:
         now = tf.identity(self.iterations)
 
         def catch_up(average: tf.Variable, variable: tf.Tensor, averaged_at: tf.Variable) -> None:
-            kept = _of_rows(self._kept(averaged_at, now), variable)
-            average.assign(variable + kept * (average - variable))
+            retained = _of_rows(self._retained(averaged_at, now), variable)
+            average.assign(variable + retained * (average - variable))
             averaged_at.assign(tf.fill(averaged_at.shape, now))
 
         for variable in var_list:
@@ -330,7 +355,7 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         super()._overwrite_model_variables_with_average_value(var_list)
 
     def _changes_by_row(self, variable: tf.Variable) -> bool:
-        """Whether its average can be known without having been at every step."""
+        """Return whether steps may update some rows of the variable only, so that it is averaged by row."""
         optimizer = self._optimizers[self._group_of[self._var_key(variable)]]
         lazy = isinstance(optimizer, LazyAdam | tf.keras.optimizers.Adagrad)
         rows = variable.shape[0] if variable.shape.rank else 0
@@ -340,30 +365,30 @@ class CompositeOptimizer(tf.keras.optimizers.Optimizer):
         return self._model_variables_moving_average[self._index_dict[self._var_key(variable)]]
 
     def _average_of(self, variable: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
-        """What the average of some rows has come to, their weights being what they are since they last changed."""
+        """Return the current average of some rows, whose weights have not changed since they were last averaged."""
         weights = tf.gather(variable, rows)
         averaged_at = tf.gather(self._averaged_at[self._table_of[self._var_key(variable)]], rows)
-        kept = _of_rows(self._kept(averaged_at, self.iterations), weights)
-        return weights + kept * (tf.gather(self._averages(variable), rows) - weights)
+        retained = _of_rows(self._retained(averaged_at, self.iterations), weights)
+        return weights + retained * (tf.gather(self._averages(variable), rows) - weights)
 
     def _average_rows(self, variable: tf.Variable, rows: tf.Tensor, average: tf.Tensor) -> None:
-        """Adds this step's weights of some rows to the `average` that they had before it."""
+        """Update the `average` of some rows with this step's weights."""
         now = self.iterations + 1
-        kept = self._kept(self.iterations, now)
-        average = kept * average + (1 - kept) * tf.gather(variable, rows)
+        retained = self._retained(self.iterations, now)
+        average = retained * average + (1 - retained) * tf.gather(variable, rows)
         self._averages(variable).scatter_update(tf.IndexedSlices(average, rows))
         averaged_at = self._averaged_at[self._table_of[self._var_key(variable)]]
         averaged_at.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(rows), now), rows))
 
-    def _kept(self, since: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-        """What the corrected average after `since` steps has of that after `now`; the weights between have the rest.
+    def _retained(self, since: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+        """Return the coefficient of the bias-corrected average at step `since` in the average at step `now`.
 
-        For one step that is 0 at first, then ever nearer to the momentum; for several, the product of those.
+        For one step it is 0 at first and approaches the decay; for several steps it is the product over the steps.
         """
         since, now = tf.cast(since, tf.float32), tf.cast(now, tf.float32)
         momentum = self.ema_momentum
-        kept = momentum ** (now - since) * (1 - momentum**since)
-        return tf.math.divide_no_nan(kept, 1 - momentum**now)
+        retained = momentum ** (now - since) * (1 - momentum**since)
+        return tf.math.divide_no_nan(retained, 1 - momentum**now)
 
 
 def build_optimizer(
@@ -372,20 +397,25 @@ def build_optimizer(
     variables: Sequence[tf.Variable],
     rating_variables: Sequence[tf.Variable] = (),
 ) -> CompositeOptimizer:
-    """The recipe's optimizer for a model that has its variables already.
+    """Return the recipe's optimizer.
 
     Args:
-        config: The recipe's section `training.optimizer`.
-        steps: All steps of the training, which warm-up and decay are parts of.
-        variables: All that are trained.
-        rating_variables: Those of them that only the rating head has; `rating_learning_rate` is theirs.
+        config: The section `training.optimizer` of the recipe.
+        steps: Total steps of the training, for warm-up and decay.
+        variables: All trained variables.
+        rating_variables: The variables of the rating head, which `rating_learning_rate` applies to.
+
+    Example:
+        >>> optimizer = build_optimizer(Optimizer(kind="radam", learning_rate=0.1), 100, [tf.Variable([1.0])])
+        >>> round(float(optimizer.learning_rate), 3)
+        0.1
     """
     rating = {variable.ref() for variable in rating_variables} if config.rating_learning_rate is not None else set()
-    shares = [
+    rates = [
         (config.learning_rate, [variable for variable in variables if variable.ref() not in rating]),
         (config.rating_learning_rate, [variable for variable in variables if variable.ref() in rating]),
     ]
-    groups = [(_optimizer(config, rate, steps), own) for rate, own in shares if rate is not None and own]
+    groups = [(_optimizer(config, rate, steps), own) for rate, own in rates if rate is not None and own]
     return CompositeOptimizer(groups, config.clip_norm, config.lookahead, config.ema)
 
 
@@ -399,17 +429,17 @@ def _optimizer(config: Optimizer, learning_rate: float, steps: int) -> tf.keras.
         return LazyAdam(rate)
     if config.kind == "adamw":
         return tf.keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
-    # Nothing to decay saves a pass over all weights; Keras knows that from None only.
+    # With None, unlike 0, Keras skips the pass over all weights.
     return RectifiedAdam(rate, weight_decay=config.weight_decay or None)
 
 
 def _dense(gradient: Gradient | None, variable: tf.Variable) -> Gradient | None:
-    """A sparse gradient of a small table as a dense one."""
+    """Convert the sparse gradient of a small table to a dense one."""
     if not isinstance(gradient, tf.IndexedSlices) or variable.shape[0] > DENSE_ROWS:
         return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 
 def _of_rows(values: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-    """Values [rows] shaped to be multiplied with a table [rows, ...]."""
+    """Reshape values [rows] so that they broadcast to a table [rows, ...]."""
     return tf.reshape(values, [-1] + [1] * (table.shape.rank - 1))

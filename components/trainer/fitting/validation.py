@@ -1,4 +1,4 @@
-"""What the validation slice says of a model: the Evaluator's top-100 accuracy and RMSE, cheaply, after every epoch."""
+"""Metrics on the validation split after each epoch: the Evaluator's top-100 accuracy and RMSE, computed faster."""
 
 from __future__ import annotations
 
@@ -11,43 +11,51 @@ from components.trainer.model.recommender import TwoTaskRecommender
 
 TOP_K = 100
 
-SCORES = 1 << 24
-"""Scores that one chunk of rows has with all items: 64 MiB."""
+MAX_SCORES = 1 << 24
+"""Maximum number of scores of one batch with all items: 64 MiB."""
 
 
-class Validation(tf.Module):
-    """A slice of train that a model is measured on; the graph is traced once and the items are encoded once a call."""
+class ValidationMetrics(tf.Module):
+    """Top-100 accuracy and RMSE of a model on the validation split.
+
+    The graph is traced once, and the items are encoded once per computation.
+
+    Example:
+        >>> fit, validation = data.hold_out(0.1, "random", seed=0)
+        >>> sorted(ValidationMetrics(model, validation, bounds=(1.0, 5.0)).compute())
+        ['rmse', 'top_100_accuracy', 'top_100_accuracy_unseen']
+    """
 
     def __init__(
         self, model: TwoTaskRecommender, data: TrainingData, bounds: tuple[float, float] | None = None
     ) -> None:
         """
         Args:
-            model: What is measured, with the weights that it has then.
-            data: The slice, from `TrainingData.hold_out`; its histories are what the users have seen.
-            bounds: The smallest and largest rating, which predictions are clipped to.
+            model: The model, whose current weights each computation uses.
+            data: The validation split from `TrainingData.hold_out`, with the histories of the rows to train on.
+            bounds: Smallest and largest rating, to which predictions are clipped.
         """
         super().__init__(name="validation")
         self._model = model
         self._bounds = bounds
         self._item_count = data.item_count
         self._has_negatives = data.has_negatives
-        chunk = max(1, min(8192, SCORES // (data.item_count + 1)))
-        # The order means nothing here. Cached, because cutting histories out costs more than keeping them.
+        chunk = max(1, min(8192, MAX_SCORES // (data.item_count + 1)))
+        # The order has no effect. Cached, because gathering histories takes longer than reading them from memory.
         self._rows = batches(data, chunk, seed=0).map(lambda batch: batch | {"user": batch[data.user_feature]}).cache()
         self._seen = tf.RaggedTensor.from_row_splits(
             tf.constant(data.histories.items), tf.constant(data.histories.starts), validate=False
         )
         self._measure = tf.function(self._sums)
 
-    def measure(self) -> dict[str, float]:
-        """The model's metrics on the slice.
+    def compute(self) -> dict[str, float]:
+        """Compute the metrics with the model's current weights.
 
         Returns:
-            `top_100_accuracy`: the share of the interactions, sampled negatives left out, whose item is among the 100
-            highest scores of all items, where equal scores stand in the order of the vocabulary;
-            `top_100_accuracy_unseen`: the same among the items without those that the user has in train;
-            `rmse`: of all ratings, those of sampled negatives too. An item or score that is none counts as no hit.
+            `top_100_accuracy`: fraction of the interactions, without sampled negatives, whose item is among the top 100
+            of all items, with equal scores ordered by index; `top_100_accuracy_unseen`: the same, without the items
+            that the user interacted with in the rows to train on; `rmse`: over all rows, sampled negatives included.
+            New items and rows with a score that is not finite are misses.
         """
         hits, unseen_hits, interactions, squared, rows = (float(value) for value in self._measure())
         return {
@@ -57,7 +65,7 @@ class Validation(tf.Module):
         }
 
     def _sums(self) -> tuple[tf.Tensor, ...]:
-        """Hits, hits among unseen items, interactions, squared errors and rows, float64 []."""
+        """Return hits, hits among unseen items, interactions, squared errors and rows, float64 []."""
         items = self._model.encode_items(tf.range(self._item_count + 1, dtype=tf.int64))
         candidates = tf.cast(items.retrieval, tf.float32)
         zero = tf.zeros([], tf.float64)
@@ -84,12 +92,21 @@ class Validation(tf.Module):
 
 
 def _ranks(scores: tf.Tensor, item: tf.Tensor, seen: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Places int32 [B] of each row's item by its scores [B, N + 1], from 0, among all items and among unseen ones."""
+    """Return the ranks of items by their scores, counted from 0, among all items and among unseen items.
+
+    Args:
+        scores: float32 [B, N + 1]
+        item: int64 [B]
+        seen: int64 [B, None]: the items that each row's user interacted with.
+
+    Returns:
+        int32 [B] each.
+    """
     true = tf.gather(scores, item, batch_dims=1)
     index = tf.range(tf.shape(scores, tf.int64)[1])
     earlier = index[None, :] < item[:, None]
     ahead = tf.logical_or(scores > true[:, None], tf.logical_and(tf.equal(scores, true[:, None]), earlier))
-    # Item 0, unknown, is nobody's candidate.
+    # Item 0, the OOV index, is not a candidate.
     rank = tf.reduce_sum(tf.cast(ahead[:, 1:], tf.int32), axis=1)
     rows = seen.value_rowids()
     seen_ahead = tf.gather_nd(ahead, tf.stack([rows, seen.flat_values], axis=1))

@@ -1,1 +1,1 @@
-"""Retrieval indexes of the served model: exact and inverted file (IVF), in plain TensorFlow ops."""
+"""Retrieval indexes: exact search and the IVF index."""

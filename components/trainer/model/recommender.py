@@ -14,7 +14,7 @@ import tensorflow_transform as tft
 from components.trainer.data.histories import whole_histories
 from components.trainer.data.training_data import TrainingData, index_count
 from components.trainer.model.rating import RatingPredictor
-from components.trainer.model.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_shares
+from components.trainer.model.retrieval import BatchSoftmax, RetrievalFactors, catalogue_softmax, item_probabilities
 from components.trainer.model.towers import FeatureEmbedding, FeatureTower
 from recipe.features import AnyFeature, History, Normalized
 from recipe.model import Model, Tower
@@ -133,7 +133,7 @@ class TwoTaskRecommender(tfrs.Model):
             candidate_features,
             lambda features, name, config, width, stddev: tower(features, name, config, width, width, stddev),
         )
-        shares = item_shares(data)
+        shares = item_probabilities(data)
         self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
         self._batch_softmax = BatchSoftmax(model.retrieval, shares)
         # Hard negatives are counted with their copies.
@@ -164,7 +164,7 @@ class TwoTaskRecommender(tfrs.Model):
             )
         self.predict_ratings(self.encode_query(first), self.encode_items(tf.zeros([1], tf.int64)))
 
-    def average_unknown(self, data: TrainingData) -> None:
+    def average_oov_embedding(self, data: TrainingData) -> None:
         """Makes an unknown value of a feature the average one, where training never met an unknown value.
 
         What nothing was learned of would otherwise add the numbers that its vector started with. Id dropout and
@@ -180,7 +180,7 @@ class TwoTaskRecommender(tfrs.Model):
             del known[self._user_feature]
         for layer in self.submodules:
             if isinstance(layer, FeatureEmbedding) and layer.feature.name in known:
-                layer.average_unknown(*known[layer.feature.name])
+                layer.average_oov_embedding(*known[layer.feature.name])
 
     def encode_query(self, features: Mapping[str, Any], training: bool = False) -> Encoded:
         """Query features as both tasks take them.
@@ -243,7 +243,7 @@ class TwoTaskRecommender(tfrs.Model):
             training: Whether dropout is on.
         """
         if training and self._config.cold_start_dropout:
-            inputs = self._with_strangers(inputs)
+            inputs = self._apply_cold_start_dropout(inputs)
         items = inputs["item"]
         query = self._query(inputs, training)
         if self._config.retrieval_weight and self._config.retrieval.candidates == "catalogue":
@@ -257,7 +257,7 @@ class TwoTaskRecommender(tfrs.Model):
             every = self._items(distinct, training)
             item = tf.nest.map_structure(lambda values: tf.gather(values, places[: tf.shape(items)[0]]), every)
             ones = tf.ones_like(inputs["label"])
-            retrieval = self._batch_softmax.of_distinct(
+            retrieval = self._batch_softmax.distinct_loss(
                 query.encoded.retrieval,
                 every.encoded.retrieval,
                 distinct,
@@ -292,7 +292,7 @@ class TwoTaskRecommender(tfrs.Model):
         self._task_losses[task].update_state(loss)
         return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
-    def _with_strangers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _apply_cold_start_dropout(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Some rows without what tells their user from a stranger: id (which the bias goes by) and history."""
         users = inputs[self._user_feature]
         hidden = tf.random.uniform(tf.shape(users)) < self._config.cold_start_dropout

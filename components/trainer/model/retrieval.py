@@ -112,7 +112,7 @@ class BatchSoftmax:
         # TFRS sums the loss over the batch; the mean keeps learning rates independent of the batch size.
         return tf.math.divide_no_nan(summed, tf.reduce_sum(weights))
 
-    def of_distinct(
+    def distinct_loss(
         self,
         query: tf.Tensor,
         candidates: tf.Tensor,
@@ -183,7 +183,7 @@ def catalogue_softmax(
     return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
 
 
-def item_shares(data: TrainingData) -> np.ndarray:
+def item_probabilities(data: TrainingData) -> np.ndarray:
     """Each item's share of the interactions of train, [N + 1]; counted once more, so that none is 0."""
     frequencies = data.item_frequencies() + 1.0
     return frequencies / frequencies.sum()

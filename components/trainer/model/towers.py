@@ -94,7 +94,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
                 dimension, use_bias=False, kernel_initializer=initial, name="direction"
             )
 
-    def average_unknown(self, indices: np.ndarray, weights: np.ndarray) -> None:
+    def average_oov_embedding(self, indices: np.ndarray, weights: np.ndarray) -> None:
         """Makes the vector of index 0 the mean of what was learned, unless it was learned itself.
 
         Args:

@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_those_of_all_copies(rows: list[Any], keys: dict[
 
     with tf.GradientTape() as tape:
         distinct, places = tf.unique(tf.concat([own, drawn], axis=0))
-        found = every.of_distinct(
+        found = every.distinct_loss(
             query, tf.gather(table, distinct), distinct, places, weights, tf.constant(chosen, tf.float32)
         )
     gradients = tape.gradient(found, [query, table])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender
-from components.trainer.export.word_search import LONGEST_TEXT, WordSearch
+from components.trainer.export.text_search import MAX_TEXT_LENGTH, TextSearch
 
 World = Any
 Loaded = Any
@@ -106,8 +106,8 @@ def test_starts_of_columns_come_first_and_then_what_is_popular(
     frequencies = data.item_frequencies()
     titles = {7: "Batman Returns", 3: "The Batman", 90: "Batman", 5: "Bat", 4: "the  bat-batman"}
     column = np.array([titles.get(item, "").encode() for item in range(len(frequencies))], object)
-    search = WordSearch(dataclasses.replace(data, display={"title": column}))
-    found_items = search.find(tf.constant(["batman", "BAT", "the bat"]), 6).numpy().tolist()
+    search = TextSearch(dataclasses.replace(data, display={"title": column}))
+    found_items = search.search(tf.constant(["batman", "BAT", "the bat"]), 6).numpy().tolist()
     popular = sorted([3, 4], key=lambda item: (-frequencies[item], item))
     starts = sorted([7, 90], key=lambda item: (-frequencies[item], item))
     assert found_items[0] == [*starts, *popular, 0, 0]
@@ -123,23 +123,23 @@ def test_every_sign_is_an_ordinary_sign(data: TrainingData, text: str, before: b
     column = np.array([b""] * (data.item_count + 1), object)
     column[5] = (("word " if before else "") + text + " after").encode()
     column[6] = b"something else"
-    search = WordSearch(dataclasses.replace(data, display={"title": column}))
-    found = search.find(tf.constant([text.encode()]), 3).numpy().tolist()
+    search = TextSearch(dataclasses.replace(data, display={"title": column}))
+    found = search.search(tf.constant([text.encode()]), 3).numpy().tolist()
     assert found == [[5 if text.strip(" \n") else 0, 0, 0]]
 
 
 def test_every_display_column_is_looked_at(data: TrainingData) -> None:
     columns = {name: np.array([b""] * (data.item_count + 1), object) for name in ("title", "author")}
     columns["title"][2], columns["author"][3] = b"Of Orwell", b"George Orwell"
-    search = WordSearch(dataclasses.replace(data, display=columns))
-    assert set(search.find(tf.constant(["orwell"]), 2).numpy()[0].tolist()) == {2, 3}
+    search = TextSearch(dataclasses.replace(data, display=columns))
+    assert set(search.search(tf.constant(["orwell"]), 2).numpy()[0].tolist()) == {2, 3}
 
 
 def test_no_text_strange_bytes_and_endless_texts_find_nothing(all_items: Loaded) -> None:
     texts = [b"", b"  ", b"\xff\xfe", b"S" * 100_000, b"Story"]
     answer = all_items("find_items", text=texts)["item_ids"]
     assert [bool((row != b"").any()) for row in answer] == [False, False, False, False, True]
-    assert LONGEST_TEXT >= 100
+    assert MAX_TEXT_LENGTH >= 100
 
 
 def test_texts_of_a_batch_are_found_as_alone(all_items: Loaded) -> None:
@@ -174,7 +174,7 @@ def test_the_product_of_both_embeddings_is_the_score(world: World, all_items: Lo
 
 
 def test_an_outside_vector_store_finds_what_recommend_answers(world: World, all_items: Loaded) -> None:
-    """Nearest by product, without knowing anything of the model."""
+    """SearchResult by product, without knowing anything of the model."""
     items = all_items("embed_item", item_id=world.items)["embedding"]
     queries = all_items("embed_query", user_id=world.users)["embedding"]
     answer = all_items("recommend", user_id=world.users)["item_ids"]

@@ -26,8 +26,8 @@ from tensorflow_transform.tf_metadata import schema_utils
 
 from components.trainer.data.batches import batches
 from components.trainer.data.training_data import TrainingData, read_training_data
-from components.trainer.fitting.training import run_fn
 from components.trainer.model.recommender import TwoTaskRecommender
+from components.trainer.run_fn import run_fn
 from components.transform.preprocessing import preprocessing_fn
 from recipe.columns import IS_POSITIVE, Columns, Negatives
 from recipe.features import Features

@@ -13,8 +13,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.index.ivf import Calibration, IvfIndex, calibrate, divide
-from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
+from components.trainer.index.exact import ExactIndex
+from components.trainer.index.ivf import Calibration, IvfIndex, assign_cells, calibrate
+from components.trainer.index.retrieval_index import RetrievalIndex
 
 Rows = Sequence[Sequence[int]]
 WIDTH = 4
@@ -82,7 +83,7 @@ def searches(draw: st.DrawFn) -> dict[str, Any]:
 @given(searches())
 def test_all_cells_are_brute_force(asked: dict[str, Any]) -> None:
     vectors, k = asked["vectors"], asked["k"]
-    cells = divide(vectors, asked["cells"], np.random.default_rng(asked["seed"]))
+    cells = assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"]))
     index, exact = index_of(vectors, cells, len(vectors), k), ExactIndex(vectors)
     queries, excluded = tf.constant(asked["queries"]), ragged(asked["excluded"])
     only = None if asked["only"] is None else ragged(asked["only"])
@@ -102,7 +103,7 @@ def test_all_cells_are_brute_force(asked: dict[str, Any]) -> None:
 @given(searches(), st.integers(1, 5))
 def test_few_cells_answer_as_many_items_as_there_are(asked: dict[str, Any], probes: int) -> None:
     vectors, k = asked["vectors"], asked["k"]
-    index = index_of(vectors, divide(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
+    index = index_of(vectors, assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
     queries, excluded = asked["queries"], asked["excluded"]
     found = index.search(tf.constant(queries), k, ragged(excluded))
     for query, others, items, scores in zip(queries, excluded, found.items.numpy(), found.scores.numpy(), strict=True):
@@ -121,7 +122,7 @@ def test_few_cells_answer_as_many_items_as_there_are(asked: dict[str, Any], prob
 @given(searches(), st.integers(1, 5))
 def test_a_rank_is_the_place_in_the_search(asked: dict[str, Any], probes: int) -> None:
     vectors, k = asked["vectors"], asked["k"]
-    index = index_of(vectors, divide(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
+    index = index_of(vectors, assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
     queries, item = tf.constant(asked["queries"]), asked["item"]
     others = [[seen for seen in row if seen != own] for row, own in zip(asked["excluded"], item, strict=True)]
     _, rank = index.rank(queries, tf.constant(item, tf.int64), ragged(asked["excluded"]))
@@ -145,7 +146,7 @@ def test_the_recall_that_was_asked_for(recall: float) -> None:
     index = IvfIndex.build(vectors, queries[:200], k=50, recall=recall, excluded=seen[:200])
     measured = recall_of(index, vectors, queries[200:], seen[200:], 50)
     assert recall - 0.01 <= measured, (index.calibration, measured)
-    assert index.calibration.share < 0.25, "as much work as brute force"
+    assert index.calibration.scanned < 0.25, "as much work as brute force"
 
 
 def test_calibration_measures_what_search_finds() -> None:
@@ -158,10 +159,10 @@ def test_calibration_measures_what_search_finds() -> None:
 
 def test_a_higher_recall_takes_more_cells() -> None:
     vectors, queries, _ = clustered()
-    cells = divide(vectors, 300, np.random.default_rng(0))
+    cells = assign_cells(vectors, 300, np.random.default_rng(0))
     found = [calibrate(vectors, cells, queries, k=20, recall=recall) for recall in (0.5, 0.9, 0.99, 1.0)]
     assert [each.probes for each in found] == sorted({each.probes for each in found})
-    assert [each.share for each in found] == sorted(each.share for each in found)
+    assert [each.scanned for each in found] == sorted(each.scanned for each in found)
     assert found[-1].recall == 1.0
 
 
@@ -182,7 +183,7 @@ def test_the_same_arguments_give_the_same_index() -> None:
 @pytest.mark.parametrize("wanted", [1, 7, 300])
 def test_cells_are_bounded(wanted: int) -> None:
     vectors, _, _ = clustered()
-    sizes = np.bincount(divide(vectors, wanted, np.random.default_rng(1)))
+    sizes = np.bincount(assign_cells(vectors, wanted, np.random.default_rng(1)))
     assert sizes.min() > 0
     assert sizes.max() <= 6 * len(vectors) / wanted
     assert wanted <= len(sizes) <= 1.5 * wanted
@@ -190,7 +191,7 @@ def test_cells_are_bounded(wanted: int) -> None:
 
 def test_equal_vectors_do_not_share_one_cell() -> None:
     vectors = np.repeat(clustered()[0][:3], 4000, axis=0)
-    sizes = np.bincount(divide(vectors, 100, np.random.default_rng(1)))
+    sizes = np.bincount(assign_cells(vectors, 100, np.random.default_rng(1)))
     assert sizes.max() <= 720
 
 

@@ -247,7 +247,7 @@ def test_average_is_the_mean_of_the_weights_so_far_by_powers(kind: str, lookahea
     for rows, values, dense in gradients():
         step(optimizer, trained, rows, values, dense)
         seen.append([variable.numpy() for variable in trained])
-        with optimizer.measured_weights(trained):
+        with optimizer.evaluation_weights(trained):
             for index, variable in enumerate(trained):
                 np.testing.assert_allclose(variable.numpy(), average(seen, index), rtol=1e-4, atol=1e-5)
         for index, variable in enumerate(trained):
@@ -291,7 +291,7 @@ def test_one_step_s_average_is_that_step_and_not_the_initial_weights() -> None:
     trained = variables()
     optimizer = build_optimizer(config(ema=0.999), STEPS, trained)
     step(optimizer, trained, *gradients()[0])
-    with optimizer.measured_weights(trained):
+    with optimizer.evaluation_weights(trained):
         np.testing.assert_allclose(trained[0].numpy(), expected("adam")[0][0], rtol=1e-4, atol=1e-5)
 
 
@@ -299,7 +299,7 @@ def test_slow_weights_are_measured_between_two_joins() -> None:
     trained = variables()
     optimizer = build_optimizer(config(lookahead={"sync_period": 4, "slow_step_size": 0.5}), STEPS, trained)
     after = run(optimizer, trained)
-    with optimizer.measured_weights(trained):
+    with optimizer.evaluation_weights(trained):
         # 14 steps: the last join was after the twelfth.
         np.testing.assert_allclose(trained[0].numpy(), after[11][0], rtol=1e-6)
     np.testing.assert_array_equal(trained[0].numpy(), after[13][0])
@@ -309,7 +309,7 @@ def test_weights_without_average_or_lookahead_are_measured_as_they_are() -> None
     trained = variables()
     optimizer = build_optimizer(config(), STEPS, trained)
     after = run(optimizer, trained)
-    with optimizer.measured_weights(trained):
+    with optimizer.evaluation_weights(trained):
         np.testing.assert_array_equal(trained[0].numpy(), after[-1][0])
 
 

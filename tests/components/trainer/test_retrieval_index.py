@@ -12,7 +12,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.index.retrieval_index import ExactIndex, RetrievalIndex
+from components.trainer.index.exact import ExactIndex
+from components.trainer.index.retrieval_index import RetrievalIndex
 
 ITEMS, WIDTH = 9, 3
 

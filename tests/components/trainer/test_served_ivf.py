@@ -14,8 +14,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from components.trainer.export import save
+from components.trainer.index.exact import ExactIndex
 from components.trainer.index.ivf import IvfIndex
-from components.trainer.index.retrieval_index import ExactIndex
 from recipe.serving import Index, Serving
 
 World = Any

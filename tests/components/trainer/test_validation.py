@@ -18,7 +18,7 @@ import tensorflow_recommenders as tfrs
 from components.trainer.data.batches import batches
 from components.trainer.data.training_data import TrainingData
 from components.trainer.fitting import validation
-from components.trainer.fitting.validation import Validation
+from components.trainer.fitting.validation import ValidationMetrics
 from components.trainer.model.recommender import Encoded, TwoTaskRecommender
 
 World = Any
@@ -53,7 +53,7 @@ def place(scores: np.ndarray, item: int, left_out: set[int]) -> int:
 def test_metrics_are_what_sorting_all_items_gives(trained: Trained, held: TrainingData) -> None:
     scores, ratings, batch = scores_and_ratings(trained[0], held)
     users, items = batch[held.user_feature].numpy(), batch["item"].numpy()
-    found = Validation(trained[0], held).measure()
+    found = ValidationMetrics(trained[0], held).compute()
     ranks = [place(row, item, set()) for row, item in zip(scores, items, strict=True)]
     unseen = [place(row, item, seen_by(held, user)) for row, item, user in zip(scores, items, users, strict=True)]
     assert found["top_100_accuracy"] == pytest.approx(np.mean([rank < 100 for rank in ranks]))
@@ -66,7 +66,7 @@ def test_metrics_are_what_sorting_all_items_gives(trained: Trained, held: Traini
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_top_k_is_that_of_tfrs(trained: Trained, held: TrainingData, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "TOP_K", k)
-    found = Validation(trained[0], held).measure()["top_100_accuracy"]
+    found = ValidationMetrics(trained[0], held).compute()["top_100_accuracy"]
     (batch,) = batches(held, len(held.labels), seed=1)
     ids = tf.range(1, held.item_count + 1, dtype=tf.int64)
     candidates = tf.data.Dataset.from_tensors((ids, trained[0].encode_items(ids).retrieval))
@@ -78,25 +78,25 @@ def test_top_k_is_that_of_tfrs(trained: Trained, held: TrainingData, k: int, mon
 
 
 def test_small_chunks_change_nothing(trained: Trained, held: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Validation(trained[0], held).measure()
-    monkeypatch.setattr(validation, "SCORES", 7 * (held.item_count + 1))
-    assert Validation(trained[0], held).measure() == pytest.approx(whole)
+    whole = ValidationMetrics(trained[0], held).compute()
+    monkeypatch.setattr(validation, "MAX_SCORES", 7 * (held.item_count + 1))
+    assert ValidationMetrics(trained[0], held).compute() == pytest.approx(whole)
 
 
 def test_ratings_are_clipped_as_the_served_model_clips_them(trained: Trained, held: TrainingData) -> None:
     _, ratings, batch = scores_and_ratings(trained[0], held)
-    found = Validation(trained[0], held, bounds=(2.0, 3.0)).measure()["rmse"]
+    found = ValidationMetrics(trained[0], held, bounds=(2.0, 3.0)).compute()["rmse"]
     clipped = np.clip(ratings, 2.0, 3.0)
     assert found == pytest.approx(math.sqrt(np.mean((clipped - batch["label"].numpy()) ** 2)), rel=1e-5)
 
 
 def test_sampled_negatives_count_for_ratings_only(trained: Trained, held: TrainingData) -> None:
     positive = np.arange(len(held.labels)) % 3 > 0
-    found = Validation(trained[0], dataclasses.replace(held, positive=positive)).measure()
+    found = ValidationMetrics(trained[0], dataclasses.replace(held, positive=positive)).compute()
     only = held._rows(np.flatnonzero(positive))
-    wanted = Validation(trained[0], only).measure()
+    wanted = ValidationMetrics(trained[0], only).compute()
     assert found["top_100_accuracy"] == pytest.approx(wanted["top_100_accuracy"])
-    assert found["rmse"] == pytest.approx(Validation(trained[0], held).measure()["rmse"])
+    assert found["rmse"] == pytest.approx(ValidationMetrics(trained[0], held).compute()["rmse"])
     assert found["rmse"] != pytest.approx(wanted["rmse"], abs=1e-6)
 
 
@@ -104,8 +104,8 @@ def test_scores_that_are_no_numbers_are_no_hits(world: World, data: TrainingData
     recipe = world.recipe()
     features = recipe.features
     model = TwoTaskRecommender(recipe.model, features.query, features.candidate, data, world.transform_output)
-    measured = Validation(model, held)
-    assert measured.measure()["top_100_accuracy"] > 0
+    measured = ValidationMetrics(model, held)
+    assert measured.compute()["top_100_accuracy"] > 0
     for variable in model.query_tower.trainable_variables:
         variable.assign(tf.fill(variable.shape, float("nan")))
-    assert measured.measure()["top_100_accuracy"] == measured.measure()["top_100_accuracy_unseen"] == 0
+    assert measured.compute()["top_100_accuracy"] == measured.compute()["top_100_accuracy_unseen"] == 0

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.trainer.fitting.hyperparameters import found_values
+from components.trainer.fitting.hyperparameters import recipe_values
 from components.tuner.search_space import search_space
 from recipe.tuner import Search, Tuner
 
@@ -29,7 +29,7 @@ def sampled(tuner: Tuner, seed: int) -> dict[str, Any]:
     )
     space = search_space(tuner)
     space.values = oracle._random_values()
-    return found_values(space.get_config())
+    return recipe_values(space.get_config())
 
 
 @given(
@@ -90,4 +90,4 @@ def test_a_log_scale_tries_small_numbers_as_often_as_large_ones() -> None:
 
 def test_hyperbands_own_books_are_no_keys_of_the_recipe() -> None:
     config = {"values": {"model.l2": 0.5, "tuner/epochs": 3, "tuner/bracket": 1}}
-    assert found_values(config) == {"model.l2": 0.5}
+    assert recipe_values(config) == {"model.l2": 0.5}

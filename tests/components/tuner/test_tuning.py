@@ -15,7 +15,7 @@ import components  # noqa: F401  (decides on Keras before KerasTuner imports one
 # isort: split
 import pytest
 
-from components.trainer.fitting.training import TrainingDiverged
+from components.trainer.fitting.callbacks import TrainingDiverged
 from components.tuner import tuning
 from recipe import RecipeError, load_recipe
 from recipe.trainer import TrainerRecipe

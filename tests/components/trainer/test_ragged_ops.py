@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.trainer.data.ragged_rows import kept, kept_of_dense, last, row_of_each
+from components.trainer.data.ragged_ops import boolean_mask, dense_boolean_mask, last_mask, value_rowids
 
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=6)
 
@@ -18,24 +18,24 @@ def ragged(rows: list[list[int]]) -> tf.RaggedTensor:
 
 @given(ROWS)
 def test_each_value_has_its_row(rows: list[list[int]]) -> None:
-    np.testing.assert_array_equal(row_of_each(ragged(rows)), [row for row, values in enumerate(rows) for _ in values])
+    np.testing.assert_array_equal(value_rowids(ragged(rows)), [row for row, values in enumerate(rows) for _ in values])
 
 
 @given(ROWS)
 def test_what_is_kept_stays_in_its_row_and_in_order(rows: list[list[int]]) -> None:
     values = ragged(rows)
-    found = kept(values, values.flat_values > 4)
+    found = boolean_mask(values, values.flat_values > 4)
     assert found.to_list() == [[value for value in row if value > 4] for row in rows]
 
 
 @given(ROWS, st.integers(1, 4))
 def test_the_last_of_each_row(rows: list[list[int]], count: int) -> None:
     values = ragged(rows)
-    assert kept(values, last(values, count)).to_list() == [row[-count:] for row in rows]
+    assert boolean_mask(values, last_mask(values, count)).to_list() == [row[-count:] for row in rows]
 
 
 @given(st.integers(0, 4).flatmap(lambda width: st.lists(st.lists(st.integers(0, 9), min_size=width, max_size=width))))
 def test_a_dense_tensor_s_values_that_are_kept(rows: list[list[int]]) -> None:
     dense = tf.constant(np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0))
-    found = kept_of_dense(dense, dense > 4)
+    found = dense_boolean_mask(dense, dense > 4)
     assert found.to_list() == [[value for value in row if value > 4] for row in rows]
