@@ -1,1 +1,5 @@
-"""The two-task TFRS model: data, towers, training and the exported SavedModel."""
+"""Trainer: the two-task recommender, its training loop and its export for TensorFlow Serving.
+
+The examples in docstrings use `recipe`, `schema`, `transform_output`, the output of Transform, `data`, the train split
+as `TrainingData`, and `model`, a `TwoTaskRecommender`. A test runs them all.
+"""

@@ -1,1 +1,1 @@
-"""Raw columns to numbers, generated from the recipe's feature list."""
+"""Transform: the recipe's features as a TensorFlow Transform graph."""

@@ -1,1 +1,1 @@
-"""Tuner: a search for better values of the recipe's keys, before the Trainer."""
+"""Tuner: hyperparameter search over the recipe's keys with KerasTuner, before the Trainer."""

@@ -1,4 +1,4 @@
-"""`tuner_fn` of the Tuner: transformed examples in, KerasTuner's search over the recipe's search space out."""
+"""`tuner_fn`, the entry point of the Tuner: transformed examples to a KerasTuner search over the recipe's keys."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from recipe.trainer import TrainerRecipe
 from recipe.tuner import Objective, Tuner, TunerRecipe
 
 SCORE = "score"
+"""Name of KerasTuner's objective."""
 DEFAULT_TRIALS = 10
-# Trials in a row that could not be trained, after which more of them would only cost time.
+"""Number of trials if the recipe does not set it."""
+# The search ends after this number of consecutive failed trials.
 MAX_CONSECUTIVE_FAILURES = 10
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
-    """Prepares the search; TFX's executor then runs it and writes the best hyperparameters.
+    """Create the search; TFX's executor runs it and writes the best hyperparameters.
 
-    Trials see the split `train` without the validation slice, and are measured on the slice. The eval split is never
-    read. The slot that TFX calls `eval_files` carries the catalogue.
+    A trial trains on the train split without the validation split, and is scored on the validation split. The Tuner
+    does not read the eval split; TFX's argument `eval_files` has the catalogue.
 
     Args:
         fn_args: From TFX; `custom_config["recipe"]` is a `TunerRecipe` as JSON.
@@ -64,14 +66,13 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
 
 
 class RecipeTuner(base_tuner.BaseTuner):
-    """Trains the recipe's model with each trial's values, and scores it by the recipe's objective."""
+    """A KerasTuner tuner: trains the recipe's model with a trial's values and scores it by the recipe's objective."""
 
     def __init__(self, recipe: TunerRecipe, directory: str) -> None:
-        """Makes the search.
-
+        """
         Args:
-            recipe: With the section `tuner`.
-            directory: Where KerasTuner writes what it keeps of each trial.
+            recipe: The recipe, with a section `tuner`.
+            directory: Folder in which KerasTuner stores the state of each trial.
         """
         self._recipe = TrainerRecipe(**{name: getattr(recipe, name) for name in TrainerRecipe.model_fields})
         self._objective = recipe.tuner.objective
@@ -85,23 +86,27 @@ class RecipeTuner(base_tuner.BaseTuner):
         transform_output: tft.TFTransformOutput,
         bounds: tuple[float, float] | None,
     ) -> dict[str, float]:
-        """Trains with the trial's values.
+        """Train and score one trial.
 
         Args:
             trial: From KerasTuner.
-            data: All of the split `train`; the validation slice is taken from it.
+            data: The train split; the validation split is held out of it.
             transform_output: Output of Transform.
-            bounds: The smallest and largest rating that the served model answers.
+            bounds: Smallest and largest rating of the served model.
 
         Returns:
-            The score of the weights that training ends with; greater is better.
+            The score of the trained weights by name; higher is better.
+
+        Raises:
+            FailedTrialError: The values do not form a valid recipe, the training diverged, or the score is not finite.
+            FatalRuntimeError: Any other error, which ends the search.
         """
         values = recipe_values(trial.hyperparameters.get_config())
         epochs = int(trial.hyperparameters.values.get(EPOCHS, self._epochs))
         try:
             recipe = self._recipe.with_values(values)
         except RecipeError as error:
-            # Each value fits the recipe by itself, or it would not have loaded; these do not fit each other.
+            # Loading the recipe has checked each value, but not their combinations.
             raise keras_tuner.errors.FailedTrialError(str(error)) from error
         training = recipe.training.model_copy(update={"epochs": epochs, "steps": None})
         try:
@@ -109,28 +114,37 @@ class RecipeTuner(base_tuner.BaseTuner):
         except TrainingDiverged as error:
             raise keras_tuner.errors.FailedTrialError(str(error)) from error
         except Exception as error:
-            # KerasTuner would take a fault of the program for a poor trial, and search on.
+            # KerasTuner would count any other error as a failed trial and continue.
             raise keras_tuner.errors.FatalRuntimeError(f"trial {trial.trial_id} with {values}: {error}") from error
         finally:
             tf.keras.backend.clear_session()
             gc.collect()
         measured = measured_metrics(curves)
         score = _score(measured, self._objective)
-        logging.info("Trial %s: %s measured %s, score %.6g", trial.trial_id, values, measured, score)
+        logging.info("Trial %s: score %.6g, metrics %s, values %s", trial.trial_id, score, measured, values)
         if not math.isfinite(score):
-            raise keras_tuner.errors.FailedTrialError(f"the score is {score}, which is no number")
+            raise keras_tuner.errors.FailedTrialError(f"expected a finite score, got {score}")
         return {SCORE: score}
 
     def on_search_end(self) -> None:
-        """Raises where there is no best trial: TFX would take one that failed."""
+        """Check that a trial has completed; otherwise TFX would use the values of a failed one.
+
+        Raises:
+            RecipeError: All trials failed.
+        """
         trials = list(self.oracle.trials.values())
         if not any(each.status == trial.TrialStatus.COMPLETED for each in trials):
             last = (trials[-1].message or "").strip().splitlines()[-1:] if trials else []
-            raise RecipeError(f"tuner: none of {len(trials)} trials could be trained. The last one: {''.join(last)}")
+            raise RecipeError(f"tuner: all {len(trials)} trials failed. Error of the last one: {''.join(last)}")
 
 
 def measured_metrics(curves: Curves) -> dict[str, float]:
-    """What the weights that training ended with measured on the validation slice, by metric."""
+    """Return the validation metrics of the epoch whose weights the model has, by name.
+
+    Example:
+        >>> measured_metrics({"kept": [0, 1], "validation_rmse": [0.9, 0.8], "validation_top_100_accuracy": [0.3, 0.4]})
+        {'top_100_accuracy': 0.4, 'rmse': 0.8}
+    """
     kept = curves["kept"].index(1)
     return {metric: curves[f"{VALIDATION}{metric}"][kept] for metric in Objective.model_fields}
 

@@ -65,7 +65,7 @@ class QueryEncoder(tf.Module):
         catalogue: Catalogue,
     ) -> None:
         """See `ServedRecommender` for the arguments; `catalogue` looks up the item ids of a request's history."""
-        super().__init__(name="remembered_users")
+        super().__init__(name="query_encoder")
         self._catalogue = catalogue
         self._id_column = recipe.columns.user_id
         self._user_feature = data.user_feature
@@ -157,7 +157,7 @@ class QueryEncoder(tf.Module):
         return tf.gather(every, user)
 
     def _history_items(self, history: tf.Tensor, rows: tf.Tensor) -> tf.RaggedTensor:
-        """Look up the known items, int64 [B, None], of ids, string [B, L]; of duplicates, the last one is kept."""
+        """Look up items, int64 [B, None], of ids, string [B, L], without new items and earlier duplicates."""
         indices = tf.broadcast_to(self._catalogue.indices(history), [rows, tf.shape(history)[1]])
         known = dense_boolean_mask(indices, indices > 0)
         keys, _ = tf.unique(tf.reverse(_keys(known), [0]))

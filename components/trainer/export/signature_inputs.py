@@ -69,7 +69,7 @@ def scalar(name: str, default: int) -> Input:
     """Return an optional input for an integer of the request, int32 [].
 
     Example:
-        >>> scalar("k", 10)[1].numpy()
+        >>> int(scalar("k", 10)[1])
         10
     """
     return tf.TensorSpec([], tf.int32, name=name), tf.constant(default, tf.int32)
@@ -84,7 +84,7 @@ def signature(function: Callable[[Mapping[str, tf.Tensor]], Outputs], inputs: Se
 
     Example:
         >>> double = signature(lambda inputs: {"doubled": 2 * inputs["k"]}, [scalar("k", 10)])
-        >>> double()["doubled"].numpy(), double(k=tf.constant(3))["doubled"].numpy()
+        >>> int(double()["doubled"]), int(double(k=tf.constant(3))["doubled"])
         (20, 6)
     """
     parameters = [

@@ -1,4 +1,4 @@
-"""The history feature as a Keras layer: embeddings of a user's items pooled into one vector."""
+"""The history feature as a Keras layer: embeddings of a user's items, pooled into one vector."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from recipe.features import History
 
 
 class HistoryEmbedding(tf.keras.layers.Layer):
-    """Histories to float32 [batch, dimension], pooled as the recipe says; an empty one is all zeros.
+    """Embeds and pools histories to vectors, float32 [batch, dimension]; an empty history is all zeros.
 
-    The input is a mapping: `items` int64 [P] and `deviations` float32 [P], the items of one user after another's;
-    `users` int64 [P], whose they are, counted from 0; `user` int64 [batch], whose history each row has; `begin`, `end`
-    int64 [batch], which places of the P those are; `own` int64 [batch], the place that a row leaves out or -1; and, if
-    it is there, `hidden` bool [batch], the rows whose history counts as empty. Item 0, unknown, does not count.
+    The input is a mapping of tensors. The histories of the batch's users are concatenated to P entries:
+
+        items, deviations   int64 [P], float32 [P]: item and deviation of each entry; item 0, the OOV index, is ignored
+        users               int64 [P]: user of each entry, as a position among the batch's users
+        user                int64 [batch]: user of each row, as a position among the batch's users
+        begin, end          int64 [batch]: range of entries of each row, the end exclusive
+        own                 int64 [batch]: entry that leave-one-out excludes from each row; -1 for none
+        masked              bool [batch], optional: rows whose history is treated as empty
+
+    Example:
+        >>> layer = HistoryEmbedding(History(column="item", kind="history"), item_count=5, dimension=8, stddev=0.05)
+        >>> items = tf.ragged.constant([[3, 5], [4]], tf.int64, row_splits_dtype=tf.int64)
+        >>> layer(whole_histories(items, tf.zeros_like(items, tf.float32))).shape
+        TensorShape([2, 8])
     """
 
     def __init__(
@@ -23,19 +33,19 @@ class HistoryEmbedding(tf.keras.layers.Layer):
     ) -> None:
         """
         Args:
-            feature: The recipe's section.
-            item_count: N, which items are numbered up to.
-            dimension: Width of the vectors.
-            stddev: Of the numbers that embeddings start with.
-            name: Of the layer.
+            feature: The recipe's history feature.
+            item_count: N, the highest item index.
+            dimension: Dimension of the embeddings.
+            stddev: Standard deviation of the initial embeddings.
+            name: Name of the layer.
         """
-        # Not cast to 16 bits: sums over long histories, and the deviations that they are multiplied with, stay exact.
+        # No autocast to 16 bits, so that sums over long histories and the deviations keep their precision.
         super().__init__(name=name, autocast=False)
         self.feature = feature
         self._dimension = dimension
 
         def table(name: str) -> tf.Variable:
-            # One initializer for both would give them the same numbers.
+            # A shared initializer would give both tables the same values.
             initial = tf.keras.initializers.RandomNormal(stddev=stddev)
             return self.add_weight(name=name, shape=(item_count + 1, dimension), initializer=initial)
 
@@ -47,14 +57,15 @@ class HistoryEmbedding(tf.keras.layers.Layer):
             self._gru = tf.keras.layers.GRU(dimension)
 
     def call(self, history: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Return the pooled vectors, float32 [batch, dimension]."""
         items = history["items"]
         weights = tf.cast(items > 0, tf.float32)
         if training and self.feature.dropout:
             weights *= tf.cast(tf.random.uniform(tf.shape(items)) >= self.feature.dropout, tf.float32)
         begin, end, own = history["begin"], history["end"], history["own"]
-        if "hidden" in history:
-            end = tf.where(history["hidden"], begin, end)
-            own = tf.where(history["hidden"], tf.constant(-1, own.dtype), own)
+        if "masked" in history:
+            end = tf.where(history["masked"], begin, end)
+            own = tf.where(history["masked"], tf.constant(-1, own.dtype), own)
         tables = [(self._table, weights)]
         if self._deviation_table is not None:
             tables.append((self._deviation_table, weights * history["deviations"]))
@@ -72,31 +83,32 @@ class HistoryEmbedding(tf.keras.layers.Layer):
         return tf.cast(pooled, self.compute_dtype)
 
     def _normalized(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """Sums [batch, dimension] of as many items as `count`, [batch, 1]."""
+        """Divide sums [batch, dimension] by the number of items [batch, 1], or by its square root."""
         count = tf.maximum(count, 1.0)
         return total / (tf.sqrt(count) if self.feature.pooling == "sum_sqrt" else count)
 
     def _over_windows(
         self, vectors: tf.Tensor, weights: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, own: tf.Tensor
     ) -> tf.Tensor:
-        # At least one place, so that neither the softmax nor the recurrence meets an empty axis.
+        """Pool by attention or GRU over dense windows, padded to the longest history of the batch."""
+        # At least 1, because neither the softmax nor the GRU accepts an empty axis.
         length = tf.maximum(tf.reduce_max(end - begin), 1)
-        places = tf.expand_dims(begin, axis=1) + tf.expand_dims(tf.range(length), axis=0)
-        inside = (places < tf.expand_dims(end, axis=1)) & (places != tf.expand_dims(own, axis=1))
-        # Place 0 is a stand-in for what lies outside.
-        places = tf.where(inside, places + 1, 0)
-        mask = tf.gather(tf.pad(weights, [[1, 0]]), places) > 0
-        rows = tf.gather(tf.pad(vectors, [[1, 0], [0, 0]]), places)
+        entries = tf.expand_dims(begin, axis=1) + tf.expand_dims(tf.range(length), axis=0)
+        inside = (entries < tf.expand_dims(end, axis=1)) & (entries != tf.expand_dims(own, axis=1))
+        # Entry 0 is padding.
+        entries = tf.where(inside, entries + 1, 0)
+        mask = tf.gather(tf.pad(weights, [[1, 0]]), entries) > 0
+        rows = tf.gather(tf.pad(vectors, [[1, 0], [0, 0]]), entries)
         rows = tf.ensure_shape(rows, [None, None, self._dimension])
         if self.feature.pooling == "gru":
             return tf.cast(self._gru(rows, mask=mask), tf.float32)
         logits = tf.cast(tf.squeeze(self._attention(rows), axis=-1), tf.float32)
-        shares = tf.nn.softmax(tf.where(mask, logits, logits.dtype.min), axis=1) * tf.cast(mask, tf.float32)
-        return tf.reduce_sum(rows * tf.expand_dims(shares, axis=-1), axis=1)
+        attention = tf.nn.softmax(tf.where(mask, logits, logits.dtype.min), axis=1) * tf.cast(mask, tf.float32)
+        return tf.reduce_sum(rows * tf.expand_dims(attention, axis=-1), axis=1)
 
 
 def _rows(tables: Sequence[tuple[tf.Variable, tf.Tensor]], items: tf.Tensor) -> tf.Tensor:
-    """The sum over tables of each item's row times its weight, [P, dimension]."""
+    """Return the weighted sum of each item's rows in the tables, [P, dimension]."""
     return tf.add_n(
         [tf.cast(tf.gather(table, items), tf.float32) * tf.expand_dims(weights, axis=1) for table, weights in tables]
     )
@@ -111,31 +123,32 @@ def _of_users(
     own: tf.Tensor,
     some: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What `_between` gives where rows of one user differ in their own item only; rows without `some` get nothing.
+    """Return the sums and counts of `_between`, if the rows of a user differ in the excluded entry only.
 
-    Each user's items are added up once, as a product of a sparse matrix with the table.
+    Each user's items are summed once, by a sparse matrix product with the table. Rows that are false in `some`, bool
+    [batch], are all zeros.
     """
-    places = own + 1
-    # A stand-in at the front, without weight, for rows that leave nothing out.
-    own_items = tf.gather(tf.pad(items, [[1, 0]]), places)
-    # No more users than rows.
+    entries = own + 1
+    # Entry 0 is padding with weight 0, for rows that exclude no entry.
+    own_items = tf.gather(tf.pad(items, [[1, 0]]), entries)
+    # The batch has at most as many users as rows.
     count = tf.size(user, tf.int64)
     totals = []
     for table, values in tables:
         rows = tf.cast(table, tf.float32)
         shape = tf.stack([count, tf.shape(rows, tf.int64)[0]])
         summed = tf.sparse.sparse_dense_matmul(tf.SparseTensor(tf.stack([users, items], axis=1), values, shape), rows)
-        own_values = tf.expand_dims(tf.gather(tf.pad(values, [[1, 0]]), places), axis=1)
+        own_values = tf.expand_dims(tf.gather(tf.pad(values, [[1, 0]]), entries), axis=1)
         totals.append(tf.gather(summed, user) - tf.gather(rows, own_items) * own_values)
     counts = tf.gather(tf.math.unsorted_segment_sum(weights, users, count), user)
-    counts -= tf.gather(tf.pad(weights, [[1, 0]]), places)
-    there = tf.cast(tf.expand_dims(some, axis=1), tf.float32)
-    return there * tf.add_n(totals), there * tf.expand_dims(counts, axis=1)
+    counts -= tf.gather(tf.pad(weights, [[1, 0]]), entries)
+    mask = tf.cast(tf.expand_dims(some, axis=1), tf.float32)
+    return mask * tf.add_n(totals), mask * tf.expand_dims(counts, axis=1)
 
 
 def _between(values: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    """Sums of values [P, width] from `begin` up to `end` without `own`, [batch, width]."""
-    # Running totals: rows of one user overlap, so adding up each for itself would cost far more.
+    """Return the sums of values [P, width] from `begin` to `end` without `own`, [batch, width]."""
+    # From cumulative sums, because the ranges of a user's rows overlap.
     totals = tf.pad(tf.cumsum(values, axis=0), [[1, 0], [0, 0]])
     padded = tf.pad(values, [[1, 0], [0, 0]])
     return tf.gather(totals, end) - tf.gather(totals, begin) - tf.gather(padded, own + 1)

@@ -1,4 +1,4 @@
-"""The rating head: damped means, and what the two sides have to say to each other beyond them."""
+"""The rating head: global mean, user and item biases, and the inner product or MLP of both sides' vectors."""
 
 from __future__ import annotations
 
@@ -15,46 +15,65 @@ from recipe.features import AnyFeature, Identifier
 from recipe.model import DAMPING, RatingHead, Tower
 
 PROJECTION_SCALE = 0.09
-"""Of the variance of the towers' projections where there are biases: training starts near the damped means then, and
-the towers' vectors, which retrieval makes large, count for ratings only as far as that helps."""
+"""Variance scale of the projections' initial weights if the head has biases: initial predictions are then close to the
+damped means, although the retrieval task makes the towers' vectors large."""
 
 MakeTower = Callable[[Sequence[AnyFeature], str, Tower, int, float | None], FeatureTower]
+"""Creates a tower from features, name, section of the recipe, width, and standard deviation of the initial embeddings;
+None for the recipe's standard deviation."""
 
 
 class BiasTable(tf.keras.layers.Layer):
-    """A number for each index: where it starts, plus what training adds to that.
+    """A bias per index: a fixed initial value plus a trained change.
 
-    The two are apart so that weight decay and L2 pull towards the start and not towards 0.
+    They are separate so that weight decay and L2 shrink towards the initial value and not towards 0.
+
+    Example:
+        >>> biases, changes = BiasTable("user_bias", np.array([0.0, 0.5, -0.5]))(tf.constant([1, 2], tf.int64))
+        >>> biases.numpy(), changes.numpy()
+        (array([ 0.5, -0.5], dtype=float32), array([0., 0.], dtype=float32))
     """
 
     def __init__(self, name: str, start: np.ndarray) -> None:
+        """
+        Args:
+            name: Name of the layer.
+            start: float [N + 1]: the initial values.
+        """
         super().__init__(name=name, dtype="float32")
         initial = tf.constant_initializer(start)
         self._start = self.add_weight(name="start", shape=start.shape, initializer=initial, trainable=False)
         self._change = self.add_weight(name="change", shape=start.shape, initializer="zeros")
 
     def call(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indices int64 [...] to the numbers, float32 [...], and the part of them that training added."""
+        """Return the biases of indices int64 [...] and the trained change of each, float32 [...]."""
         change = tf.gather(self._change, indices)
         return tf.gather(self._start, indices) + change, change
 
 
 class RatingSide(NamedTuple):
-    """What the head knows of a query or of an item before they meet."""
+    """The rating head's encoding of queries or of items."""
 
     factors: tf.Tensor
     """float32 [batch, r]"""
     bias: tf.Tensor
-    """float32 [batch]: the user's, or the mean rating with the item's; 0 where the recipe has no biases."""
+    """float32 [batch]: the user bias, or the global mean plus the item bias; 0 if the head has no biases."""
     penalty: tf.Tensor
-    """float32 [batch]: what the row adds to the loss for the sake of regularisation."""
+    """float32 [batch]: the row's regularization loss."""
 
 
 class RatingPredictor(tf.keras.layers.Layer):
-    """Global mean + user bias + item bias + what `kind` makes of both sides.
+    """Predicts ratings: global mean + user bias + item bias + inner product or MLP of both sides' factors.
 
-    The biases start at the damped means of train (Koren 2010), and what is added to them at nothing or nearly so:
-    training only has to improve on that baseline. All of it is float32 but towers and dense layers.
+    The biases are initialized with the damped means of the train split (Koren 2010, doi:10.1145/1644873.1644874), and
+    the other term is close to 0, so that training starts at this baseline. All computations are float32, except in
+    towers and dense layers under a mixed-precision policy.
+
+    Example:
+        >>> query = model.encode_query({name: tf.constant(values[:2]) for name, values in data.query.items()})
+        >>> item = model.encode_items(tf.constant([1, 2], tf.int64))
+        >>> model.rating_head(query.rating, item.rating, query.bias + item.bias).shape
+        TensorShape([2])
     """
 
     def __init__(
@@ -67,12 +86,11 @@ class RatingPredictor(tf.keras.layers.Layer):
     ) -> None:
         """
         Args:
-            head: The recipe's section.
-            data: What the biases start from.
-            query_features: What is known of a request.
-            candidate_features: What is known of an item.
-            make_tower: Makes a tower over features, of a name, a section, a width, and a standard deviation of the
-                numbers that its embeddings start with; None for that of the recipe.
+            head: The section `model.rating_head` of the recipe.
+            data: The train split, for the initial biases.
+            query_features: The query features.
+            candidate_features: The candidate features.
+            make_tower: Creates the head's own towers.
         """
         super().__init__(name="rating_head", autocast=False)
         self._head = head
@@ -123,7 +141,14 @@ class RatingPredictor(tf.keras.layers.Layer):
     def query(
         self, user: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool = False
     ) -> RatingSide:
-        """Users int64 [batch], the retrieval tower's vectors [batch, width] and the query features."""
+        """Encode queries.
+
+        Args:
+            user: int64 [batch]: vocabulary indices of users.
+            vectors: float32 [batch, width]: output of the query tower.
+            features: Query features by name, as the input of `FeatureTower`.
+            training: Whether to apply dropout.
+        """
         own = self._query_tower(features, training=training) if self._query_tower is not None else None
         terms = self._query_terms(features, training=training) if self._query_terms is not None else None
         return self._side(user, self._user_bias, vectors, self._project_query, own, terms)
@@ -131,7 +156,14 @@ class RatingPredictor(tf.keras.layers.Layer):
     def item(
         self, item: tf.Tensor, vectors: tf.Tensor, features: Mapping[str, tf.Tensor], training: bool = False
     ) -> RatingSide:
-        """Items int64 [batch], the retrieval tower's vectors [batch, width] and the candidate features."""
+        """Encode items.
+
+        Args:
+            item: int64 [batch]: vocabulary indices of items.
+            vectors: float32 [batch, width]: output of the candidate tower.
+            features: Candidate features by name, as the input of `FeatureTower`.
+            training: Whether to apply dropout.
+        """
         own = self._candidate_tower(features, training=training) if self._candidate_tower is not None else None
         terms = self._candidate_terms(features, training=training) if self._candidate_terms is not None else None
         return self._side(item, self._item_bias, vectors, self._project_item, own, terms)
@@ -169,7 +201,7 @@ class RatingPredictor(tf.keras.layers.Layer):
     def _first_order_terms(
         self, features: Sequence[AnyFeature], name: str, tower: Tower, make_tower: MakeTower
     ) -> FeatureTower | None:
-        """A tower of width 1 over the features of `tower`, all 0 at first; None where there are none but ids."""
+        """Return a tower of width 1 over the features of `tower`, initialized to 0; None if all of them are ids."""
         chosen = [f for f in features if tower.features is None or f.name in tower.features]
         named = tuple(f.name for f in chosen if not (self._head.biases and isinstance(f, Identifier)))
         if not named:
@@ -178,12 +210,16 @@ class RatingPredictor(tf.keras.layers.Layer):
         return make_tower(features, name, sums, 1, 0.0)
 
     def call(self, query: tf.Tensor, item: tf.Tensor, bias: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Factors of both sides float32 [..., r] and the sum of their biases [...] to ratings float32 [...].
+        """Predict ratings, float32 [...].
 
-        The leading dimensions must be equal or broadcast.
+        Args:
+            query: float32 [..., r]: factors of queries.
+            item: float32 [..., r]: factors of items. Leading dimensions are equal or broadcast.
+            bias: float32 [...]: sum of both sides' biases.
+            training: Whether to apply dropout.
         """
         if self._head.kind == "dot":
-            # A factor is left out as a whole, which is the same as leaving out its product.
+            # Dropout on the products, which is equal to dropout of the same factors on both sides.
             return bias + tf.reduce_sum(self._dropout(query * item, training=training), axis=-1)
         sides = [tf.broadcast_to(side, tf.concat([tf.shape(bias), side.shape[-1:]], axis=0)) for side in (query, item)]
         return bias + tf.squeeze(self._layers(tf.concat(sides, axis=-1), training=training), axis=-1)
@@ -192,22 +228,26 @@ class RatingPredictor(tf.keras.layers.Layer):
 def damped_means(
     data: TrainingData, user_damping: float = DAMPING, item_damping: float = DAMPING, rounds: int = 1
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """The user and item means baseline of Koren 2010, or the ridge regression that it is the first step to.
+    """Return the damped means of Koren 2010, or biases closer to the joint ridge regression.
 
-    One round takes item biases first and user biases from what they leave. In every further one each side is fitted to
-    what the other leaves, which minimises the squared errors plus `user_damping` and `item_damping` times the squared
-    biases (alternating least squares; Koren, Bell and Volinsky 2009, doi:10.1109/MC.2009.263): a film is no longer
-    taken for good because lenient people saw it.
+    The first round computes item biases, and user biases from the residuals. Each further round fits either side to
+    the residuals of the other (alternating least squares; Koren, Bell and Volinsky 2009, doi:10.1109/MC.2009.263),
+    which minimizes the squared errors plus `user_damping` and `item_damping` times the squared biases.
 
     Args:
-        data: Whose labels.
-        user_damping: Ratings at the level of all that each user's count together with.
+        data: The train split.
+        user_damping: Number of pseudo-ratings at the prior mean added to each user's mean.
         item_damping: The same for items.
-        rounds: How often the two sides take turns.
+        rounds: Number of rounds.
 
     Returns:
-        Global mean, user biases [U + 1] and item biases [N + 1]. After further rounds the mean is that of what the
-        items leave, so that the user biases of all ratings add up to 0, as a stranger's bias is.
+        Global mean, user biases [U + 1] and item biases [N + 1]. After more than one round the user biases are centered
+        over all ratings, so that 0, the bias of a new user, is their mean.
+
+    Example:
+        >>> mean, user_bias, item_bias = damped_means(data)
+        >>> user_bias.shape, item_bias.shape
+        ((41,), (131,))
     """
     mean = float(data.labels.mean())
     user_bias = np.zeros(data.user_count + 1)

@@ -1,4 +1,4 @@
-"""The two-task model: a query tower and a candidate tower that meet in a dot product, and a rating head over both."""
+"""The two-task model: query tower, candidate tower, retrieval task and rating head."""
 
 from __future__ import annotations
 
@@ -21,33 +21,43 @@ from recipe.model import Model, Tower
 
 
 class Encoded(NamedTuple):
-    """One side of the model, a user's request or an item, as both tasks take it."""
+    """Encoded queries or items: the inputs of both tasks from one side of the model."""
 
     retrieval: tf.Tensor
-    """float32 [..., D]: the product of a query's and an item's is the retrieval score."""
+    """float32 [..., D]: factors; the inner product of a query's and an item's is the retrieval score."""
     rating: tf.Tensor
-    """float32 [..., r]: the rating head's side of it."""
+    """float32 [..., r]: factors of the rating head."""
     bias: tf.Tensor
-    """float32 [...]: the user's rating bias, or the mean rating with the item's."""
+    """float32 [...]: the user's rating bias, or the global mean plus the item's rating bias."""
 
 
 class _Side(NamedTuple):
-    """One side while training."""
+    """Encoded queries or items with their regularization loss."""
 
     encoded: Encoded
     penalty: tf.Tensor
-    """float32 [batch]: what the row adds to the loss for the sake of regularisation."""
+    """float32 [batch]: the row's regularization loss."""
 
 
 class TaskWeights(tf.keras.layers.Layer):
-    """Learned weights of both losses (Kendall et al. 2018, arXiv:1705.07115).
+    """Learned loss weights (uncertainty weighting; Kendall et al. 2018, arXiv:1705.07115).
 
-    With s the log of a task's noise variance, the softmax loss L counts as exp(-s) L + s / 2 and the squared error as
-    exp(-s) L / 2 + s / 2. Each s starts where its loss has the weight that the recipe gives it.
+    With s, the log noise variance of a task, the weighted softmax loss is exp(-s) L + s / 2, and the weighted squared
+    error is exp(-s) L / 2 + s / 2. Each s is initialized so that its loss has the recipe's weight.
+
+    Example:
+        >>> task_weights = TaskWeights(retrieval_weight=1.0, rating_weight=1.0)
+        >>> float(task_weights(tf.constant(3.0), "retrieval"))
+        3.0
     """
 
     def __init__(self, retrieval_weight: float, rating_weight: float) -> None:
-        """A task with the weight 0 has no variance and must not be asked for."""
+        """
+        Args:
+            retrieval_weight: Initial weight of the retrieval loss.
+            rating_weight: Initial weight of the rating loss. A task with weight 0 has no variance, and `call` must not
+                be called for it.
+        """
         super().__init__(name="task_weights", dtype="float32")
         self._factors = {"retrieval": 1.0, "rating": 0.5}
         self._log_variances = {
@@ -61,16 +71,22 @@ class TaskWeights(tf.keras.layers.Layer):
         }
 
     def call(self, loss: tf.Tensor, task: str) -> tf.Tensor:
-        """A loss, float32 scalar, as it counts; `task` is `retrieval` or `rating`."""
+        """Return the weighted loss, float32 [], of a task, `retrieval` or `rating`."""
         log_variance = self._log_variances[task]
         return self._factors[task] * tf.exp(-log_variance) * loss + log_variance / 2
 
 
 class TwoTaskRecommender(tfrs.Model):
-    """Retrieval and rating trained jointly: `tfrs.tasks.Retrieval` and a squared error, weighted by the recipe.
+    """A multi-task model: retrieval with `tfrs.tasks.Retrieval`, and rating with `tfrs.tasks.Ranking`.
 
-    Top-k accuracy is never computed while training: it would score the whole catalogue for every batch. All variables
-    exist once the model is made. Losses, scores, biases and ratings are float32 under a mixed-precision policy too.
+    Training computes no top-k accuracy, because that would score the whole catalogue for each batch. The constructor
+    creates all variables. Losses, scores, biases and ratings are float32 also under a mixed-precision policy.
+
+    Example:
+        >>> features = recipe.features
+        >>> model = TwoTaskRecommender(recipe.model, features.query, features.candidate, data, transform_output)
+        >>> model.compute_loss(next(iter(batches(data, batch_size=64, seed=0)))).shape
+        TensorShape([])
     """
 
     def __init__(
@@ -84,13 +100,13 @@ class TwoTaskRecommender(tfrs.Model):
     ) -> None:
         """
         Args:
-            model: The recipe's section.
-            query_features: What is known of a request.
-            candidate_features: What is known of an item.
-            data: The catalogue, and what biases and popularities start from.
-            transform_output: Output of Transform; says how many indices each feature has.
-            static_shapes: Whether the graph is for XLA, which compiles anew for every shape: no tensor may then be as
-                long as a batch has different items.
+            model: The section `model` of the recipe.
+            query_features: The query features.
+            candidate_features: The candidate features.
+            data: The catalogue, and the interactions for the initial biases.
+            transform_output: Output of Transform, which defines the number of indices of each feature.
+            static_shapes: Whether to avoid shapes that depend on the number of distinct items in a batch, because XLA
+                compiles the graph for each shape.
         """
         super().__init__()
         self._config = model
@@ -133,10 +149,10 @@ class TwoTaskRecommender(tfrs.Model):
             candidate_features,
             lambda features, name, config, width, stddev: tower(features, name, config, width, width, stddev),
         )
-        shares = item_probabilities(data)
-        self.retrieval_factors = RetrievalFactors(model.retrieval, shares)
-        self._batch_softmax = BatchSoftmax(model.retrieval, shares)
-        # Hard negatives are counted with their copies.
+        probabilities = item_probabilities(data)
+        self.retrieval_factors = RetrievalFactors(model.retrieval, probabilities)
+        self._batch_softmax = BatchSoftmax(model.retrieval, probabilities)
+        # The number of hard negatives includes duplicates.
         self._distinct_items = not static_shapes and model.retrieval.hard_negatives is None
         self._task_losses = {
             task: tf.keras.metrics.Mean(name=f"{task}_loss")
@@ -146,15 +162,16 @@ class TwoTaskRecommender(tfrs.Model):
         self._task_weights = None
         if model.weighting == "uncertainty":
             self._task_weights = TaskWeights(model.retrieval_weight, model.rating_weight)
-        # The rows' weights add up to 1; a reduction that divides by the batch is refused under a distribution strategy.
+        # Sums, of row weights that sum to 1, because Keras rejects a mean over the batch under a distribution strategy.
         self._ranking = tfrs.tasks.Ranking(
             loss=tf.keras.losses.MeanSquaredError(reduction=tf.keras.losses.Reduction.SUM),
             metrics=[tf.keras.metrics.RootMeanSquaredError(name="train_rmse")],
         )
         self._catalogue = {name: tf.constant(values) for name, values in data.catalogue.items()}
-        self._make_variables(data)
+        self._create_variables(data)
 
-    def _make_variables(self, data: TrainingData) -> None:
+    def _create_variables(self, data: TrainingData) -> None:
+        """Create the variables of all layers by a call on one row."""
         first: dict[str, Any] = {name: tf.constant(values[:1]) for name, values in data.query.items()}
         if self._history is not None:
             none = tf.zeros([0], tf.int64)
@@ -165,48 +182,48 @@ class TwoTaskRecommender(tfrs.Model):
         self.predict_ratings(self.encode_query(first), self.encode_items(tf.zeros([1], tf.int64)))
 
     def average_oov_embedding(self, data: TrainingData) -> None:
-        """Makes an unknown value of a feature the average one, where training never met an unknown value.
+        """Set untrained OOV embeddings to the mean of the trained ones.
 
-        What nothing was learned of would otherwise add the numbers that its vector started with. Id dropout and
-        stranger dropout teach the model unknown ids, and missing values in train other unknown values.
+        They would otherwise have their random initial values. Id dropout and cold-start dropout train the OOV embedding
+        of ids, and missing values in the train split those of other features.
 
         Args:
-            data: What was trained on.
+            data: The rows that the model was trained on.
         """
         frequencies = data.item_frequencies()[1:]
-        known = {name: (values[1:], frequencies) for name, values in data.catalogue.items()}
-        known |= {name: (values, np.ones(len(values))) for name, values in data.query.items()}
+        trained = {name: (values[1:], frequencies) for name, values in data.catalogue.items()}
+        trained |= {name: (values, np.ones(len(values))) for name, values in data.query.items()}
         if self._config.cold_start_dropout:
-            del known[self._user_feature]
+            del trained[self._user_feature]
         for layer in self.submodules:
-            if isinstance(layer, FeatureEmbedding) and layer.feature.name in known:
-                layer.average_oov_embedding(*known[layer.feature.name])
+            if isinstance(layer, FeatureEmbedding) and layer.feature.name in trained:
+                layer.average_oov_embedding(*trained[layer.feature.name])
 
     def encode_query(self, features: Mapping[str, Any], training: bool = False) -> Encoded:
-        """Query features as both tasks take them.
+        """Encode queries.
 
         Args:
-            features: By `Feature.name`, [batch] or [batch, values]; a history as `HistoryEmbedding` takes it. Others
-                are ignored.
-            training: Whether dropout is on.
+            features: Query features by `Feature.name`, [batch] or [batch, values]; a history as the input of
+                `HistoryEmbedding`. Other entries are ignored.
+            training: Whether to apply dropout.
         """
         return self._query(features, training).encoded
 
     def encode_items(self, items: tf.Tensor, training: bool = False) -> Encoded:
-        """Items by vocabulary index, int64 [batch], 0 for unknown ones, as both tasks take them."""
+        """Encode items of the catalogue, int64 [batch]: vocabulary indices, 0 for new items."""
         return self._items(items, training).encoded
 
     def encode_item_features(self, items: tf.Tensor, features: Mapping[str, tf.Tensor]) -> Encoded:
-        """Items whose features need not be those of the catalogue, as both tasks take them.
+        """Encode items with features that may differ from the catalogue's.
 
         Args:
-            items: Vocabulary indices int64 [batch], 0 for unknown items.
+            items: int64 [batch]: vocabulary indices, 0 for new items.
             features: Candidate features by `Feature.name`, [batch] or [batch, values].
         """
         return self._item_side(items, features, training=False).encoded
 
     def predict_ratings(self, query: Encoded, item: Encoded, training: bool = False) -> tf.Tensor:
-        """Ratings float32 [...] of both sides, whose leading dimensions are equal or broadcast."""
+        """Predict ratings, float32 [...]; the leading dimensions of both sides are equal or broadcast."""
         return self.rating_head(query.rating, item.rating, query.bias + item.bias, training=training)
 
     def _query(self, features: Mapping[str, Any], training: bool) -> _Side:
@@ -227,46 +244,45 @@ class TwoTaskRecommender(tfrs.Model):
 
     def _output_penalty(self, vectors: tf.Tensor) -> tf.Tensor:
         if not self._config.l2:
-            # A penalty times 0 would still make gradients, all of them 0, for towers that no task learns from.
+            # A penalty times 0 would create gradients, all of them 0, for towers that no task trains.
             return tf.zeros(tf.shape(vectors)[:1])
         return self._config.l2 * tf.reduce_sum(tf.square(vectors), axis=1)
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
-        """The weighted sum of both tasks' mean losses and the penalties of the batch's rows, a float32 scalar.
+        """Return the weighted sum of both tasks' mean losses, plus the mean penalty of the rows, float32 [].
 
-        The penalties of layer weights (`l2` of towers and head) are in `losses`, as Keras has it.
+        The penalties of layer weights (`l2` of towers and head) are in `losses`, as in Keras.
 
         Args:
-            inputs: A batch from `batches`: query features, `item` int64 [batch], `label` float32 [batch], where the
-                data has sampled negatives `positive` bool [batch], and where interactions fade `weight` and
-                `rating_weight` float32 [batch].
-            training: Whether dropout is on.
+            inputs: A batch from `batches`: query features, `item` int64 [batch] and `label` float32 [batch]; with
+                sampled negatives `positive` bool [batch]; with half-lives `weight` and `rating_weight` float32 [batch].
+            training: Whether to apply dropout.
         """
         if training and self._config.cold_start_dropout:
             inputs = self._apply_cold_start_dropout(inputs)
         items = inputs["item"]
         query = self._query(inputs, training)
         if self._config.retrieval_weight and self._config.retrieval.candidates == "catalogue":
-            # Every item once, and the batch's from among them, for the rating head as well.
+            # The batch's items are gathered from the encoded catalogue, for the rating head as well.
             every = self._items(tf.range(self._item_count + 1, dtype=tf.int64), training)
             item = tf.nest.map_structure(lambda values: tf.gather(values, items), every)
             retrieval = self._catalogue_loss(query, every, inputs)
         elif self._config.retrieval_weight and self._distinct_items:
-            drawn = self._batch_softmax.draw(training)
-            distinct, places = tf.unique(tf.concat([items, drawn], axis=0))
+            negatives = self._batch_softmax.sample_negatives(training)
+            distinct, positions = tf.unique(tf.concat([items, negatives], axis=0))
             every = self._items(distinct, training)
-            item = tf.nest.map_structure(lambda values: tf.gather(values, places[: tf.shape(items)[0]]), every)
+            item = tf.nest.map_structure(lambda values: tf.gather(values, positions[: tf.shape(items)[0]]), every)
             ones = tf.ones_like(inputs["label"])
             retrieval = self._batch_softmax.distinct_loss(
                 query.encoded.retrieval,
                 every.encoded.retrieval,
                 distinct,
-                places,
+                positions,
                 inputs.get("weight", ones),
                 tf.cast(inputs["positive"], tf.float32) if "positive" in inputs else ones,
             )
         elif self._config.retrieval_weight:
-            candidates = tf.concat([items, self._batch_softmax.draw(training)], axis=0)
+            candidates = tf.concat([items, self._batch_softmax.sample_negatives(training)], axis=0)
             together = self._items(candidates, training)
             item = tf.nest.map_structure(lambda values: values[: tf.shape(items)[0]], together)
             retrieval = self._batch_loss(query, together, candidates, inputs)
@@ -277,9 +293,9 @@ class TwoTaskRecommender(tfrs.Model):
             loss += self._weighted("retrieval", retrieval, self._config.retrieval_weight)
         if self._config.rating_weight:
             predictions = self.predict_ratings(query.encoded, item.encoded, training=training)
-            # `call`, because Keras would cast labels to 16 bits under a mixed-precision policy.
+            # `call` and not `__call__`, which casts labels to 16 bits under a mixed-precision policy.
             weights = inputs.get("rating_weight", tf.ones_like(inputs["label"]))
-            # Columns, so that every row has a loss and a weight of its own.
+            # [batch, 1], because Keras weights the losses of rows.
             rating = self._ranking.call(
                 labels=tf.expand_dims(inputs["label"], axis=1),
                 predictions=tf.expand_dims(predictions, axis=1),
@@ -293,18 +309,18 @@ class TwoTaskRecommender(tfrs.Model):
         return weight * loss if self._task_weights is None else self._task_weights(loss, task)
 
     def _apply_cold_start_dropout(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Some rows without what tells their user from a stranger: id (which the bias goes by) and history."""
+        """Replace the user id, and with it the user bias, by the OOV index in some rows, and mask their history."""
         users = inputs[self._user_feature]
-        hidden = tf.random.uniform(tf.shape(users)) < self._config.cold_start_dropout
-        changed = {self._user_feature: tf.where(hidden, tf.zeros_like(users), users)}
+        masked = tf.random.uniform(tf.shape(users)) < self._config.cold_start_dropout
+        changed = {self._user_feature: tf.where(masked, tf.zeros_like(users), users)}
         if self._history is not None:
-            changed[self._history] = {**inputs[self._history], "hidden": hidden}
+            changed[self._history] = {**inputs[self._history], "masked": masked}
         return {**inputs, **changed}
 
     def _catalogue_loss(self, query: _Side, every: _Side, inputs: Mapping[str, Any]) -> tf.Tensor:
         weights = inputs.get("weight", tf.ones_like(inputs["label"]))
         if "positive" in inputs:
-            # The candidates are the catalogue's whatever the batch is, so a weight of 0 leaves a negative out.
+            # A weight of 0 excludes sampled negatives, because the candidates do not depend on the batch.
             weights *= tf.cast(inputs["positive"], tf.float32)
         return catalogue_softmax(
             query.encoded.retrieval,
@@ -319,17 +335,17 @@ class TwoTaskRecommender(tfrs.Model):
         factors, others = query.encoded.retrieval, together.encoded.retrieval
         if "positive" not in inputs:
             return self._batch_softmax(factors, others, candidates, weights)
-        # A weight of 0 would not do here: the negatives' items would still stand in the softmax, drawn from another
-        # distribution than the one that the logQ correction undoes. Places are gathered instead of masked rows joined
-        # with what is drawn, because XLA gives such a concatenation of unknown length wrong gradients.
+        # A weight of 0 is not sufficient: the items of sampled negatives would remain candidates, with a distribution
+        # that the logQ correction does not account for. Positions are gathered, instead of concatenating masked rows
+        # and sampled items, because XLA computes wrong gradients for a concatenation of unknown length.
         rows = tf.where(inputs["positive"])[:, 0]
-        places = tf.concat([rows, tf.range(tf.size(weights, tf.int64), tf.size(candidates, tf.int64))], axis=0)
+        positions = tf.concat([rows, tf.range(tf.size(weights, tf.int64), tf.size(candidates, tf.int64))], axis=0)
         return tf.cond(
             tf.size(rows) > 0,
             lambda: self._batch_softmax(
                 tf.gather(factors, rows),
-                tf.gather(others, places),
-                tf.gather(candidates, places),
+                tf.gather(others, positions),
+                tf.gather(candidates, positions),
                 tf.gather(weights, rows),
             ),
             lambda: tf.constant(0.0),

@@ -1,4 +1,4 @@
-"""The retrieval task: how towers' vectors become scores, and the softmax that training puts over them."""
+"""The retrieval task: scores from the towers' vectors, and the softmax losses over them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ import tensorflow_recommenders as tfrs
 from components.trainer.data.training_data import TrainingData
 from recipe.model import RetrievalLoss
 
-# Log of the copies of an item that the batch does not have; finite, because a gradient passes through it.
-_NO_COPY = -1e9
+# Log count of an item that is not a candidate; finite, because the gradient is computed through it.
+_LOG_ZERO = -1e9
 
 
 class RetrievalFactors(tf.keras.layers.Layer):
-    """Towers' vectors as factors whose product is the score: their product over the temperature, plus the item's bias.
+    """Converts the towers' vectors to factors whose inner product is the score.
 
-    The bias is added after the temperature, and is one more factor: queries have a 1 for it. The temperature divides
-    the query's vector, so that with `normalize` an item's has length 1. The bias starts at the log of the item's share
-    of train, less the mean of that, which changes no softmax.
+    score = inner product of the vectors / temperature + item bias. The item bias is an additional factor, for which
+    queries have a 1, so that it is not divided by the temperature. The temperature divides the query's vector, so that
+    an item's vector has length 1 with `normalize`. The item bias is initialized with the centered log probability of
+    the item in the train split.
+
+    Example:
+        >>> factors = RetrievalFactors(RetrievalLoss(), item_probabilities=np.full(6, 1 / 6))
+        >>> factors.query(tf.ones([2, 4])).shape, factors.item(tf.constant([3], tf.int64), tf.ones([1, 4])).shape
+        (TensorShape([2, 5]), TensorShape([1, 5]))
     """
 
-    def __init__(self, config: RetrievalLoss, shares: np.ndarray) -> None:
+    def __init__(self, config: RetrievalLoss, item_probabilities: np.ndarray) -> None:
         """
         Args:
-            config: The recipe's section.
-            shares: Each item's share of train, [N + 1], above 0.
+            config: The section `model.retrieval` of the recipe.
+            item_probabilities: float [N + 1], above 0: each item's fraction of the train split.
         """
         super().__init__(name="retrieval_factors", dtype="float32")
         self._config = config
         self._item_bias = None
         if config.item_bias:
-            start = np.log(shares) - np.log(shares).mean()
+            start = np.log(item_probabilities) - np.log(item_probabilities).mean()
             self._item_bias = tf.keras.layers.Embedding(
                 len(start),
                 1,
@@ -44,12 +50,12 @@ class RetrievalFactors(tf.keras.layers.Layer):
             )
 
     def query(self, vectors: tf.Tensor) -> tf.Tensor:
-        """[batch, width] to [batch, D]"""
+        """Return the factors of queries, [batch, D], of the query tower's vectors, [batch, width]."""
         vectors = self._normalized(vectors) / self._config.temperature
         return vectors if self._item_bias is None else tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=1)
 
     def item(self, items: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
-        """Indices int64 [batch] and vectors [batch, width] to [batch, D]"""
+        """Return the factors of items, int64 [batch], of the candidate tower's vectors, [batch, width]: [batch, D]."""
         vectors = self._normalized(vectors)
         return vectors if self._item_bias is None else tf.concat([vectors, self._item_bias(items)], axis=1)
 
@@ -58,21 +64,28 @@ class RetrievalFactors(tf.keras.layers.Layer):
 
 
 class BatchSoftmax:
-    """Softmax over the batch's items and uniformly drawn ones: `tfrs.tasks.Retrieval`, as a weighted mean of the rows.
+    """In-batch softmax with uniformly sampled negatives: `tfrs.tasks.Retrieval`, as a weighted mean over the rows.
 
-    An item of a batch of B is any of train with probability p; one of M drawn uniformly of N is it with 1 / N. The
-    correction is that of the mixture, (B p + M / N) / (B + M) (Yang et al. 2020, doi:10.1145/3366424.3386195).
+    With B rows, of which an item has the probability p, and M negatives sampled uniformly from N items, the logQ
+    correction is that of mixed negative sampling, (B p + M / N) / (B + M) (Yang et al. 2020,
+    doi:10.1145/3366424.3386195).
+
+    Example:
+        >>> loss = BatchSoftmax(RetrievalLoss(), item_probabilities=np.full(6, 1 / 6))
+        >>> factors, items = tf.eye(3, 4), tf.constant([1, 2, 3], tf.int64)
+        >>> loss(factors, factors, items, weights=tf.ones([3])).shape
+        TensorShape([])
     """
 
-    def __init__(self, config: RetrievalLoss, shares: np.ndarray) -> None:
+    def __init__(self, config: RetrievalLoss, item_probabilities: np.ndarray) -> None:
         """
         Args:
-            config: The recipe's section.
-            shares: Each item's share of train, [N + 1].
+            config: The section `model.retrieval` of the recipe.
+            item_probabilities: float [N + 1]: each item's fraction of the train split.
         """
         self._config = config
-        self._shares = tf.constant(shares, tf.float32)
-        self._item_count = len(shares) - 1
+        self._item_probabilities = tf.constant(item_probabilities, tf.float32)
+        self._item_count = len(item_probabilities) - 1
         with _full_precision():
             self._task = tfrs.tasks.Retrieval(
                 batch_metrics=None,
@@ -80,26 +93,26 @@ class BatchSoftmax:
                 remove_accidental_hits=config.remove_accidental_hits,
             )
 
-    def draw(self, training: bool) -> tf.Tensor:
-        """Items drawn uniformly, int64 [M]; the same ones every time where `training` is False."""
+    def sample_negatives(self, training: bool) -> tf.Tensor:
+        """Sample items uniformly, int64 [M]; always the same ones if `training` is false."""
         count = self._config.uniform_negatives
         if training:
             return tf.random.uniform([count], 1, self._item_count + 1, tf.int64)
-        # NumPy's, because the same seed gives other numbers under XLA.
+        # NumPy's generator, because TensorFlow's gives other numbers for the same seed under XLA.
         return tf.constant(np.random.default_rng(0).integers(1, self._item_count + 1, count), tf.int64)
 
     def __call__(self, query: tf.Tensor, candidates: tf.Tensor, items: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """The loss, a float32 scalar; 0 where the weights add up to 0.
+        """Return the loss, float32 []; 0 if the weights sum to 0.
 
         Args:
-            query: Factors of the queries, float32 [B, D], at least one.
-            candidates: Factors of each query's item and then of the drawn ones, float32 [B + M, D].
-            items: Their indices, int64 [B + M].
-            weights: Of the queries, float32 [B].
+            query: float32 [B, D]: factors of the queries; B is at least 1.
+            candidates: float32 [B + M, D]: factors of each query's item, then of the sampled negatives.
+            items: int64 [B + M]: vocabulary indices of the candidates.
+            weights: float32 [B]: weights of the queries.
         """
         probabilities = None
         if self._config.log_q_correction:
-            probabilities = self._probabilities(items, tf.cast(tf.shape(query)[0], tf.float32))
+            probabilities = self._sampling_probabilities(items, tf.cast(tf.shape(query)[0], tf.float32))
         with _full_precision():
             summed = self._task(
                 query,
@@ -117,84 +130,100 @@ class BatchSoftmax:
         query: tf.Tensor,
         candidates: tf.Tensor,
         items: tf.Tensor,
-        places: tf.Tensor,
+        positions: tf.Tensor,
         weights: tf.Tensor,
-        chosen: tf.Tensor,
+        positive: tf.Tensor,
     ) -> tf.Tensor:
-        """The same loss from each item's factors once: equal columns of the softmax are one that counts for all.
+        """Return the same loss, computed with one softmax column per distinct item.
 
-        A batch has many copies of few items, so the table of scores has a fraction of the columns. Not with
-        `hard_negatives`, which count copies.
+        A batch has many duplicates of few items, so that the matrix of scores has fewer columns. `hard_negatives` is
+        not supported, because it counts duplicates.
 
         Args:
-            query: Factors of the queries, float32 [B, D].
-            candidates: Factors of U different items, float32 [U, D].
-            items: Their indices, int64 [U].
-            places: Where each query's item and then the drawn ones stand among them, int32 [B + M].
-            weights: Of the queries, float32 [B].
-            chosen: float32 [B], 1 for interactions and 0 for sampled negatives, whose items are no candidates.
+            query: float32 [B, D]: factors of the queries.
+            candidates: float32 [U, D]: factors of U distinct items.
+            items: int64 [U]: vocabulary indices of the candidates.
+            positions: int32 [B + M]: position among the candidates of each query's item, then of the sampled negatives.
+            weights: float32 [B]: weights of the queries.
+            positive: float32 [B]: 1 for interactions; 0 for sampled negatives of the rating task, which are neither
+                queries nor candidates here.
         """
-        own = places[: tf.shape(query)[0]]
+        own = positions[: tf.shape(query)[0]]
         scores = tf.matmul(query, candidates, transpose_b=True)
-        present = tf.concat([chosen, tf.ones([self._config.uniform_negatives])], axis=0)
-        copies = tf.math.log(tf.math.unsorted_segment_sum(present, places, tf.size(items)))
-        copies = tf.maximum(copies, _NO_COPY)
-        offset = copies
+        present = tf.concat([positive, tf.ones([self._config.uniform_negatives])], axis=0)
+        log_counts = tf.math.log(tf.math.unsorted_segment_sum(present, positions, tf.size(items)))
+        log_counts = tf.maximum(log_counts, _LOG_ZERO)
+        offset = log_counts
         if self._config.log_q_correction:
-            offset -= tf.math.log(tf.clip_by_value(self._probabilities(items, tf.reduce_sum(chosen)), 1e-6, 1.0))
+            offset -= tf.math.log(
+                tf.clip_by_value(self._sampling_probabilities(items, tf.reduce_sum(positive)), 1e-6, 1.0)
+            )
         scores += offset
-        own_copies = tf.gather(copies, own)
+        own_log_counts = tf.gather(log_counts, own)
         if self._config.remove_accidental_hits:
             rows = tf.range(tf.size(own))
-            scores = tf.tensor_scatter_nd_sub(scores, tf.stack([rows, own], axis=1), own_copies)
-            own_copies = tf.zeros_like(own_copies)
-        # What all copies of the true item have of the softmax, less what one of them has.
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=own, logits=scores) + own_copies
-        weights *= chosen
+            scores = tf.tensor_scatter_nd_sub(scores, tf.stack([rows, own], axis=1), own_log_counts)
+            own_log_counts = tf.zeros_like(own_log_counts)
+        # The cross-entropy is that of all duplicates of the item together; the loss is that of one of them.
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=own, logits=scores) + own_log_counts
+        weights *= positive
         return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
 
-    def _probabilities(self, items: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """How likely items are drawn in a batch of `rows` interactions, relative to the likeliest of them."""
-        mixture = rows * tf.gather(self._shares, items) + self._config.uniform_negatives / self._item_count
-        # TFRS cuts probabilities off at 1e-6, and the softmax only sees their ratios: the largest becomes 1.
+    def _sampling_probabilities(self, items: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Return the sampling probabilities of items in a batch of `rows` interactions, relative to the largest one."""
+        mixture = rows * tf.gather(self._item_probabilities, items) + self._config.uniform_negatives / self._item_count
+        # Scaled so that the largest is 1: the softmax depends on ratios only, and TFRS clips probabilities at 1e-6.
         return tf.math.divide_no_nan(mixture, tf.reduce_max(mixture))
 
 
 def catalogue_softmax(
-    query: tf.Tensor, catalogue: tf.Tensor, places: tf.Tensor, weights: tf.Tensor, hard_negatives: int | None = None
+    query: tf.Tensor, catalogue: tf.Tensor, positions: tf.Tensor, weights: tf.Tensor, hard_negatives: int | None = None
 ) -> tf.Tensor:
-    """Weighted mean of the softmax losses over all N items, a float32 scalar; 0 where the weights add up to 0.
+    """Return the full softmax loss over the catalogue: a weighted mean over the rows, float32 [].
+
+    It is 0 if the weights sum to 0.
 
     Args:
-        query: Factors of the queries, float32 [B, D].
-        catalogue: Factors of all items, float32 [N, D].
-        places: Where each query's item stands among them, int64 [B].
-        weights: Of the queries, float32 [B].
-        hard_negatives: How many other items count for each query, those with the highest scores; None for all.
+        query: float32 [B, D]: factors of the queries.
+        catalogue: float32 [N, D]: factors of all items.
+        positions: int64 [B]: position of each query's item in the catalogue, from 0.
+        weights: float32 [B]: weights of the queries.
+        hard_negatives: Number of negatives per query, those with the highest scores; None for all other items.
+
+    Example:
+        >>> factors = tf.eye(3)
+        >>> round(float(catalogue_softmax(factors, factors, tf.range(3, dtype=tf.int64), tf.ones([3]))), 3)
+        0.551
     """
     scores = tf.matmul(query, catalogue, transpose_b=True)
     others = catalogue.shape[0] - 1
     if hard_negatives is not None and hard_negatives < others:
-        own = tf.one_hot(places, others + 1, on_value=True, off_value=False)
+        own = tf.one_hot(positions, others + 1, on_value=True, off_value=False)
         hardest, _ = tf.math.top_k(tf.where(own, scores.dtype.min, scores), k=hard_negatives)
-        scores = tf.concat([tf.gather(scores, places[:, None], batch_dims=1), hardest], axis=1)
-        places = tf.zeros_like(places)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=places, logits=scores)
+        scores = tf.concat([tf.gather(scores, positions[:, None], batch_dims=1), hardest], axis=1)
+        positions = tf.zeros_like(positions)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=positions, logits=scores)
     return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
 
 
 def item_probabilities(data: TrainingData) -> np.ndarray:
-    """Each item's share of the interactions of train, [N + 1]; counted once more, so that none is 0."""
+    """Return each item's fraction of the train split, float64 [N + 1], with add-one smoothing.
+
+    Example:
+        >>> probabilities = item_probabilities(data)
+        >>> probabilities.shape, round(float(probabilities.sum()), 6)
+        ((131,), 1.0)
+    """
     frequencies = data.item_frequencies() + 1.0
     return frequencies / frequencies.sum()
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Keras layers made inside compute in 32 bits, whatever the global policy.
+    """Set the global policy to float32 for the layers that are created within the context.
 
-    TFRS makes the layers of its loss at each call and gives them no policy of their own; in float16 their smallest
-    number, which stands for "not a negative", is minus infinity.
+    TFRS creates the layers of its loss in each call with the global policy. In float16 the minimum float, with which
+    they mask accidental hits, would become minus infinity.
     """
     policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("float32")

@@ -1,4 +1,4 @@
-"""Towers: features to vectors. The two that meet in retrieval and the rating head's own are made of these layers."""
+"""Towers: features to vectors. The query tower, the candidate tower and the rating head's own towers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from recipe.model import Layers, Tower
 
 
 class LayerStack(tf.keras.layers.Layer):
-    """Cross layers, then dense ones, then `output` if there is one: float [..., width] to float [..., units].
+    """DCN cross layers, then dense layers, then an optional output layer: float [..., width] to float [..., units].
 
-    Cross layers are DCN v2's (Wang et al. 2021, doi:10.1145/3442381.3450078): x0 * (W x + b) + x, where x0 is what
-    comes in and W, with a rank, is a product of two narrow matrices. Dropout applies to what enters each layer, or to
-    what comes in where there is no layer at all.
+    A cross layer is x0 * (W x + b) + x, where x0 is the input of the stack, and W has low rank if `cross_rank` is set
+    (DCN v2, Wang et al. 2021, doi:10.1145/3442381.3450078). Dropout applies to the input of each layer, and to the
+    input of a stack without layers.
+
+    Example:
+        >>> stack = LayerStack(Layers(cross_layers=2, dropout=0.1), hidden=[16, 8], output=None, name="layers")
+        >>> stack(tf.ones([4, 32])).shape
+        TensorShape([4, 8])
     """
 
     def __init__(self, layers: Layers, hidden: Sequence[int], output: tf.keras.layers.Dense | None, name: str) -> None:
         """
         Args:
-            layers: Activation, cross layers, dropout and L2.
+            layers: Activation, cross layers, dropout and L2 of the recipe.
             hidden: Units of the dense layers.
-            output: The last layer.
-            name: Of the stack.
+            output: The output layer; None for none.
+            name: Name of the layer.
         """
         super().__init__(name=name)
         self._dropout = tf.keras.layers.Dropout(layers.dropout)
@@ -37,36 +42,43 @@ class LayerStack(tf.keras.layers.Layer):
             tfrs.layers.dcn.Cross(
                 projection_dim=layers.cross_rank,
                 kernel_regularizer=weight_penalty(layers.l2),
-                name=f"cross_{place}",
+                name=f"cross_{index}",
             )
-            for place in range(layers.cross_layers)
+            for index in range(layers.cross_layers)
         ]
         self._dense = [
             tf.keras.layers.Dense(
                 units,
                 activation=layers.activation,
                 kernel_regularizer=weight_penalty(layers.l2),
-                name=f"hidden_{place}",
+                name=f"hidden_{index}",
             )
-            for place, units in enumerate(hidden)
+            for index, units in enumerate(hidden)
         ]
         if output is not None:
             self._dense.append(output)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return the output of the last layer, float [..., units]."""
         first = vectors = self._dropout(inputs, training=training)
-        for place, layer in enumerate([*self._cross, *self._dense]):
-            entering = self._dropout(vectors, training=training) if place else first
-            vectors = layer(first, entering) if place < len(self._cross) else layer(entering)
+        for index, layer in enumerate([*self._cross, *self._dense]):
+            dropped = self._dropout(vectors, training=training) if index else first
+            vectors = layer(first, dropped) if index < len(self._cross) else layer(dropped)
         return vectors
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
-    """One transformed feature as a vector.
+    """Embeds one transformed feature.
 
-    Index features [batch] give [batch, dimension]; several indices a row [batch, values] give the mean over the known
-    ones. Numbers [batch] give [batch, 1], or their product with a learned vector, [batch, dimension], where they are to
-    be added to other features.
+    Indices [batch] give their embeddings, [batch, dimension]. Several indices per row, [batch, values], give the mean
+    of the embeddings without index 0. Numbers [batch] stay numbers, [batch, 1]; if the embeddings of a tower are
+    summed, they are multiplied with a learned vector, [batch, dimension].
+
+    Example:
+        >>> feature = Identifier(column="user", kind="id")
+        >>> layer = FeatureEmbedding(feature, count=10, dimension=4, id_dropout=0.1, summed=False, stddev=0.05)
+        >>> layer(tf.constant([1, 0], tf.int64)).shape
+        TensorShape([2, 4])
     """
 
     def __init__(
@@ -74,12 +86,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     ) -> None:
         """
         Args:
-            feature: Any feature but a history.
-            count: How many indices it has, 0 included; of no meaning for numbers.
-            dimension: Width of its vectors.
-            id_dropout: How often training hides an id.
-            summed: Whether its vectors will be added to other features'.
-            stddev: Of the numbers that they start with.
+            feature: The recipe's feature; any kind but a history.
+            count: Number of indices, index 0 included; ignored for numbers.
+            dimension: Dimension of the embeddings.
+            id_dropout: Probability of replacing an id with the OOV index during training.
+            summed: Whether the embeddings of the tower are summed.
+            stddev: Standard deviation of the initial embeddings.
         """
         super().__init__(name=scope_name(feature.name))
         self.feature = feature
@@ -95,11 +107,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             )
 
     def average_oov_embedding(self, indices: np.ndarray, weights: np.ndarray) -> None:
-        """Makes the vector of index 0 the mean of what was learned, unless it was learned itself.
+        """Set the OOV embedding, of index 0, to the weighted mean of the trained embeddings, unless it was trained.
 
         Args:
-            indices: int64 [R]: what training showed; of no meaning where rows have several values, which leave 0 out.
-            weights: float [R]: how often it did.
+            indices: int64 [R]: the indices in training; ignored for features with several values per row, whose mean
+                has no index 0.
+            weights: float [R]: the frequency of each.
         """
         if self._table is None or self._averaged or self._id_dropout:
             return
@@ -110,12 +123,13 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             self._table.embeddings.assign(learned)
 
     def call(self, values: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return the embeddings, float [batch, dimension], or numbers, float [batch, 1]."""
         if self._table is None:
             numbers = tf.expand_dims(values, axis=1)
             return numbers if self._direction is None else self._direction(numbers)
         if training and self._id_dropout:
-            hidden = tf.random.uniform(tf.shape(values)) < self._id_dropout
-            values = tf.where(hidden, tf.zeros_like(values), values)
+            dropped = tf.random.uniform(tf.shape(values)) < self._id_dropout
+            values = tf.where(dropped, tf.zeros_like(values), values)
         vectors = self._table(values)
         if self._averaged:
             known = tf.expand_dims(tf.cast(values > 0, vectors.dtype), axis=-1)
@@ -124,16 +138,22 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
 
 class TowerOutput(NamedTuple):
-    """What a tower makes of its features."""
+    """The output of a tower."""
 
     vectors: tf.Tensor
     """float32 [batch, width]"""
     penalty: tf.Tensor
-    """float32 [batch]: the squared embeddings of each row, times `embedding_l2`."""
+    """float32 [batch]: L2 penalty of each row's embeddings, `embedding_l2` times their squared values."""
 
 
 class FeatureTower(tf.keras.layers.Layer):
-    """Features to vectors: embeddings side by side or added up, through a `LayerStack`."""
+    """Embeds features, concatenates or sums the embeddings, and applies a `LayerStack`.
+
+    Example:
+        >>> features = {name: tf.constant(values[:4]) for name, values in data.query.items()}
+        >>> model.query_tower(features).vectors.shape[0]
+        4
+    """
 
     def __init__(
         self,
@@ -150,17 +170,17 @@ class FeatureTower(tf.keras.layers.Layer):
     ) -> None:
         """
         Args:
-            name: Of the layer.
-            features: The features of its side; `tower` may take only some of them.
-            tower: How it is built.
-            counts: How many indices each feature has, 0 included, by its name.
-            item_count: N, which a history's items are numbered up to.
-            embedding_dim: Width of each embedding.
-            output_dim: Width of the vectors that come out.
-            id_dropout: How often training hides an id.
-            stddev: Of the numbers that embeddings start with.
+            name: Name of the layer.
+            features: The query or candidate features; `tower.features` may select some of them.
+            tower: The tower's section of the recipe.
+            counts: Number of indices of each feature by name, index 0 included.
+            item_count: N, the highest item index in a history.
+            embedding_dim: Dimension of the embeddings.
+            output_dim: Dimension of the output vectors, if the tower has a projection.
+            id_dropout: Probability of replacing an id with the OOV index during training.
+            stddev: Standard deviation of the initial embeddings.
         """
-        # Not cast to 16 bits here: each feature's own layer does that where it is safe.
+        # No autocast to 16 bits, because the features' layers cast where it is safe.
         super().__init__(name=name, autocast=False)
         self._features = [f for f in features if tower.features is None or f.name in tower.features]
         self._summed = tower.combine == "sum"
@@ -177,7 +197,12 @@ class FeatureTower(tf.keras.layers.Layer):
         self._stack = LayerStack(tower, tower.layers, output, name="layers")
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> TowerOutput:
-        """Features by name, [batch, …] each, a history as `HistoryEmbedding` takes it."""
+        """Return the vectors and the penalty of each row.
+
+        Args:
+            features: Features by name, [batch] or [batch, values] each; a history as the input of `HistoryEmbedding`.
+            training: Whether to apply dropout.
+        """
         vectors = [
             layer(features[feature.name], training=training)
             for feature, layer in zip(self._features, self._embeddings, strict=True)
@@ -195,10 +220,20 @@ class FeatureTower(tf.keras.layers.Layer):
 
 
 def weight_penalty(l2: float) -> tf.keras.regularizers.Regularizer | None:
-    """The Keras regularizer that adds `l2` times the squared weights to a model's losses."""
+    """Return the L2 regularizer of a Keras layer; None if `l2` is 0.
+
+    Example:
+        >>> weight_penalty(0.0) is None
+        True
+    """
     return tf.keras.regularizers.L2(l2) if l2 else None
 
 
 def scope_name(name: str) -> str:
-    """`name` as TensorFlow takes it for a layer or a variable: column names may hold spaces and signs."""
+    """Return a valid TensorFlow name: column names may contain spaces and punctuation.
+
+    Example:
+        >>> scope_name("release date_id")
+        'release_date_id'
+    """
     return re.sub(r"^_", "column_", re.sub(r"[^A-Za-z0-9_.]", "_", name))

@@ -1,4 +1,4 @@
-"""Two groups of users who like two groups of items: transformed for real, trained on and exported once a session."""
+"""A dataset of two groups of users and items, transformed, trained on and exported once per session."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Users `g0u00` … and items `g0i00` … of two groups, what they did, and what Transform made of it."""
+    """Users `g0u00` … and items `g0i00` … of two groups, their interactions, and the output of Transform."""
 
     interactions: list[Row]
     catalogue: list[Row]
@@ -158,7 +158,7 @@ def _interactions() -> list[Row]:
                         "customer": f"g{group}u{number:02}",
                         "stars": float(stars),
                         "at": 880_000_000 + 3600 * next(hours),
-                        # A user's columns change, so that the last ones can be told from the others.
+                        # A user's columns change, so that the latest ones differ from the others.
                         "age": None if number == 3 else 20 + (place + number) % 30,
                         "Plan": ["free", "paid", "trial"][(place * 7 + number) % 3],
                         "moods": [None, "calm", "calm|glad", "glad|sad|calm"][(place * 5 + number) % 4],
@@ -267,7 +267,7 @@ def untrained(world: World) -> Callable[..., TwoTaskRecommender]:
 
 @pytest.fixture(scope="session")
 def batch_of() -> Callable[[TrainingData, Sequence[int]], dict[str, tf.Tensor]]:
-    """`batch_of(data, numbers)`: the interactions with these numbers, as `batches` gives them."""
+    """`batch_of(data, numbers)`: the interactions with these row numbers, as a batch of `batches`."""
 
     def gather(data: TrainingData, chosen: Sequence[int]) -> dict[str, tf.Tensor]:
         batch = {name: tf.constant(values[chosen]) for name, values in data.query.items()}
@@ -324,7 +324,7 @@ def unseen_items(world: World, serve: Serve) -> Loaded:
 
 @pytest.fixture(scope="session")
 def example() -> Callable[[Mapping[str, Any]], bytes]:
-    """A row as InteractionExampleGen writes it: one value a feature, none for what is missing."""
+    """A row as InteractionExampleGen writes it: one value per feature, none for a missing value."""
 
     def serialize(row: Mapping[str, Any]) -> bytes:
         message = tf.train.Example()

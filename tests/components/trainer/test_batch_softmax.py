@@ -1,4 +1,4 @@
-"""The in-batch softmax over each item once, against `tfrs.tasks.Retrieval` over all of its copies."""
+"""The in-batch softmax over distinct items, compared with `tfrs.tasks.Retrieval` over all duplicates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def softmax(keys: dict[str, Any]) -> BatchSoftmax:
 
 @settings(max_examples=40, deadline=None)
 @given(rows=rows, keys=options, seed=st.integers(0, 5))
-def test_loss_and_gradients_are_those_of_all_copies(rows: list[Any], keys: dict[str, Any], seed: int) -> None:
+def test_loss_and_gradients_equal_those_with_duplicates(rows: list[Any], keys: dict[str, Any], seed: int) -> None:
     own = np.array([item for item, _, _ in rows])
     chosen = np.array([positive for _, positive, _ in rows])
     weights = tf.constant([weight for _, _, weight in rows])
@@ -58,12 +58,12 @@ def test_loss_and_gradients_are_those_of_all_copies(rows: list[Any], keys: dict[
         return
     with tf.GradientTape() as tape:
         candidates = np.concatenate([own[chosen], drawn]).astype(int)
-        wanted = every(
+        expected = every(
             tf.boolean_mask(query, chosen),
             tf.gather(table, candidates),
             tf.constant(candidates),
             tf.boolean_mask(weights, chosen),
         )
-    assert float(found) == pytest.approx(float(wanted), rel=1e-4, abs=1e-5)
-    for one, other in zip(gradients, tape.gradient(wanted, [query, table]), strict=True):
+    assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+    for one, other in zip(gradients, tape.gradient(expected, [query, table]), strict=True):
         np.testing.assert_allclose(tf.convert_to_tensor(one), tf.convert_to_tensor(other), rtol=1e-3, atol=1e-5)

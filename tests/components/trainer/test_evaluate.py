@@ -1,4 +1,4 @@
-"""What the Evaluator is told about each example: checked against what `recommend` and `rate` answer, and numpy."""
+"""The `evaluate` signature, compared with `recommend`, `rate` and NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Example = Callable[[Any], bytes]
 
 TOP_K = (1, 5, 10, 50, 100)
 CONTEXT = ("at", "age", "Plan", "moods", "height")
-STRANGER = {"customer": "nobody", "item": "g0i02"}
+NEW_USER = {"customer": "new user", "item": "g0i02"}
 
 
 def words(values: np.ndarray) -> list[str]:
@@ -35,11 +35,11 @@ def given(row: dict[str, Any]) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def chosen(world: World) -> list[dict[str, Any]]:
-    """Users with items that they have seen, that they have not, that nobody touched and that nobody knows."""
+    """Users with seen items, unseen items, items without interactions and new items."""
     random = np.random.default_rng(3)
     rows = [{**row, "item": str(random.choice(world.items))} for row in world.interactions[:60]]
     rows += world.interactions[60:80]
-    return [*rows, STRANGER, {**STRANGER, "item": "cold003"}, {"customer": "g0u01", "item": "never heard of"}]
+    return [*rows, NEW_USER, {**NEW_USER, "item": "cold003"}, {"customer": "g0u01", "item": "never heard of"}]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def counts(world: World) -> Counter[str]:
     return Counter(row["item"] for row in world.interactions)
 
 
-def test_an_unseen_rank_is_the_place_in_what_recommend_answers(
+def test_the_unseen_rank_is_the_position_in_recommend(
     world: World, chosen: list[Any], evaluated: dict[str, np.ndarray], unseen_items: Loaded
 ) -> None:
     compared = 0
@@ -105,7 +105,7 @@ def test_an_item_outside_the_catalogue_has_no_rank(chosen: list[Any], evaluated:
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_the_first_ten_are_those_of_recommend(
+def test_top_10_items_are_those_of_recommend(
     chosen: list[Any],
     all_items: Loaded,
     unseen_items: Loaded,
@@ -126,7 +126,7 @@ def test_the_first_ten_are_those_of_recommend(
 def test_evaluate_recommend_and_rate_agree_for_the_same_users_and_items(
     chosen: list[Any], evaluated: dict[str, np.ndarray], unseen_items: Loaded
 ) -> None:
-    """Same model, same bytes: what the gate measures is what is served."""
+    """Evaluated values equal served values bit by bit."""
     for place, row in enumerate(chosen):
         answer = unseen_items("recommend", user_id=[row["customer"]], **given(row))
         first = set(words(answer["item_ids"][0, :100]))
@@ -138,9 +138,7 @@ def test_evaluate_recommend_and_rate_agree_for_the_same_users_and_items(
             np.testing.assert_allclose(again, rated[0], rtol=1e-5)
 
 
-def test_the_whole_top_100_of_a_user_is_the_set_that_evaluate_counts_as_hits(
-    world: World, unseen_items: Loaded, example: Example
-) -> None:
+def test_hits_are_the_items_of_the_top_100(world: World, unseen_items: Loaded, example: Example) -> None:
     row = {**world.interactions[0]}
     every = [{**row, "item": item} for item in world.items if item not in world.seen(row["customer"])]
     hits = unseen_items("evaluate", examples=[example(each) for each in every])["top_100_unseen_hit"]
@@ -178,7 +176,7 @@ def test_the_rating_baseline_is_the_damped_means(
         assert evaluated["mean_rating"][place] == pytest.approx(expected, rel=1e-5)
 
 
-def test_examples_say_how_well_train_knows_their_user_and_item(
+def test_examples_have_the_interaction_counts_of_user_and_item(
     world: World, chosen: list[Any], evaluated: dict[str, np.ndarray], counts: Counter[str]
 ) -> None:
     users = Counter(row["customer"] for row in world.interactions)
@@ -193,15 +191,13 @@ def test_examples_say_how_well_train_knows_their_user_and_item(
     assert {0} < set(evaluated["item_popularity"].tolist())
 
 
-def test_an_example_without_a_user_is_a_stranger_s(unseen_items: Loaded, example: Example) -> None:
+def test_an_example_without_a_user_is_a_new_user_s(unseen_items: Loaded, example: Example) -> None:
     found = unseen_items("evaluate", examples=[example({"item": "g0i02"})])
     assert found["user_interactions"] == [0] and found["rank_unseen"] == found["rank"]
 
 
-def test_every_user_has_a_key_of_its_own_even_strangers(
-    chosen: list[Any], unseen_items: Loaded, example: Example
-) -> None:
-    users = [row["customer"] for row in chosen] + ["a stranger", "another stranger", "a stranger"]
+def test_each_user_has_a_distinct_key_also_new_users(chosen: list[Any], unseen_items: Loaded, example: Example) -> None:
+    users = [row["customer"] for row in chosen] + ["a new user", "another new user", "a new user"]
     found = unseen_items("evaluate", examples=[example({"customer": user, "item": "g0i02"}) for user in users])
     keys: dict[str, set[int]] = {}
     for user, key in zip(users, found["user_key"].tolist(), strict=True):
@@ -210,7 +206,7 @@ def test_every_user_has_a_key_of_its_own_even_strangers(
     assert len({key for values in keys.values() for key in values}) == len(keys)
 
 
-def test_scores_that_are_no_numbers_have_no_rank(
+def test_scores_that_are_not_finite_have_no_rank(
     world: World, serve: Callable[..., ServedRecommender], example: Example
 ) -> None:
     served = serve(k=10, exclude_seen=True)

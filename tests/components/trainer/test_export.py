@@ -1,4 +1,4 @@
-"""The exported SavedModel in the session that TensorFlow Serving's loader makes: every promise of the contract."""
+"""The exported SavedModel in a TensorFlow Serving session: signatures, defaults and results."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_hit_is_what_recommend_returns(world: World, all_items: Loaded, exampl
 def test_a_hit_is_what_a_sort_of_all_scores_finds(
     world: World, data: TrainingData, trained: Any, all_items: Loaded, example: Example
 ) -> None:
-    # What is missing in a row is remembered at serving: that is another test's matter.
+    # Missing values of a row have stored values in serving, which another test covers.
     chosen = [row for row in world.interactions if None not in row.values()][:60]
     model = trained[0]
     layer = world.transform_output.transform_features_layer()
@@ -186,7 +186,7 @@ def test_equal_scores_count_in_the_order_recommend_returns_them(
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("spread", ["all items", "one item"])
-def test_scores_that_are_no_numbers_are_no_hits(
+def test_scores_that_are_not_finite_are_no_hits(
     world: World, serve: Callable[..., ServedRecommender], example: Example, poison: float, spread: str
 ) -> None:
     # A model that diverged must not pass the gate because every comparison with NaN is false.
@@ -200,7 +200,7 @@ def test_scores_that_are_no_numbers_are_no_hits(
         assert not hits[f"top_{k}_hit"].numpy().any()
 
 
-def test_an_item_outside_the_catalogue_is_no_hit_and_gets_a_rating(all_items: Loaded, example: Example) -> None:
+def test_an_item_outside_the_catalogue_is_no_hit_and_has_a_rating(all_items: Loaded, example: Example) -> None:
     found = all_items("evaluate", examples=[example({"customer": "g0u00", "item": "never heard of"})])
     assert all(found[f"top_{k}_hit"] == [0] for k in TOP_K)
     assert 1 <= found["rating"][0] <= 5
@@ -225,8 +225,8 @@ def test_recommend_returns_k_different_items_best_first_with_their_names_and_rat
     np.testing.assert_allclose(answer["ratings"][0], rated, rtol=1e-4)
 
 
-def test_a_batch_answers_each_user_as_alone(world: World, unseen_items: Loaded) -> None:
-    users = ["g0u01", "nobody", "g1u02", "g0u01"]
+def test_results_of_a_batch_equal_those_of_single_users(world: World, unseen_items: Loaded) -> None:
+    users = ["g0u01", "new user", "g1u02", "g0u01"]
     together = unseen_items("recommend", user_id=users)
     for place, user in enumerate(users):
         alone = unseen_items("recommend", user_id=[user])
@@ -234,7 +234,7 @@ def test_a_batch_answers_each_user_as_alone(world: World, unseen_items: Loaded) 
         np.testing.assert_allclose(together["ratings"][place], alone["ratings"][0], rtol=1e-4)
 
 
-def test_seen_items_never_come_back_and_an_exhausted_catalogue_is_padded(world: World, unseen_items: Loaded) -> None:
+def test_seen_items_are_excluded_and_an_exhausted_catalogue_is_padded(world: World, unseen_items: Loaded) -> None:
     answer = unseen_items("recommend", user_id=world.users)
     # k is 1000 in the recipe; a catalogue of 130 has no more to give.
     assert answer["item_ids"].shape == (len(world.users), len(world.items))
@@ -247,21 +247,19 @@ def test_seen_items_never_come_back_and_an_exhausted_catalogue_is_padded(world: 
         assert (answer["ratings"][place, :rest] >= 1).all()
 
 
-def test_leaving_out_seen_items_keeps_the_order_of_the_others(
-    world: World, all_items: Loaded, unseen_items: Loaded
-) -> None:
+def test_excluding_seen_items_keeps_the_order(world: World, all_items: Loaded, unseen_items: Loaded) -> None:
     every = words(all_items("recommend", user_id=["g1u07"])["item_ids"][0])
     unseen = words(unseen_items("recommend", user_id=["g1u07"])["item_ids"][0])
     expected = [item for item in every if item not in world.seen("g1u07")]
     assert unseen[: len(expected)] == expected
 
 
-def test_strangers_get_everything_and_an_average_answer(world: World, all_items: Loaded, unseen_items: Loaded) -> None:
-    answer = unseen_items("recommend", user_id=["nobody", "", "nobody else"])
+def test_new_users_get_all_items_and_an_average_score(world: World, all_items: Loaded, unseen_items: Loaded) -> None:
+    answer = unseen_items("recommend", user_id=["new user", "", "another new user"])
     assert all(set(words(row)) == set(world.items) for row in answer["item_ids"])
     assert (answer["item_ids"] == answer["item_ids"][:1]).all()
     assert np.isfinite(answer["scores"]).all()
-    groups = [item[:2] for item in words(all_items("recommend", user_id=["nobody"])["item_ids"][0, :20])]
+    groups = [item[:2] for item in words(all_items("recommend", user_id=["new user"])["item_ids"][0, :20])]
     assert {"g0", "g1"} <= set(groups)
 
 
@@ -280,16 +278,16 @@ def test_strangers_get_everything_and_an_average_answer(world: World, all_items:
         ("evaluate", {"examples": []}, {(0,), (0, 10)}),
     ],
 )
-def test_nothing_asked_is_nothing_answered(
+def test_an_empty_batch_returns_an_empty_batch(
     all_items: Loaded, signature: str, inputs: dict[str, list[str]], shapes: set[tuple[int, ...]]
 ) -> None:
     assert {values.shape for values in all_items(signature, **inputs).values()} == shapes
 
 
-# --- what is not given ------------------------------------------------------------------------------------------------
+# --- inputs not set ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_given_is_what_the_model_remembers(world: World, all_items: Loaded) -> None:
+def test_inputs_that_are_not_set_have_stored_values(world: World, all_items: Loaded) -> None:
     now = max(row["at"] for row in world.interactions)
     for user in world.users[::4]:
         last = {**world.latest(user), "at": now}
@@ -310,13 +308,13 @@ def test_what_is_not_given_is_what_the_model_remembers(world: World, all_items: 
         ("at", 880_000_000, 887_000_000),
     ],
 )  # fmt: skip
-def test_what_is_given_counts(all_items: Loaded, column: str, one: Any, other: Any) -> None:
+def test_inputs_that_are_set_override_stored_values(all_items: Loaded, column: str, one: Any, other: Any) -> None:
     scores = [all_items("recommend", user_id=["g0u01"], **{column: [value]})["scores"] for value in (one, other)]
     assert not np.allclose(*scores, atol=1e-5)
 
 
-def test_one_value_holds_for_the_whole_batch_and_a_mixed_batch_falls_back_row_by_row(all_items: Loaded) -> None:
-    users = ["g0u01", "g1u01", "nobody"]
+def test_one_value_is_broadcast_and_unset_rows_have_stored_values(all_items: Loaded) -> None:
+    users = ["g0u01", "g1u01", "new user"]
     one = all_items("rate", user_id=users, item_id=["g0i01"] * 3, age=[30])["rating"]
     each = all_items("rate", user_id=users, item_id=["g0i01"] * 3, age=[30] * 3)["rating"]
     np.testing.assert_array_equal(one, each)
@@ -326,7 +324,7 @@ def test_one_value_holds_for_the_whole_batch_and_a_mixed_batch_falls_back_row_by
     np.testing.assert_allclose(mixed, [one[0], alone[0], one[2]], rtol=1e-5)
 
 
-def test_an_evaluated_row_without_a_column_is_answered_from_memory(
+def test_an_evaluated_row_without_a_column_has_the_stored_value(
     world: World, all_items: Loaded, example: Example
 ) -> None:
     evaluated = all_items("evaluate", examples=[example({"customer": "g0u01", "item": "g0i01"})])["rating"]
@@ -345,7 +343,7 @@ def test_inputs_of_different_lengths_are_an_error(all_items: Loaded) -> None:
 
 
 def test_ratings_stay_within_the_schema_s_domain(world: World, all_items: Loaded) -> None:
-    ratings = all_items("recommend", user_id=[*world.users, "nobody"])["ratings"]
+    ratings = all_items("recommend", user_id=[*world.users, "new user"])["ratings"]
     assert ratings.min() >= 1 and ratings.max() <= 5
     far = all_items("rate", user_id=["g0u00", "g0u00"], item_id=["g0i00", "?"], height=[1e6, -1e6])["rating"]
     assert ((far >= 1) & (far <= 5)).all()
@@ -361,7 +359,7 @@ def test_ratings_stay_within_the_schema_s_domain(world: World, all_items: Loaded
         ("", None),
     ],
 )
-def test_a_domain_without_both_ends_bounds_nothing(domain: str, bounds: tuple[float, float] | None) -> None:
+def test_a_domain_with_an_open_end_does_not_clip(domain: str, bounds: tuple[float, float] | None) -> None:
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -374,7 +372,7 @@ def test_a_domain_without_both_ends_bounds_nothing(domain: str, bounds: tuple[fl
 
 def warm_up(loaded: Loaded) -> list[tuple[str, set[str]]]:
     """Runs the model's warm-up requests; returns the signatures they ask for, each with the inputs it is given."""
-    asked = []
+    requests = []
     for record in tf.data.TFRecordDataset(str(loaded.path / "assets.extra" / "tf_serving_warmup_requests")):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         assert log.WhichOneof("log_type") == "predict_log"
@@ -383,18 +381,18 @@ def warm_up(loaded: Loaded) -> list[tuple[str, set[str]]]:
         answer = loaded(request.model_spec.signature_name, **inputs)
         rows = {len(values) for name, values in inputs.items() if name not in ("exclude", "only", "k", "history")}
         assert {len(values) for values in answer.values()} == rows
-        asked.append((request.model_spec.signature_name, set(inputs)))
-    return asked
+        requests.append((request.model_spec.signature_name, set(inputs)))
+    return requests
 
 
 def test_warm_up_requests_run_and_cover_every_signature_and_filter(all_items: Loaded) -> None:
-    asked = warm_up(all_items)
-    assert {name for name, _ in asked} == set(all_items.signatures) - {"__saved_model_init_op"}
-    assert ("recommend_filtered", {"user_id", "exclude", "only", "k"}) in asked
-    assert len(asked) <= 1000
+    requests = warm_up(all_items)
+    assert {name for name, _ in requests} == set(all_items.signatures) - {"__saved_model_init_op"}
+    assert ("recommend_filtered", {"user_id", "exclude", "only", "k"}) in requests
+    assert len(requests) <= 1000
 
 
-def test_more_warm_up_requests_than_tensorflow_serving_takes_are_refused(tmp_path: Path) -> None:
+def test_too_many_warm_up_requests_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1001 warm-up requests .* with 1000 at most"):
         write_warm_up(str(tmp_path), [("recommend", {"user_id": ["u"]})] * 1001)
     assert not list(tmp_path.iterdir())
@@ -479,7 +477,7 @@ def test_every_kind_of_model_trains_and_serves(
     served = ServedRecommender(model, data, world.transform_output, recipe, world.schema)
     save(served, str(tmp_path), world.users[:2], world.items[:2])
     loaded = load(tmp_path)
-    answer = loaded("recommend", user_id=["g0u00", "nobody"])
+    answer = loaded("recommend", user_id=["g0u00", "new user"])
     assert (answer["item_ids"] != b"").all()
     assert np.isfinite(answer["scores"]).all() and np.isfinite(answer["ratings"]).all()
     assert np.isfinite(loaded("rate", user_id=["g0u00"], item_id=["g0i00"])["rating"]).all()

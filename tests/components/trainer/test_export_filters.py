@@ -1,4 +1,4 @@
-"""`recommend_filtered`: what is left out, what is allowed, and how many; against the order that `recommend` answers."""
+"""`recommend_filtered`: excluded items, allowed items and k, compared with the order of `recommend`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def padded(lists: list[list[str]]) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def order(world: World, unseen_items: Loaded) -> dict[str, list[str]]:
     """All items that each user may be recommended, in the order they are."""
-    users = [*world.users[:4], "nobody"]
+    users = [*world.users[:4], "new user"]
     answer = unseen_items("recommend", user_id=users)["item_ids"]
     return {user: [item for item in words(row) if item] for user, row in zip(users, answer, strict=True)}
 
 
-def test_left_to_its_defaults_it_answers_the_first_ten_of_recommend(world: World, unseen_items: Loaded) -> None:
-    users = [*world.users[:3], "nobody"]
+def test_the_defaults_return_the_top_10_of_recommend(world: World, unseen_items: Loaded) -> None:
+    users = [*world.users[:3], "new user"]
     every, first = unseen_items("recommend", user_id=users), unseen_items("recommend_filtered", user_id=users)
     assert first.keys() == every.keys()
     for name, values in first.items():
@@ -46,7 +46,7 @@ def test_left_to_its_defaults_it_answers_the_first_ten_of_recommend(world: World
             np.testing.assert_array_equal(values, every[name][:, :10])
 
 
-def test_every_request_is_answered_as_by_hand(world: World, unseen_items: Loaded, order: dict[str, list[str]]) -> None:
+def test_each_request_equals_a_filtered_sort(world: World, unseen_items: Loaded, order: dict[str, list[str]]) -> None:
     ids = st.sampled_from([*world.items[:40], "no such item", ""])
     rows = st.lists(
         st.tuples(st.sampled_from(sorted(order)), st.lists(ids, max_size=6), st.lists(ids, max_size=6)),
@@ -61,8 +61,10 @@ def test_every_request_is_answered_as_by_hand(world: World, unseen_items: Loaded
         answer = unseen_items("recommend_filtered", user_id=users, exclude=padded(exclude), only=padded(only), k=k)
         assert answer["item_ids"].shape == (len(rows), min(k, len(world.items)))
         for place, (user, left_out, allowed) in enumerate(rows):
-            asked = [item for item in allowed if item]
-            expected = [item for item in order[user] if item not in left_out and (not asked or item in asked)][:k]
+            restricted = [item for item in allowed if item]
+            expected = [
+                item for item in order[user] if item not in left_out and (not restricted or item in restricted)
+            ][:k]
             found = words(answer["item_ids"][place])
             assert found == expected + [""] * (len(found) - len(expected))
             rest = slice(len(expected), None)
@@ -74,8 +76,8 @@ def test_every_request_is_answered_as_by_hand(world: World, unseen_items: Loaded
 
 
 @pytest.mark.parametrize("name", ["exclude", "only"])
-def test_one_list_holds_for_all_rows(unseen_items: Loaded, order: dict[str, list[str]], name: str) -> None:
-    users, ids = sorted(order), order["nobody"][:3]
+def test_a_list_of_one_row_is_broadcast(unseen_items: Loaded, order: dict[str, list[str]], name: str) -> None:
+    users, ids = sorted(order), order["new user"][:3]
     one = unseen_items("recommend_filtered", user_id=users, **{name: [ids]})
     each = unseen_items("recommend_filtered", user_id=users, **{name: [ids] * len(users)})
     np.testing.assert_array_equal(one["item_ids"], each["item_ids"])
@@ -83,8 +85,8 @@ def test_one_list_holds_for_all_rows(unseen_items: Loaded, order: dict[str, list
 
 @pytest.mark.parametrize("name", ["exclude", "only"])
 @pytest.mark.parametrize("nothing", [NO_IDS, [[""]], [["", ""]]])
-def test_lists_of_no_ids_change_nothing(unseen_items: Loaded, name: str, nothing: Any) -> None:
-    users = ["g0u01", "nobody"]
+def test_empty_lists_have_no_effect(unseen_items: Loaded, name: str, nothing: Any) -> None:
+    users = ["g0u01", "new user"]
     plain = unseen_items("recommend_filtered", user_id=users)["item_ids"]
     np.testing.assert_array_equal(
         unseen_items("recommend_filtered", user_id=users, **{name: nothing})["item_ids"], plain
@@ -95,7 +97,7 @@ def test_lists_of_no_ids_change_nothing(unseen_items: Loaded, name: str, nothing
     )
 
 
-def test_unknown_ids_are_nothing_to_leave_out_but_all_that_is_allowed(unseen_items: Loaded) -> None:
+def test_new_items_cannot_be_excluded_but_restrict_the_candidates(unseen_items: Loaded) -> None:
     plain = unseen_items("recommend_filtered", user_id=["g0u01"])
     left_out = unseen_items("recommend_filtered", user_id=["g0u01"], exclude=[["no such item"]])
     np.testing.assert_array_equal(left_out["item_ids"], plain["item_ids"])
@@ -103,26 +105,26 @@ def test_unknown_ids_are_nothing_to_leave_out_but_all_that_is_allowed(unseen_ite
     assert set(words(allowed["item_ids"][0])) == {""} and (allowed["item_ids"][1] != b"").all()
 
 
-def test_what_is_allowed_does_not_bring_back_what_was_seen(world: World, unseen_items: Loaded) -> None:
+def test_only_does_not_include_seen_items(world: World, unseen_items: Loaded) -> None:
     seen = sorted(world.seen("g0u01"))
     answer = unseen_items("recommend_filtered", user_id=["g0u01"], only=[[*seen, "cold001"]])
     assert [item for item in words(answer["item_ids"][0]) if item] == ["cold001"]
 
 
-def test_a_model_that_leaves_nothing_out_still_leaves_out_what_it_is_told(world: World, all_items: Loaded) -> None:
+def test_exclude_applies_also_without_exclude_seen(world: World, all_items: Loaded) -> None:
     seen = sorted(world.seen("g0u01"))
     answer = all_items("recommend_filtered", user_id=["g0u01"], only=[seen], exclude=[seen[:2]], k=100)
     assert {item for item in words(answer["item_ids"][0]) if item} == set(seen[2:])
 
 
-def test_a_larger_k_than_the_recipe_s_is_answered_in_full(world: World, all_items: Loaded) -> None:
+def test_k_may_exceed_the_recipe_s(world: World, all_items: Loaded) -> None:
     answer = all_items("recommend_filtered", user_id=["g0u01"], k=120)
     assert len(set(words(answer["item_ids"][0]))) == 120
     assert all_items("recommend_filtered", user_id=["g0u01"], k=10**9)["item_ids"].shape == (1, len(world.items))
 
 
 @pytest.mark.parametrize("k", [0, -1, -(2**31)])
-def test_less_than_one_item_is_an_error_that_says_so(all_items: Loaded, k: int) -> None:
+def test_k_below_1_is_an_error(all_items: Loaded, k: int) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError, match="k must be at least 1"):
         all_items("recommend_filtered", user_id=["g0u01"], k=k)
 

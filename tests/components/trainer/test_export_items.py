@@ -33,7 +33,7 @@ def given_columns(row: dict[str, Any]) -> dict[str, list[Any]]:
 # --- similar_items ----------------------------------------------------------------------------------------------------
 
 
-def test_an_item_is_not_among_those_that_are_like_it(world: World, unseen_items: Loaded) -> None:
+def test_an_item_is_not_similar_to_itself(world: World, unseen_items: Loaded) -> None:
     answer = unseen_items("similar_items", item_id=world.items)
     assert answer["item_ids"].shape == (len(world.items), len(world.items))
     names = {row["item"]: row["name"] for row in world.catalogue}
@@ -45,7 +45,7 @@ def test_an_item_is_not_among_those_that_are_like_it(world: World, unseen_items:
         assert (np.diff(scores[:-1]) <= 0).all() and scores[-1] == 0
 
 
-def test_scores_are_cosines_of_the_vectors_without_the_popularity(world: World, all_items: Loaded) -> None:
+def test_scores_are_cosines_of_the_vectors_without_the_item_bias(world: World, all_items: Loaded) -> None:
     vectors = all_items("embed_item", item_id=world.items)["embedding"][:, :-1]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T
@@ -55,7 +55,7 @@ def test_scores_are_cosines_of_the_vectors_without_the_popularity(world: World, 
         np.testing.assert_allclose(answer["scores"][place], expected, atol=1e-5)
 
 
-def test_items_of_a_group_are_like_each_other(world: World, all_items: Loaded) -> None:
+def test_items_of_a_group_are_similar(world: World, all_items: Loaded) -> None:
     touched = [item for item in world.items if not item.startswith("cold")]
     answer = all_items("similar_items", item_id=touched)
     same = [
@@ -63,11 +63,11 @@ def test_items_of_a_group_are_like_each_other(world: World, all_items: Loaded) -
         for item, found in zip(touched, answer["item_ids"], strict=True)
         for other in [other for other in words(found) if not other.startswith("cold")][:5]
     ]
-    # By chance a little less than half of them would be.
+    # Chance level is a little less than half.
     assert np.mean(same) > 0.65
 
 
-def test_nothing_is_like_an_unknown_item(all_items: Loaded) -> None:
+def test_a_new_item_has_no_similar_items(all_items: Loaded) -> None:
     answer = all_items("similar_items", item_id=["no such item", "g0i00", ""])
     assert set(words(answer["item_ids"][0])) == set(words(answer["item_ids"][2])) == {""}
     assert not answer["scores"][[0, 2]].any()
@@ -97,7 +97,7 @@ def test_a_later_word_is_found_and_the_inside_of_a_word_is_not(world: World, uns
     assert find(unseen_items, "tory") == find(unseen_items, "old") == []
 
 
-def test_starts_of_columns_come_first_and_then_what_is_popular(
+def test_starts_of_columns_rank_first_and_then_popular_items(
     data: TrainingData, unseen_items: Loaded, popularity: Counter[str]
 ) -> None:
     found = find(unseen_items, "Story")
@@ -119,7 +119,7 @@ def test_starts_of_columns_come_first_and_then_what_is_popular(
 @given(
     text=st.text(st.sampled_from("ab .\\+*?()|[]{}^$-_#&~'\"\0\n/éß…漢"), min_size=1, max_size=6), before=st.booleans()
 )
-def test_every_sign_is_an_ordinary_sign(data: TrainingData, text: str, before: bool) -> None:
+def test_all_characters_are_literal(data: TrainingData, text: str, before: bool) -> None:
     column = np.array([b""] * (data.item_count + 1), object)
     column[5] = (("word " if before else "") + text + " after").encode()
     column[6] = b"something else"
@@ -128,21 +128,21 @@ def test_every_sign_is_an_ordinary_sign(data: TrainingData, text: str, before: b
     assert found == [[5 if text.strip(" \n") else 0, 0, 0]]
 
 
-def test_every_display_column_is_looked_at(data: TrainingData) -> None:
+def test_all_display_columns_are_searched(data: TrainingData) -> None:
     columns = {name: np.array([b""] * (data.item_count + 1), object) for name in ("title", "author")}
     columns["title"][2], columns["author"][3] = b"Of Orwell", b"George Orwell"
     search = TextSearch(dataclasses.replace(data, display=columns))
     assert set(search.search(tf.constant(["orwell"]), 2).numpy()[0].tolist()) == {2, 3}
 
 
-def test_no_text_strange_bytes_and_endless_texts_find_nothing(all_items: Loaded) -> None:
+def test_empty_invalid_and_too_long_texts_match_no_items(all_items: Loaded) -> None:
     texts = [b"", b"  ", b"\xff\xfe", b"S" * 100_000, b"Story"]
     answer = all_items("find_items", text=texts)["item_ids"]
     assert [bool((row != b"").any()) for row in answer] == [False, False, False, False, True]
     assert MAX_TEXT_LENGTH >= 100
 
 
-def test_texts_of_a_batch_are_found_as_alone(all_items: Loaded) -> None:
+def test_results_of_a_batch_equal_single_requests(all_items: Loaded) -> None:
     texts = ["Cold 1", "", "Story 3", "nothing of the kind"]
     together = all_items("find_items", text=texts)
     for place, text in enumerate(texts):
@@ -151,7 +151,7 @@ def test_texts_of_a_batch_are_found_as_alone(all_items: Loaded) -> None:
             np.testing.assert_array_equal(values[place], alone[name][0])
 
 
-def test_without_columns_to_show_there_is_nothing_to_find(
+def test_without_display_columns_there_is_no_find_items(
     world: World, data: TrainingData, trained: tuple[Any, Any]
 ) -> None:
     bare = dataclasses.replace(data, display={})
@@ -166,14 +166,14 @@ def test_without_columns_to_show_there_is_nothing_to_find(
 def test_the_product_of_both_embeddings_is_the_score(world: World, all_items: Loaded) -> None:
     rows = [world.latest(user) for user in world.users[:5]]
     items = all_items("embed_item", item_id=world.items)["embedding"]
-    for row in [*rows, {"customer": "nobody"}]:
+    for row in [*rows, {"customer": "new user"}]:
         query = all_items("embed_query", user_id=[row["customer"]], **given_columns(row))["embedding"][0]
         answer = all_items("recommend", user_id=[row["customer"]], **given_columns(row))
         expected = [items[world.items.index(item)] @ query for item in words(answer["item_ids"][0])]
         np.testing.assert_allclose(answer["scores"][0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_outside_vector_store_finds_what_recommend_answers(world: World, all_items: Loaded) -> None:
+def test_an_external_vector_store_finds_the_items_of_recommend(world: World, all_items: Loaded) -> None:
     """SearchResult by product, without knowing anything of the model."""
     items = all_items("embed_item", item_id=world.items)["embedding"]
     queries = all_items("embed_query", user_id=world.users)["embedding"]
@@ -183,7 +183,7 @@ def test_an_outside_vector_store_finds_what_recommend_answers(world: World, all_
         assert len(set(nearest) & set(words(found[:10]))) >= 9
 
 
-def test_columns_that_are_given_as_they_are_change_nothing(world: World, all_items: Loaded) -> None:
+def test_columns_equal_to_the_catalogue_s_give_the_same_vector(world: World, all_items: Loaded) -> None:
     rows = [row for row in world.catalogue if row["tags"]][:10]
     ids = [row["item"] for row in rows]
     known = all_items("embed_item", item_id=ids)["embedding"]
@@ -194,7 +194,7 @@ def test_columns_that_are_given_as_they_are_change_nothing(world: World, all_ite
     assert not np.allclose(other, known, atol=1e-3)
 
 
-def test_an_unknown_item_gets_the_vector_of_its_columns(world: World, all_items: Loaded) -> None:
+def test_a_new_item_is_encoded_from_its_columns(world: World, all_items: Loaded) -> None:
     columns = {"name": ["Story 0 of 0", "Story 0 of 1"], "tags": ["group0|story", "group1|story"]}
     fresh = all_items("embed_item", item_id=["brand new", "newer still"], **columns)["embedding"]
     nameless = all_items("embed_item", **columns)["embedding"]
@@ -209,7 +209,7 @@ def test_an_unknown_item_gets_the_vector_of_its_columns(world: World, all_items:
     assert likes.mean() > 0.9
 
 
-def test_one_column_holds_for_all_items_and_other_lengths_are_an_error(all_items: Loaded) -> None:
+def test_a_column_of_one_value_is_broadcast_and_other_lengths_are_an_error(all_items: Loaded) -> None:
     one = all_items("embed_item", item_id=["g0i00", "new", ""], tags=["cold"])["embedding"]
     each = all_items("embed_item", item_id=["g0i00", "new", ""], tags=["cold"] * 3)["embedding"]
     np.testing.assert_array_equal(one, each)

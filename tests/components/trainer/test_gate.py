@@ -32,7 +32,7 @@ BEATS_POPULARITY = Gate(metric="top_10_accuracy_unseen", beats_baseline_by=0)
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A model as the Trainer leaves it."""
+    """A model as the Trainer exports it."""
 
     folder: Path
     """Of the Model artifact."""
@@ -100,7 +100,7 @@ def _row(user: str, item: str, place: int, stars: float) -> Row:
 
 @pytest.fixture(scope="module")
 def known_users(world: World) -> list[Row]:
-    """Users who go on as before: with items of their own group that they have not had, which they like."""
+    """Users of the train split with unseen items of their own group and high ratings."""
     random = np.random.default_rng(8)
     rows = []
     for place, user in enumerate(world.users):
@@ -111,14 +111,14 @@ def known_users(world: World) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def strangers() -> list[Row]:
-    """Users whom nobody knows, with items that nobody has had."""
-    return [_row(f"stranger{place % 6}", f"cold{place:03}", place, 3.0) for place in range(24)]
+def new_users() -> list[Row]:
+    """New users, with items without interactions."""
+    return [_row(f"new{place % 6}", f"cold{place:03}", place, 3.0) for place in range(24)]
 
 
 @pytest.fixture(scope="module")
 def followers(world: World) -> list[Row]:
-    """Users who from now on take what everybody takes, whatever they liked before."""
+    """Users of the train split who choose the most popular items."""
     counts = Counter(row["item"] for row in world.interactions)
     rows = []
     for place, user in enumerate(world.users):
@@ -136,7 +136,7 @@ def good(export: Export) -> Exported:
 def expected(
     world: World, model: Exported, every: Exported, rows: Sequence[Row]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of the model and of its baselines, from answers to users and from the raw interactions alone."""
+    """Metrics of the model and of its baselines, computed from responses and raw interactions."""
     counts = Counter(row["item"] for row in world.interactions)
     order = [value.decode() for value in world.transform_output.vocabulary_by_name("item_id")]
     popular = sorted(order, key=lambda item: -counts[item])
@@ -151,15 +151,15 @@ def expected(
 
     ranked, baseline = [], []
     for row in rows:
-        asked = {name: [row[name]] for name in CONTEXT}
+        context = {name: [row[name]] for name in CONTEXT}
         seen = world.seen(row["customer"]) - {row["item"]}
         whole = [
-            value.decode() for value in every.loaded("recommend", user_id=[row["customer"]], **asked)["item_ids"][0]
+            value.decode() for value in every.loaded("recommend", user_id=[row["customer"]], **context)["item_ids"][0]
         ]
         listed = [
-            value.decode() for value in model.loaded("recommend", user_id=[row["customer"]], **asked)["item_ids"][0]
+            value.decode() for value in model.loaded("recommend", user_id=[row["customer"]], **context)["item_ids"][0]
         ]
-        rating = model.loaded("rate", user_id=[row["customer"]], item_id=[row["item"]], **asked)["rating"][0]
+        rating = model.loaded("rate", user_id=[row["customer"]], item_id=[row["item"]], **context)["rating"][0]
         means = mean + item_bias.get(row["item"], 0.0) + user_bias.get(row["customer"], 0.0)
         ranked.append((row, whole, [item for item in whole if item not in seen], listed[:10], float(rating)))
         unseen = [item for item in popular if item not in seen]
@@ -193,16 +193,16 @@ def _measured(answers: Sequence[Any], counts: Counter[str], catalogue: int) -> d
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_what_users_are_answered(
+def test_evaluated_lists_equal_served_lists(
     world: World,
     export: Export,
     good: Exported,
     split: Split,
     known_users: list[Row],
-    strangers: list[Row],
+    new_users: list[Row],
     run_evaluator: Callable[..., Any],
 ) -> None:
-    rows = [*known_users, *strangers]
+    rows = [*known_users, *new_users]
     verdict = run_evaluator(good.folder, split(rows), [BEATS_POPULARITY]).verdict
     metrics, baselines = expected(world, good, export(exclude_seen=False), rows)
     assert set(metrics) == set(METRICS)
@@ -211,7 +211,7 @@ def test_what_is_measured_is_what_users_are_answered(
     assert verdict.examples == len(rows)
 
 
-def test_a_good_model_passes(
+def test_a_good_model_is_blessed(
     good: Exported, split: Split, known_users: list[Row], run_evaluator: Callable[..., Any]
 ) -> None:
     evaluated = run_evaluator(good.folder, split(known_users), [BEATS_POPULARITY, Gate(metric="rmse", at_most=1.0)])
@@ -228,7 +228,7 @@ def _shuffle_vectors(served: ServedRecommender) -> None:
 
 
 @pytest.mark.parametrize("broken", [pytest.param("ids", marks=pytest.mark.slow), "vectors"])
-def test_a_model_whose_items_were_shuffled_at_export_is_stopped(
+def test_a_model_with_shuffled_item_vectors_is_not_blessed(
     export: Export, split: Split, known_users: list[Row], run_evaluator: Callable[..., Any], broken: str
 ) -> None:
     model = export(vocabulary=_shuffled_ids) if broken == "ids" else export(spoil=_shuffle_vectors)
@@ -239,7 +239,7 @@ def test_a_model_whose_items_were_shuffled_at_export_is_stopped(
     assert "(recommending the most popular items gives 0." in str(failure)
 
 
-def test_a_model_that_loses_to_popularity_is_stopped_though_its_accuracy_looks_well(
+def test_a_model_below_the_popularity_baseline_is_not_blessed(
     good: Exported, split: Split, followers: list[Row], run_evaluator: Callable[..., Any]
 ) -> None:
     gates = [Gate(metric="top_10_accuracy_unseen", at_least=10 / 130), BEATS_POPULARITY]
@@ -254,15 +254,15 @@ def test_a_model_that_loses_to_popularity_is_stopped_though_its_accuracy_looks_w
 
 
 @pytest.mark.slow
-def test_a_model_that_is_poor_on_new_users_is_stopped_where_the_recipe_gates_them(
-    good: Exported, split: Split, known_users: list[Row], strangers: list[Row], run_evaluator: Callable[..., Any]
+def test_a_model_that_is_poor_on_new_users_is_not_blessed_with_a_gate_on_them(
+    good: Exported, split: Split, known_users: list[Row], new_users: list[Row], run_evaluator: Callable[..., Any]
 ) -> None:
     average = Gate(metric="top_10_accuracy_unseen", at_least=0.3)
     new = Gate(metric="top_10_accuracy_unseen", at_least=0.3, slice={"user_activity": "new"})
-    rows = split([*known_users, *strangers])
+    rows = split([*known_users, *new_users])
     assert run_evaluator(good.folder, rows, [average]).blessed
     evaluated = run_evaluator(good.folder, rows, [average, new])
     assert not evaluated.blessed
     (failure,) = evaluated.verdict.failures()
-    assert failure.examples == len(strangers)
+    assert failure.examples == len(new_users)
     assert str(failure).startswith("top_10_accuracy_unseen where user_activity is new: at least 0.3000 wanted, 0.0")

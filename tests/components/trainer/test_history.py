@@ -1,4 +1,4 @@
-"""User history: which items a row sees, and what becomes of them, held against plain Python."""
+"""User histories: the items of each row and their pooling, compared with plain Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def arrays(rows: list[Interaction]) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     return np.array(users, int), np.array(items, int), np.array(times, int), np.array(labels, np.float32)
 
 
-def wanted_history(rows: list[Interaction], row: Interaction, order: str, length: int) -> list[int]:
+def expected_history(rows: list[Interaction], row: Interaction, order: str, length: int) -> list[int]:
     """The items that `row` sees, in order of time."""
     user, own, at, _ = row
     latest: dict[int, tuple[int, int]] = {}
@@ -61,18 +61,18 @@ interactions = st.lists(
 
 @given(rows=interactions, order=st.sampled_from(["any", "earlier"]), length=st.integers(1, 6))
 @settings(deadline=None)
-def test_a_row_sees_the_users_other_items(rows: list[Interaction], order: str, length: int) -> None:
+def test_a_history_has_the_user_s_other_items(rows: list[Interaction], order: str, length: int) -> None:
     found = windows_of(collect(rows), rows, feature(order=order, max_length=length))
-    assert found == [wanted_history(rows, row, order, length) for row in rows]
+    assert found == [expected_history(rows, row, order, length) for row in rows]
 
 
-@given(rows=interactions, strangers=interactions)
+@given(rows=interactions, new_users=interactions)
 @settings(deadline=None)
-def test_rows_that_are_in_no_history_see_all_of_the_users_items(
-    rows: list[Interaction], strangers: list[Interaction]
+def test_rows_outside_the_histories_have_all_of_the_user_s_items(
+    rows: list[Interaction], new_users: list[Interaction]
 ) -> None:
     touched = {(user, item) for user, item, _, _ in rows}
-    held = [row for row in strangers if (row[0], row[1]) not in touched]
+    held = [row for row in new_users if (row[0], row[1]) not in touched]
     found = windows_of(collect(rows), held, feature())
     for (user, *_), history in zip(held, found, strict=True):
         assert set(history) == {item for other, item, _, _ in rows if other == user and user and item}
@@ -80,7 +80,7 @@ def test_rows_that_are_in_no_history_see_all_of_the_users_items(
 
 @given(rows=interactions)
 @settings(deadline=None)
-def test_labels_of_other_users_and_the_item_decide_a_deviation_and_the_users_own_mean_does_not(
+def test_deviations_do_not_depend_on_the_user_s_mean(
     rows: list[Interaction],
 ) -> None:
     histories = collect(rows)
@@ -119,14 +119,14 @@ def layer_of(history: History, seed: int = 3) -> HistoryEmbedding:
 @pytest.mark.parametrize("order", ["any", "earlier"])
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("pooling", ["sum_sqrt", "mean"])
-def test_sums_and_means_are_those_of_the_formula(pooling: str, labels: bool, order: str) -> None:
+def test_sums_and_means_follow_the_formula(pooling: str, labels: bool, order: str) -> None:
     history = feature(pooling=pooling, labels=labels, order=order)
     layer, histories = layer_of(history), collect(ROWS)
     chosen = [ROWS[2], ROWS[0], ROWS[4], ROWS[5], (4, 1, 9, 2.0), (0, 1, 9, 2.0)]
     pooled = layer(batch_of(chosen, history)).numpy()
     tables = [weight.numpy() for weight in layer.weights]
     for row, found in zip(chosen, pooled, strict=True):
-        seen = wanted_history(ROWS, row, order, 1000)
+        seen = expected_history(ROWS, row, order, 1000)
         total = np.zeros(5)
         for item in seen:
             place = next(p for p in range(histories.starts[row[0]], histories.starts[row[0] + 1])
@@ -141,7 +141,7 @@ POOLINGS: list[Pooling] = ["sum_sqrt", "mean", "attention", "gru"]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_row_does_not_see_its_own_item(pooling: Pooling) -> None:
+def test_a_row_s_own_item_is_excluded(pooling: Pooling) -> None:
     history = feature(pooling=pooling)
     layer, batch = layer_of(history), batch_of(ROWS, history)
     before = layer(batch).numpy()
@@ -152,7 +152,7 @@ def test_a_row_does_not_see_its_own_item(pooling: Pooling) -> None:
         changed[item] += 1.0
         table.assign(changed)
         differs = np.abs(layer(batch).numpy() - before).max(axis=1) > 1e-6
-        assert differs.tolist() == [item in wanted_history(ROWS, row, "any", 1000) for row in ROWS]
+        assert differs.tolist() == [item in expected_history(ROWS, row, "any", 1000) for row in ROWS]
         table.assign(kept)
 
 
@@ -161,14 +161,14 @@ def test_serving_pools_as_training_does(pooling: Pooling) -> None:
     """A batch's shared histories and one row a history are two ways of writing the same."""
     history = feature(pooling=pooling)
     layer = layer_of(history)
-    seen = [wanted_history(ROWS, row, "any", 1000) for row in ROWS]
+    seen = [expected_history(ROWS, row, "any", 1000) for row in ROWS]
     ragged = tf.ragged.constant(seen, tf.int64, ragged_rank=1)
     served = layer(whole_histories(ragged, tf.zeros_like(ragged, tf.float32)))
     np.testing.assert_allclose(served, layer(batch_of(ROWS, history)), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_unknown_items_and_empty_histories_are_nothing(pooling: Pooling) -> None:
+def test_new_items_are_ignored_and_empty_histories_are_zeros(pooling: Pooling) -> None:
     layer = layer_of(feature(pooling=pooling))
     ragged = tf.ragged.constant([[2, 0, 5], [2, 5], [], [0]], tf.int64, ragged_rank=1)
     pooled = layer(whole_histories(ragged, tf.zeros_like(ragged, tf.float32))).numpy()
@@ -178,16 +178,16 @@ def test_unknown_items_and_empty_histories_are_nothing(pooling: Pooling) -> None
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_hidden_rows_have_an_empty_history(pooling: Pooling) -> None:
+def test_masked_rows_have_an_empty_history(pooling: Pooling) -> None:
     history = feature(pooling=pooling)
     layer, batch = layer_of(history), batch_of(ROWS, history)
-    hidden = np.array([True, False, False, True, False, True])
-    pooled = layer(batch | {"hidden": tf.constant(hidden)}).numpy()
-    np.testing.assert_array_equal(pooled[hidden], 0)
-    np.testing.assert_allclose(pooled[~hidden], layer(batch).numpy()[~hidden], atol=1e-6)
+    masked = np.array([True, False, False, True, False, True])
+    pooled = layer(batch | {"masked": tf.constant(masked)}).numpy()
+    np.testing.assert_array_equal(pooled[masked], 0)
+    np.testing.assert_allclose(pooled[~masked], layer(batch).numpy()[~masked], atol=1e-6)
 
 
-def test_a_recurrent_network_minds_the_order_and_a_sum_does_not() -> None:
+def test_gru_depends_on_the_order_and_a_sum_does_not() -> None:
     ragged = tf.ragged.constant([[1, 2, 3], [3, 2, 1]], tf.int64, ragged_rank=1)
     rows = whole_histories(ragged, tf.zeros_like(ragged, tf.float32))
     summed, recurrent = (layer_of(feature(pooling=pooling))(rows).numpy() for pooling in ("sum_sqrt", "gru"))
@@ -195,7 +195,7 @@ def test_a_recurrent_network_minds_the_order_and_a_sum_does_not() -> None:
     assert np.abs(recurrent[0] - recurrent[1]).max() > 1e-4
 
 
-def test_dropout_leaves_out_items_in_training_only() -> None:
+def test_dropout_removes_items_in_training_only() -> None:
     layer = layer_of(feature(dropout=0.5))
     ragged = tf.ragged.constant([list(range(1, 8))] * 200, tf.int64, ragged_rank=1)
     rows = whole_histories(ragged, tf.zeros_like(ragged, tf.float32))

@@ -1,4 +1,4 @@
-"""Sampled negatives teach the rating head and nothing else: what a model trained on them has learnt and remembers."""
+"""Sampled negatives train the rating head only."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ def interaction(user: str, item: str, at: int, device: str = "phone", positive: 
 
 
 def purchases() -> list[Row]:
-    """Even users buy i0, i1 and i2, odd ones i3, i4 and i5; nobody buys i6 and i7."""
+    """Even users buy i0, i1 and i2, odd ones i3, i4 and i5; i6 and i7 have no buyers."""
     return [interaction(user, ITEMS[3 * (place % 2) + each], 10 * each)
             for place, user in enumerate(USERS) for each in range(3)]  # fmt: skip
 
 
 def negatives() -> list[Row]:
-    """The other half's items and, far more often than anything was bought, i7; later than any purchase."""
+    """The items of the other users and, more often than any purchase, i7; later than all purchases."""
     rows = [interaction(user, ITEMS[3 * ((place + 1) % 2) + each], 500, "tablet", positive=False)
             for place, user in enumerate(USERS) for each in range(3)]  # fmt: skip
     return rows + [interaction(user, "i7", 600, "tablet", positive=False) for user in USERS] * 10
 
 
 class Trained:
-    """A run of the Trainer on rows, and what it exported."""
+    """A run of the Trainer on rows, and its exported model."""
 
     def __init__(self, folder: Path, rows: Sequence[Row], recipe: TrainerRecipe, schema: str) -> None:
         self.recipe = recipe
@@ -143,7 +143,7 @@ class Trained:
         return list(self.scored(user, **context))
 
     def scored(self, user: str, device: str = "", at: int = int(np.iinfo(np.int64).min)) -> dict[str, float]:
-        """Recommended items and their scores, best first; padding left out."""
+        """Recommended items and their scores, without padding."""
         signature = self._model.signatures["recommend"]
         # TensorFlow Serving fills in these defaults by itself.
         answer = signature(user_id=tf.constant([user]), device=tf.constant([device]), at=tf.constant([at], tf.int64))
@@ -196,8 +196,8 @@ def implicit(train: Callable[..., Trained]) -> Trained:
 def test_negatives_are_not_popular(implicit: Trained) -> None:
     frequency = dict(zip(["", *_items(implicit)], implicit.data().item_frequencies().tolist(), strict=True))
     assert frequency == {"": 0, "i6": 0, "i7": 0} | dict.fromkeys(ITEMS[:6], 3)
-    # i7 stands in more rows than all bought items together, and still nobody is told to buy it first.
-    assert implicit.recommend("a stranger").index("i7") >= 6
+    # i7 is in more rows than all bought items together, but only as a negative.
+    assert implicit.recommend("a new user").index("i7") >= 6
 
 
 def _items(trained: Trained) -> list[str]:
@@ -205,7 +205,7 @@ def _items(trained: Trained) -> list[str]:
 
 
 @pytest.mark.parametrize(("user", "bought"), [("u0", ITEMS[:3]), ("u1", ITEMS[3:6])])
-def test_bought_items_are_left_out_and_negatives_are_not(implicit: Trained, user: str, bought: list[str]) -> None:
+def test_bought_items_are_excluded_and_negatives_are_not(implicit: Trained, user: str, bought: list[str]) -> None:
     assert set(implicit.recommend(user)) == set(ITEMS) - set(bought)
 
 
@@ -216,15 +216,15 @@ def test_ratings_learn_from_negatives(implicit: Trained) -> None:
         assert min(ratings[item] for item in bought) > max(ratings[item] for item in ratings if item not in bought)
 
 
-def test_what_is_remembered_of_a_user_is_what_happened_last(implicit: Trained) -> None:
-    # The negatives are later and from a tablet, which these users never used.
+def test_stored_features_are_of_the_latest_interaction(implicit: Trained) -> None:
+    # The negatives are later, and from another device than the purchases.
     for user in USERS:
         now = implicit.scored(user)
         assert now == pytest.approx(implicit.scored(user, device="phone", at=NOW + 20), abs=1e-5)
         assert now != pytest.approx(implicit.scored(user, device="tablet", at=NOW + 600), abs=1e-5)
 
 
-def test_retrieval_does_not_see_negatives(implicit: Trained) -> None:
+def test_negatives_do_not_affect_the_retrieval_loss(implicit: Trained) -> None:
     data = implicit.data()
     model = TwoTaskRecommender(
         Model(embedding_dim=8, rating_weight=0), FEATURES.query, FEATURES.candidate, data, implicit.transform_output
@@ -237,7 +237,7 @@ def test_retrieval_does_not_see_negatives(implicit: Trained) -> None:
     assert float(with_negatives) == pytest.approx(float(without), rel=1e-5)
 
 
-def test_a_batch_of_negatives_alone_still_teaches_ratings(implicit: Trained) -> None:
+def test_a_batch_of_negatives_only_has_a_rating_loss(implicit: Trained) -> None:
     data = implicit.data()
     (batch,) = batches(data, len(data.labels), seed=0)
     sampled = {name: tf.boolean_mask(values, ~batch["positive"].numpy()) for name, values in batch.items()}
@@ -254,13 +254,13 @@ def test_a_batch_of_negatives_alone_still_teaches_ratings(implicit: Trained) -> 
 
 
 @pytest.mark.slow
-def test_a_label_that_never_changes_gives_numbers(train: Callable[..., Trained]) -> None:
+def test_a_constant_label_gives_finite_values(train: Callable[..., Trained]) -> None:
     """No negatives, every label 1, no bounds in the schema: nothing to learn for the ratings, and nothing to break."""
     rows = [{name: value for name, value in row.items() if name != IS_POSITIVE} for row in purchases()]
     schema = "\n".join(line for line in SCHEMA.splitlines() if IS_POSITIVE not in line)
     trained = train(rows, recipe(negatives=False), schema)
     assert IS_POSITIVE not in trained.transform_output.transformed_feature_spec()
-    for user in (*USERS, "a stranger"):
+    for user in (*USERS, "a new user"):
         scores = list(trained.scored(user).values())
         assert scores and np.isfinite(scores).all()
         assert trained.rate(user, "i0") == pytest.approx(1.0, abs=0.5)

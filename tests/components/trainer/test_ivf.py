@@ -1,4 +1,4 @@
-"""The inverted file, through the saved module in the session that TensorFlow Serving's loader makes."""
+"""The IVF index: results, recall, and the saved module in a TensorFlow Serving session."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def ragged(rows: Rows) -> tf.RaggedTensor:
 
 
 def whole(value: Any) -> np.ndarray:
-    """Small whole numbers, so that sums are exact in any order and equal scores are equal."""
+    """Small integers, so that sums are exact in any order and equal scores are equal."""
     return np.asarray(value, np.float32)
 
 
 @functools.cache
 def clustered(count: int = 20_000, users: int = 400) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Items around topics of unequal sizes, users near some of their items, and what these have seen."""
+    """Item vectors in clusters of unequal sizes, query vectors, and the items that each user has seen."""
     random = np.random.default_rng(3)
     topics = random.normal(size=(150, 16)).astype(np.float32)
     shares = 1 / np.arange(1, 151) ** 0.7
@@ -81,18 +81,18 @@ def searches(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(searches())
-def test_all_cells_are_brute_force(asked: dict[str, Any]) -> None:
-    vectors, k = asked["vectors"], asked["k"]
-    cells = assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"]))
+def test_probing_all_cells_equals_brute_force(case: dict[str, Any]) -> None:
+    vectors, k = case["vectors"], case["k"]
+    cells = assign_cells(vectors, case["cells"], np.random.default_rng(case["seed"]))
     index, exact = index_of(vectors, cells, len(vectors), k), ExactIndex(vectors)
-    queries, excluded = tf.constant(asked["queries"]), ragged(asked["excluded"])
-    only = None if asked["only"] is None else ragged(asked["only"])
+    queries, excluded = tf.constant(case["queries"]), ragged(case["excluded"])
+    only = None if case["only"] is None else ragged(case["only"])
     for one, other in zip(
         index.search(queries, k, excluded, only), exact.search(queries, k, excluded, only), strict=True
     ):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    item = tf.constant(asked["item"], tf.int64)
+    item = tf.constant(case["item"], tf.int64)
     for one, other in zip(index.rank(queries, item, excluded), exact.rank(queries, item, excluded), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -101,10 +101,10 @@ def test_all_cells_are_brute_force(asked: dict[str, Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(searches(), st.integers(1, 5))
-def test_few_cells_answer_as_many_items_as_there_are(asked: dict[str, Any], probes: int) -> None:
-    vectors, k = asked["vectors"], asked["k"]
-    index = index_of(vectors, assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
-    queries, excluded = asked["queries"], asked["excluded"]
+def test_few_probes_return_all_items_up_to_k(case: dict[str, Any], probes: int) -> None:
+    vectors, k = case["vectors"], case["k"]
+    index = index_of(vectors, assign_cells(vectors, case["cells"], np.random.default_rng(case["seed"])), probes, k)
+    queries, excluded = case["queries"], case["excluded"]
     found = index.search(tf.constant(queries), k, ragged(excluded))
     for query, others, items, scores in zip(queries, excluded, found.items.numpy(), found.scores.numpy(), strict=True):
         left = len(vectors) - len(set(others))
@@ -120,12 +120,12 @@ def test_few_cells_answer_as_many_items_as_there_are(asked: dict[str, Any], prob
 
 @settings(max_examples=60, deadline=None)
 @given(searches(), st.integers(1, 5))
-def test_a_rank_is_the_place_in_the_search(asked: dict[str, Any], probes: int) -> None:
-    vectors, k = asked["vectors"], asked["k"]
-    index = index_of(vectors, assign_cells(vectors, asked["cells"], np.random.default_rng(asked["seed"])), probes, k)
-    queries, item = tf.constant(asked["queries"]), asked["item"]
-    others = [[seen for seen in row if seen != own] for row, own in zip(asked["excluded"], item, strict=True)]
-    _, rank = index.rank(queries, tf.constant(item, tf.int64), ragged(asked["excluded"]))
+def test_rank_equals_the_position_in_the_search(case: dict[str, Any], probes: int) -> None:
+    vectors, k = case["vectors"], case["k"]
+    index = index_of(vectors, assign_cells(vectors, case["cells"], np.random.default_rng(case["seed"])), probes, k)
+    queries, item = tf.constant(case["queries"]), case["item"]
+    others = [[seen for seen in row if seen != own] for row, own in zip(case["excluded"], item, strict=True)]
+    _, rank = index.rank(queries, tf.constant(item, tf.int64), ragged(case["excluded"]))
     found = index.search(queries, k, ragged(others)).items.numpy()
     for own, place, items in zip(item, rank.numpy(), found, strict=True):
         expected = np.flatnonzero(items == own) if own else []
@@ -135,13 +135,13 @@ def test_a_rank_is_the_place_in_the_search(asked: dict[str, Any], probes: int) -
             assert place == -1 or place >= k
 
 
-# --- what it promises -------------------------------------------------------------------------------------------------
+# --- guarantees -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "recall", [pytest.param(0.8, marks=pytest.mark.slow), 0.95, pytest.param(0.99, marks=pytest.mark.slow)]
 )
-def test_the_recall_that_was_asked_for(recall: float) -> None:
+def test_the_requested_recall_is_reached(recall: float) -> None:
     vectors, queries, seen = clustered()
     index = IvfIndex.build(vectors, queries[:200], k=50, recall=recall, excluded=seen[:200])
     measured = recall_of(index, vectors, queries[200:], seen[200:], 50)
@@ -157,7 +157,7 @@ def test_calibration_measures_what_search_finds() -> None:
     assert index.calibration.recall == pytest.approx(measured, abs=0.005)
 
 
-def test_a_higher_recall_takes_more_cells() -> None:
+def test_a_higher_recall_takes_more_probes() -> None:
     vectors, queries, _ = clustered()
     cells = assign_cells(vectors, 300, np.random.default_rng(0))
     found = [calibrate(vectors, cells, queries, k=20, recall=recall) for recall in (0.5, 0.9, 0.99, 1.0)]
@@ -180,25 +180,25 @@ def test_the_same_arguments_give_the_same_index() -> None:
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("wanted", [1, 7, 300])
-def test_cells_are_bounded(wanted: int) -> None:
+@pytest.mark.parametrize("cell_count", [1, 7, 300])
+def test_cells_are_bounded(cell_count: int) -> None:
     vectors, _, _ = clustered()
-    sizes = np.bincount(assign_cells(vectors, wanted, np.random.default_rng(1)))
+    sizes = np.bincount(assign_cells(vectors, cell_count, np.random.default_rng(1)))
     assert sizes.min() > 0
-    assert sizes.max() <= 6 * len(vectors) / wanted
-    assert wanted <= len(sizes) <= 1.5 * wanted
+    assert sizes.max() <= 6 * len(vectors) / cell_count
+    assert cell_count <= len(sizes) <= 1.5 * cell_count
 
 
-def test_equal_vectors_do_not_share_one_cell() -> None:
+def test_equal_vectors_are_partitioned() -> None:
     vectors = np.repeat(clustered()[0][:3], 4000, axis=0)
     sizes = np.bincount(assign_cells(vectors, 100, np.random.default_rng(1)))
     assert sizes.max() <= 720
 
 
-def test_neighbours_in_the_batch_do_not_change_an_answer() -> None:
+def test_results_do_not_depend_on_the_batch() -> None:
     vectors, queries, seen = clustered()
     index = IvfIndex.build(vectors, queries, k=10, recall=0.8)
-    # One who has seen nearly everything is compared with nearly everything.
+    # A query that excludes nearly all items scans nearly all items.
     everything = np.arange(1, len(vectors) - 20)
     together = index.search(tf.constant(queries[:3]), 10, ragged([seen[0], everything, seen[2]])).items.numpy()
     for row, others in ((0, seen[0]), (1, everything), (2, seen[2])):
@@ -208,7 +208,7 @@ def test_neighbours_in_the_batch_do_not_change_an_answer() -> None:
     np.testing.assert_array_equal(together[1], exact.items[0])
 
 
-def test_an_allow_list_far_from_the_query_is_answered() -> None:
+def test_items_of_only_are_found_in_any_cell() -> None:
     vectors, queries, _ = clustered()
     index = IvfIndex.build(vectors, queries, k=10, recall=0.8)
     farthest = np.argsort(vectors @ queries[0])[:3] + 1
@@ -217,17 +217,17 @@ def test_an_allow_list_far_from_the_query_is_answered() -> None:
     np.testing.assert_array_equal(found[1], index.search(tf.constant(queries[1:2]), 10).items[0])
 
 
-def test_no_number_is_no_score() -> None:
+def test_a_score_that_is_not_finite_is_no_result() -> None:
     vectors, queries, _ = clustered()
     index = IvfIndex.build(vectors[:2000], queries[:50], k=10, recall=0.8)
-    asked = queries[:2].copy()
-    asked[0, 0] = np.nan
-    found = index.search(tf.constant(asked), 10)
+    changed = queries[:2].copy()
+    changed[0, 0] = np.nan
+    found = index.search(tf.constant(changed), 10)
     np.testing.assert_array_equal(found.items[0], 0)
     np.testing.assert_array_equal(found.scores[0], 0)
     assert (found.items[1].numpy() > 0).all()
     best = found.items[1, 0]
-    every, others = index.rank(tf.constant(asked), tf.stack([best, best]), ragged([[], []]))
+    every, others = index.rank(tf.constant(changed), tf.stack([best, best]), ragged([[], []]))
     assert every.numpy().tolist() == others.numpy().tolist() == [-1, 0]
 
 
@@ -256,7 +256,7 @@ class Served(tf.Module):
         return self.index.search(query, 10)._asdict()
 
 
-def test_in_a_session_with_operations_of_a_stock_server(tmp_path: Path) -> None:
+def test_the_index_runs_in_a_session_with_built_in_operations(tmp_path: Path) -> None:
     vectors, queries, _ = clustered()
     index = IvfIndex.build(vectors, queries, k=10, recall=0.9)
     served = Served(index)

@@ -1,4 +1,4 @@
-"""Training finds what is planted in the data, and each switch of the recipe does what it says."""
+"""Training learns the structure of the data, and each key of the recipe has its documented effect."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ def weights_of(model: TwoTaskRecommender, *layers: str) -> list[tf.Variable]:
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_retrieval_learns_which_group_s_items_a_user_takes(world: World, all_items: Any) -> None:
+def test_retrieval_learns_the_items_of_a_user_s_group(world: World, all_items: Any) -> None:
     answer = all_items("recommend", user_id=world.users)["item_ids"][:, :10]
     own = [
         [item.decode().startswith(user[:2]) for item in best] for user, best in zip(world.users, answer, strict=True)
     ]
-    # Of what users took, 8 of 11 are their own group's; popularity alone would give a half.
+    # 8 of a user's 11 items are of the user's group; popularity alone would give a half.
     assert np.mean(own) > 0.65
-    # Three quarters of the catalogue are items that nobody took.
+    # Three quarters of the catalogue are items without interactions.
     assert np.mean([item.startswith(b"cold") for item in answer.flat]) < 0.05
 
 
-def test_rating_learns_whom_an_item_is_for(world: World, all_items: Any) -> None:
+def test_rating_learns_the_group_of_an_item(world: World, all_items: Any) -> None:
     unseen = [
         (user, item)
         for user in world.users
         for item in world.items
         if item.startswith("g") and item not in world.seen(user)
     ]
-    wanted = np.array([4.5 if user[:2] == item[:2] else 1.5 for user, item in unseen])
+    expected = np.array([4.5 if user[:2] == item[:2] else 1.5 for user, item in unseen])
     users, items = zip(*unseen, strict=True)
     found = all_items("rate", user_id=users, item_id=items)["rating"]
     mean = np.mean([row["stars"] for row in world.interactions])
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.6 * np.sqrt(np.mean((mean - wanted) ** 2))
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.6 * np.sqrt(np.mean((mean - expected) ** 2))
 
 
-def test_losses_fall(trained: tuple[TwoTaskRecommender, Losses]) -> None:
+def test_losses_decrease(trained: tuple[TwoTaskRecommender, Losses]) -> None:
     losses = trained[1]["loss"]
     assert len(losses) == 40
     assert losses[-1] < 0.8 * losses[0]
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(world: Worl
     ],
     ids=["retrieval alone", "rating alone"],
 )
-def test_a_weight_of_0_switches_a_task_off(
+def test_a_weight_of_0_disables_a_task(
     data: TrainingData,
     weights: dict[str, float],
     idle: tuple[str, ...],
@@ -102,7 +102,7 @@ def test_a_weight_of_0_switches_a_task_off(
     assert all(gradient is not None for gradient in gradients["busy"])
 
 
-def test_weights_weigh_the_losses(data: TrainingData, untrained: Build, batch_of: BatchOf) -> None:
+def test_task_weights_multiply_the_losses(data: TrainingData, untrained: Build, batch_of: BatchOf) -> None:
     losses = {}
     for retrieval, rating in ((1, 0), (0, 1), (2, 3)):
         model = untrained(data, model={"retrieval_weight": retrieval, "rating_weight": rating, "id_dropout": 0})
@@ -112,7 +112,7 @@ def test_weights_weigh_the_losses(data: TrainingData, untrained: Build, batch_of
     assert losses[2, 3] == pytest.approx(2 * losses[1, 0] + 3 * losses[0, 1], rel=1e-4)
 
 
-def test_learned_weights_start_at_the_recipe_s_and_count_as_kendall_et_al_say(
+def test_learned_weights_start_at_the_recipe_s_and_follow_kendall_et_al(
     data: TrainingData, untrained: Build, batch_of: BatchOf
 ) -> None:
     batch = batch_of(data, list(range(60)))
@@ -133,7 +133,7 @@ def test_learned_weights_start_at_the_recipe_s_and_count_as_kendall_et_al_say(
             + np.exp(-s["rating"]) * fixed["rating"] / 2 + s["rating"] / 2
         )  # fmt: skip
 
-    # exp(-s) is the softmax's weight, half of it the squared error's.
+    # exp(-s) is the weight of the softmax loss, and half of it that of the squared error.
     assert np.exp(-float(variances["retrieval"])) == pytest.approx(2.0, rel=1e-5)
     assert np.exp(-float(variances["rating"])) / 2 == pytest.approx(0.7, rel=1e-5)
     assert float(model.compute_loss(batch)) == pytest.approx(expected(), rel=1e-5)
@@ -142,7 +142,7 @@ def test_learned_weights_start_at_the_recipe_s_and_count_as_kendall_et_al_say(
     assert float(model.compute_loss(batch)) == pytest.approx(expected(), rel=1e-5)
 
 
-def test_learned_weights_go_where_the_noise_is(world: World, data: TrainingData) -> None:
+def test_learned_weights_converge_to_the_noise(world: World, data: TrainingData) -> None:
     model, _ = fit(world, data, model={"weighting": "uncertainty"}, training={"epochs": 30})
     (retrieval, rating) = sorted(weights_of(model, "task_weights"), key=lambda weight: "rating" in weight.name)
     # From a variance of 1/2 (a weight of 1) towards the squared error, which is larger; from 1 towards twice the loss.
@@ -151,7 +151,7 @@ def test_learned_weights_go_where_the_noise_is(world: World, data: TrainingData)
 
 
 @pytest.mark.parametrize("idle", ["retrieval", "rating"])
-def test_learned_weights_leave_a_task_out_that_the_recipe_leaves_out(
+def test_a_disabled_task_has_no_learned_weight(
     data: TrainingData, untrained: Build, batch_of: BatchOf, idle: str
 ) -> None:
     model = untrained(data, model={"weighting": "uncertainty", f"{idle}_weight": 0})
@@ -166,9 +166,7 @@ def test_learned_weights_leave_a_task_out_that_the_recipe_leaves_out(
 # --- regularisation and unknowns --------------------------------------------------------------------------------------
 
 
-def test_id_dropout_teaches_what_to_answer_to_strangers(
-    data: TrainingData, untrained: Build, batch_of: BatchOf
-) -> None:
+def test_id_dropout_trains_the_oov_embedding(data: TrainingData, untrained: Build, batch_of: BatchOf) -> None:
     moved = {}
     for share in (0.0, 0.5):
         model = untrained(data, model={"id_dropout": share})
@@ -180,7 +178,7 @@ def test_id_dropout_teaches_what_to_answer_to_strangers(
     assert moved[0.5] > 0
 
 
-def test_a_stranger_gets_an_answer_between_the_users(
+def test_a_new_user_gets_a_score_between_those_of_the_users(
     data: TrainingData, trained: tuple[TwoTaskRecommender, Losses], untrained: Build
 ) -> None:
     # One request from every user, the unknown one first.
@@ -202,7 +200,7 @@ HISTORY = {
 
 
 @pytest.mark.parametrize("share", [0.0, 0.999999])
-def test_a_hidden_user_has_no_id_no_history_and_no_bias(world: World, untrained: Build, share: float) -> None:
+def test_cold_start_dropout_removes_id_history_and_bias(world: World, untrained: Build, share: float) -> None:
     features = {"features": HISTORY}
     data = world.data(world.recipe(**features))
     model = untrained(data, **features, model={"id_dropout": 0, "cold_start_dropout": share})
@@ -219,7 +217,7 @@ def test_a_hidden_user_has_no_id_no_history_and_no_bias(world: World, untrained:
         for gradient in (ids, bias):
             assert np.any(gradient[0]) == hidden
             assert np.any(gradient[1:]) != hidden
-        # What a row leaves of the running totals over all histories is rounding.
+        # Rounding errors of the cumulative sums remain.
         assert (np.abs(history).max() > 1e-4) != hidden
 
 
@@ -246,7 +244,7 @@ def test_dropout_is_on_in_training_and_off_in_serving(
     assert len(serving) == 1
 
 
-def test_text_and_lists_are_the_mean_of_their_known_values(
+def test_text_and_multi_value_features_are_means_without_the_oov_index(
     data: TrainingData, untrained: Build, batch_of: BatchOf
 ) -> None:
     model = untrained(data)
@@ -266,7 +264,7 @@ def test_text_and_lists_are_the_mean_of_their_known_values(
 
 
 @pytest.mark.parametrize("candidates", ["batch", "catalogue"])
-def test_l2_is_that_of_the_retrieval_towers_vectors(
+def test_l2_applies_to_the_retrieval_towers_vectors(
     data: TrainingData, untrained: Build, batch_of: BatchOf, candidates: str
 ) -> None:
     batch = batch_of(data, list(range(40)))
@@ -304,7 +302,7 @@ WITH_HISTORY = {
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("options", EVERYTHING)
-def test_sixteen_bits_change_little_and_what_comes_out_has_thirty_two(
+def test_mixed_precision_changes_little_and_outputs_are_float32(
     world: World, untrained: Build, policy: str, options: str
 ) -> None:
     changes = {"model": EVERYTHING[options], "features": WITH_HISTORY}
@@ -342,7 +340,7 @@ def test_all_variables_exist_before_the_first_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", EVERYTHING)
-def test_a_distribution_strategy_trains_it(
+def test_a_distribution_strategy_trains_the_model(
     data: TrainingData, untrained: Build, batch_of: BatchOf, options: str
 ) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
@@ -370,5 +368,5 @@ def test_xla_compiles_a_step(data: TrainingData, untrained: Build, batch_of: Bat
     loss, gradients = step()
     compiled_loss, compiled_gradients = tf.function(step, jit_compile=True)()
     assert float(compiled_loss) == pytest.approx(float(loss), rel=1e-4)
-    for found, wanted in zip(compiled_gradients, gradients, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-4)
+    for found, expected in zip(compiled_gradients, gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-4)

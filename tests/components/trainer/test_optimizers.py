@@ -1,4 +1,4 @@
-"""Every optimizer of the recipe against the algorithms as their papers write them, in numpy, step by step."""
+"""Each optimizer of the recipe, compared step by step with the algorithm of its paper in NumPy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config(**values: Any) -> Optimizer:
 
 
 def gradients() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each step: rows of an embedding table that the batch looked up, some twice; what each wants; a dense one."""
+    """Gradients of each step: rows of an embedding table, with duplicates, their values, and a dense gradient."""
     random = np.random.default_rng(3)
     return [
         (random.integers(0, ROWS, 4), random.normal(size=(4, WIDTH)), random.normal(size=(WIDTH, 2)))
@@ -141,9 +141,9 @@ def expected(
     return after
 
 
-def assert_same(found: list[Weights], wanted: list[Weights]) -> None:
-    assert len(found) == len(wanted) == STEPS
-    for number, (left, right) in enumerate(zip(found, wanted, strict=True)):
+def assert_same(found: list[Weights], expected: list[Weights]) -> None:
+    assert len(found) == len(expected) == STEPS
+    for number, (left, right) in enumerate(zip(found, expected, strict=True)):
         for one, other in zip(left, right, strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5, err_msg=f"after step {number + 1}")
 
@@ -160,7 +160,7 @@ KINDS = ["adagrad", "adam", "adamw", "radam"]
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_the_paper_s(kind: str) -> None:
+def test_each_kind_follows_its_paper(kind: str) -> None:
     decay = 0.3 if kind in ("adamw", "radam") else 0.0
     trained = variables()
     found = run(build_optimizer(config(kind=kind, weight_decay=decay), STEPS, trained), trained)
@@ -185,7 +185,7 @@ def test_rectified_adam_starts_as_momentum_and_becomes_adaptive() -> None:
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("steps", "share"), [(1, 0.25), (4, 0.5), (5, 1.0)])
-def test_lookahead_goes_around_each_kind(kind: str, steps: int, share: float) -> None:
+def test_lookahead_works_with_each_kind(kind: str, steps: int, share: float) -> None:
     trained = variables()
     optimizer = build_optimizer(
         config(kind=kind, lookahead={"sync_period": steps, "slow_step_size": share}), STEPS, trained
@@ -195,7 +195,7 @@ def test_lookahead_goes_around_each_kind(kind: str, steps: int, share: float) ->
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("clip", [0.5, 3.0, 1000.0])
-def test_clipping_scales_by_the_norm_of_all_gradients_together(clip: float) -> None:
+def test_clipping_uses_the_global_norm(clip: float) -> None:
     trained = variables()
     found = run(build_optimizer(config(kind="adagrad", clip_norm=clip), STEPS, trained), trained)
     assert_same(found, expected("adagrad", clip=clip))
@@ -213,12 +213,12 @@ def schedule(rate: float, warm_up: int, cosine: bool) -> list[float]:
 
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("warm_up", [0, 4])
-def test_schedule_is_its_formula(warm_up: int, cosine: bool) -> None:
+def test_schedule_follows_its_formula(warm_up: int, cosine: bool) -> None:
     found = WarmUpAndDecay(0.1, STEPS, warm_up / STEPS, cosine)
     again = WarmUpAndDecay.from_config(found.get_config())
-    for number, wanted in enumerate(schedule(0.1, warm_up, cosine)):
-        assert float(found(number)) == pytest.approx(wanted, abs=1e-7)
-        assert float(again(number)) == pytest.approx(wanted, abs=1e-7)
+    for number, expected in enumerate(schedule(0.1, warm_up, cosine)):
+        assert float(found(number)) == pytest.approx(expected, abs=1e-7)
+        assert float(again(number)) == pytest.approx(expected, abs=1e-7)
     # Whatever comes after the last step does not climb again.
     assert float(found(STEPS + 3)) == pytest.approx(0.0 if cosine else 0.1, abs=1e-7)
 
@@ -240,7 +240,7 @@ def test_rating_learning_rate_with_everything_else() -> None:
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lookahead", [None, {"sync_period": 4, "slow_step_size": 0.5}])
-def test_average_is_the_mean_of_the_weights_so_far_by_powers(kind: str, lookahead: Any) -> None:
+def test_average_is_bias_corrected(kind: str, lookahead: Any) -> None:
     trained = variables()
     optimizer = build_optimizer(config(kind=kind, ema=0.7, lookahead=lookahead), STEPS, trained)
     seen: list[Weights] = []
@@ -258,7 +258,7 @@ def test_average_is_the_mean_of_the_weights_so_far_by_powers(kind: str, lookahea
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
-def test_average_needs_no_measuring_between(kind: str) -> None:
+def test_average_does_not_depend_on_evaluations(kind: str) -> None:
     trained = variables()
     optimizer = build_optimizer(config(kind=kind, ema=0.7), STEPS, trained)
     seen = run(optimizer, trained)
@@ -267,7 +267,7 @@ def test_average_needs_no_measuring_between(kind: str) -> None:
         np.testing.assert_allclose(variable.numpy(), average(seen, index), rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_that_is_looked_up_once_is_averaged_over_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_with_one_gradient_is_averaged_over_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "DENSE_ROWS", 1)
     table = tf.Variable(np.zeros((3, 1), np.float32))
     optimizer = build_optimizer(config(kind="adagrad", ema=0.5), 4, [table])
@@ -277,8 +277,8 @@ def test_a_row_that_is_looked_up_once_is_averaged_over_all_steps(monkeypatch: py
         optimizer.apply_gradients([(gradient, table)])
         seen.append(table.numpy().ravel())
     optimizer.finalize_variable_values([table])
-    wanted = np.average(seen, axis=0, weights=[0.125, 0.25, 0.5, 1.0])
-    np.testing.assert_allclose(table.numpy().ravel(), wanted, rtol=1e-5)
+    expected = np.average(seen, axis=0, weights=[0.125, 0.25, 0.5, 1.0])
+    np.testing.assert_allclose(table.numpy().ravel(), expected, rtol=1e-5)
     assert table.numpy()[2] == 0 and abs(table.numpy()[1]) < abs(seen[-1][1])
 
 
@@ -287,7 +287,7 @@ def average(seen: list[Weights], index: int) -> np.ndarray:
     return np.average([weights[index] for weights in seen], axis=0, weights=powers)
 
 
-def test_one_step_s_average_is_that_step_and_not_the_initial_weights() -> None:
+def test_the_average_after_one_step_excludes_the_initial_weights() -> None:
     trained = variables()
     optimizer = build_optimizer(config(ema=0.999), STEPS, trained)
     step(optimizer, trained, *gradients()[0])
@@ -295,7 +295,7 @@ def test_one_step_s_average_is_that_step_and_not_the_initial_weights() -> None:
         np.testing.assert_allclose(trained[0].numpy(), expected("adam")[0][0], rtol=1e-4, atol=1e-5)
 
 
-def test_slow_weights_are_measured_between_two_joins() -> None:
+def test_slow_weights_are_evaluated_between_synchronizations() -> None:
     trained = variables()
     optimizer = build_optimizer(config(lookahead={"sync_period": 4, "slow_step_size": 0.5}), STEPS, trained)
     after = run(optimizer, trained)
@@ -305,7 +305,7 @@ def test_slow_weights_are_measured_between_two_joins() -> None:
     np.testing.assert_array_equal(trained[0].numpy(), after[13][0])
 
 
-def test_weights_without_average_or_lookahead_are_measured_as_they_are() -> None:
+def test_weights_without_average_and_lookahead_are_evaluated_unchanged() -> None:
     trained = variables()
     optimizer = build_optimizer(config(), STEPS, trained)
     after = run(optimizer, trained)
@@ -313,7 +313,7 @@ def test_weights_without_average_or_lookahead_are_measured_as_they_are() -> None
         np.testing.assert_array_equal(trained[0].numpy(), after[-1][0])
 
 
-def test_a_variable_without_a_gradient_stays_as_it_is() -> None:
+def test_a_variable_without_a_gradient_is_unchanged() -> None:
     trained = variables()
     optimizer = build_optimizer(config(kind="radam", ema=0.9, lookahead={"sync_period": 2}), STEPS, trained)
     for _, _, dense in gradients()[:3]:
@@ -354,8 +354,8 @@ def test_a_checkpoint_continues_where_it_was_written(kind: str, tmp_path: Path) 
     assert_equal(trained, restored)
 
 
-def assert_equal(found: Sequence[tf.Variable], wanted: Sequence[tf.Variable]) -> None:
-    for one, other in zip(found, wanted, strict=True):
+def assert_equal(found: Sequence[tf.Variable], expected: Sequence[tf.Variable]) -> None:
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 

@@ -1,4 +1,4 @@
-"""The rating head starts at the damped means, and every way to build it gives the ratings of its formula."""
+"""The rating head: initial biases, and ratings compared with the formula of each kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build(data: TrainingData, untrained: Build) -> Build:
 
 
 def layers(model: TwoTaskRecommender, *names: str) -> list[tf.Variable]:
-    """The trained weights of the rating head's sublayers whose names start so."""
+    """The trained weights of the rating head's sublayers with these prefixes."""
     found = [each for each in model.rating_head.submodules if each.name.startswith(names)]
     return list({id(weight): weight for each in found for weight in each.trainable_variables}.values())
 
@@ -73,16 +73,14 @@ def test_training_starts_at_the_damped_means(data: TrainingData, build: Build, b
     assert np.std(found) > 0.2
 
 
-def test_the_recipe_says_how_damped_the_means_are(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_the_recipe_sets_the_damping(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, list(range(80)))
     found = ratings(build(kind="mlp", user_damping=0, item_damping=3), batch)
     np.testing.assert_allclose(found, baseline(data, 0, 3)[:80], atol=1e-5)
     assert np.abs(found - baseline(data)[:80]).max() > 0.1
 
 
-def test_the_recipe_says_how_often_users_and_items_take_turns(
-    data: TrainingData, build: Build, batch_of: BatchOf
-) -> None:
+def test_the_recipe_sets_the_bias_rounds(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, list(range(80)))
     mean, user, item = damped_means(data, 4, 2, rounds=9)
     found = ratings(build(kind="mlp", user_damping=4, item_damping=2, bias_rounds=9), batch)
@@ -90,7 +88,7 @@ def test_the_recipe_says_how_often_users_and_items_take_turns(
     assert np.abs(found - ratings(build(kind="mlp", user_damping=4, item_damping=2), batch)).max() > 0.01
 
 
-def test_ratings_of_long_ago_may_count_less(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_old_ratings_may_have_smaller_weights(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, list(range(24)))
     model = build(kind="mlp")
     squared = np.square(ratings(model, batch) - batch["label"].numpy())
@@ -101,14 +99,14 @@ def test_ratings_of_long_ago_may_count_less(data: TrainingData, build: Build, ba
     assert float(model.compute_loss(weighted)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_unknown_users_and_items_start_at_the_mean(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_new_users_and_items_start_at_the_mean(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, [0])
-    stranger = {**batch, "customer_id": tf.zeros_like(batch["customer_id"]), "item": tf.zeros_like(batch["item"])}
-    assert ratings(build(kind="mlp"), stranger)[0] == pytest.approx(data.labels.mean(), abs=1e-4)
+    new_user = {**batch, "customer_id": tf.zeros_like(batch["customer_id"]), "item": tf.zeros_like(batch["item"])}
+    assert ratings(build(kind="mlp"), new_user)[0] == pytest.approx(data.labels.mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_without_biases_there_is_what_kind_makes_and_nothing_else(
+def test_without_biases_ratings_are_the_output_of_kind(
     data: TrainingData, build: Build, batch_of: BatchOf, head: str
 ) -> None:
     model = build(**HEADS[head], biases=False, spread=0.1)
@@ -121,7 +119,7 @@ def test_without_biases_there_is_what_kind_makes_and_nothing_else(
     assert np.std(ratings(build(**HEADS[head], biases=False), batch)) > 0
 
 
-# --- what it looks at -------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def zeroed(model: TwoTaskRecommender, *names: str) -> TwoTaskRecommender:
@@ -130,9 +128,7 @@ def zeroed(model: TwoTaskRecommender, *names: str) -> TwoTaskRecommender:
     return model
 
 
-def test_dot_adds_up_its_own_factors_and_the_projected_shared_ones(
-    data: TrainingData, build: Build, batch_of: BatchOf
-) -> None:
+def test_dot_sums_own_and_projected_shared_factors(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, list(range(20)))
     both, projected, own = (build(kind="dot", inputs="both", dimension=5, spread=0.3) for _ in range(3))
     zeroed(projected, "rating_query_tower", "rating_candidate_tower")
@@ -147,7 +143,7 @@ def test_dot_adds_up_its_own_factors_and_the_projected_shared_ones(
 
 
 @pytest.mark.parametrize(("inputs", "width"), [("shared", 8), ("own", 5), ("both", 8 + 5)])
-def test_mlp_takes_its_inputs_side_by_side(
+def test_mlp_concatenates_its_inputs(
     data: TrainingData, build: Build, batch_of: BatchOf, inputs: str, width: int
 ) -> None:
     model = build(kind="mlp", inputs=inputs, dimension=5, layers=[4, 3], activation="tanh", cross_layers=1, spread=0.3)
@@ -168,7 +164,7 @@ def test_mlp_takes_its_inputs_side_by_side(
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_retrieval_towers_learn_from_ratings_only_where_they_are_shared(
+def test_ratings_train_the_retrieval_towers_only_if_shared(
     data: TrainingData, build: Build, batch_of: BatchOf, head: str
 ) -> None:
     model = build(**HEADS[head], spread=0.1)
@@ -181,7 +177,7 @@ def test_the_retrieval_towers_learn_from_ratings_only_where_they_are_shared(
         assert bool(found) == (inputs == "shared" or not head.endswith("shared"))
 
 
-def test_own_towers_look_at_the_features_they_name(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_own_towers_use_the_features_they_name(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     tower = {"features": ["customer_id", "moods_multi_value"], "combine": "sum", "projection": False}
     model = build(inputs="own", query_tower=tower, spread=0.3)
     batch = batch_of(data, list(range(9)))
@@ -193,9 +189,7 @@ def test_own_towers_look_at_the_features_they_name(data: TrainingData, build: Bu
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_request_s_one_side_meets_many_items_at_once(
-    data: TrainingData, build: Build, batch_of: BatchOf, head: str
-) -> None:
+def test_one_query_is_broadcast_to_many_items(data: TrainingData, build: Build, batch_of: BatchOf, head: str) -> None:
     model = build(**HEADS[head], spread=0.3)
     query, item = encoded(model, batch_of(data, list(range(6))))
     crossed = model.predict_ratings(
@@ -223,7 +217,7 @@ def test_bias_l2_is_on_the_distance_from_the_damped_means(data: TrainingData, bu
 
 
 @pytest.mark.parametrize(("head", "count"), [("dot shared", 2), ("dot own", 0), ("dot both", 2), ("mlp own", 2)])
-def test_l2_is_that_of_the_head_s_layers(build: Build, head: str, count: int) -> None:
+def test_l2_applies_to_the_head_s_layers(build: Build, head: str, count: int) -> None:
     model = build(**HEADS[head], l2=0.5, spread=0.2)
     kernels = [w.numpy() for w in layers(model, "query_projection", "item_projection", "mlp") if len(w.shape) == 2]
     assert len(kernels) == count
@@ -258,9 +252,7 @@ def test_factor_l2_is_the_mean_over_the_batch_of_squared_factors(
 # --- first-order terms ------------------------------------------------------------------------------------------------
 
 
-def test_every_feature_counts_by_itself_where_the_head_is_linear(
-    data: TrainingData, build: Build, batch_of: BatchOf
-) -> None:
+def test_a_linear_head_has_first_order_terms(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, list(range(9)))
     tower = {"features": ["customer_id", "Plan_categorical"], "combine": "sum", "projection": False}
     plain, linear = (build(inputs="own", query_tower=tower, linear=on) for on in (False, True))

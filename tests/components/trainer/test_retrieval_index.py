@@ -1,4 +1,4 @@
-"""The retrieval index against brute force in NumPy: every promise that the exported model builds on."""
+"""The exact index, compared with brute force in NumPy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from components.trainer.index.retrieval_index import RetrievalIndex
 
 ITEMS, WIDTH = 9, 3
 
-# Few different numbers, so that many scores are equal.
+# Few distinct values, so that many scores are equal.
 numbers = st.integers(-2, 2).map(float)
 rows = st.lists(numbers, min_size=WIDTH, max_size=WIDTH)
 tables = st.lists(rows, min_size=ITEMS, max_size=ITEMS).map(lambda table: np.array(table, np.float32))
 items = st.lists(st.integers(1, ITEMS), max_size=12)
-asked = st.lists(st.tuples(rows, items, st.lists(st.integers(0, ITEMS), max_size=4)), max_size=4)
+request_lists = st.lists(st.tuples(rows, items, st.lists(st.integers(0, ITEMS), max_size=4)), max_size=4)
 
 
 def ragged(lists: list[list[int]]) -> tf.RaggedTensor:
@@ -38,8 +38,8 @@ def brute_force(scores: np.ndarray, excluded: list[int], only: list[int], k: int
 
 
 @settings(max_examples=60, deadline=None)
-@given(table=tables, requests=asked, k=st.integers(1, ITEMS + 3), dynamic=st.booleans())
-def test_a_search_is_a_sort(table: np.ndarray, requests: list[tuple], k: int, dynamic: bool) -> None:  # type: ignore[type-arg]
+@given(table=tables, requests=request_lists, k=st.integers(1, ITEMS + 3), dynamic=st.booleans())
+def test_search_equals_a_sort(table: np.ndarray, requests: list[tuple], k: int, dynamic: bool) -> None:  # type: ignore[type-arg]
     index = ExactIndex(table)
     queries = np.array([query for query, _, _ in requests], np.float32).reshape(-1, WIDTH)
     excluded, only = ([row[place] for row in requests] for place in (1, 2))
@@ -53,8 +53,8 @@ def test_a_search_is_a_sort(table: np.ndarray, requests: list[tuple], k: int, dy
 
 
 @settings(max_examples=60, deadline=None)
-@given(table=tables, requests=asked)
-def test_a_rank_is_the_place_in_a_search(table: np.ndarray, requests: list[tuple]) -> None:  # type: ignore[type-arg]
+@given(table=tables, requests=request_lists)
+def test_rank_equals_the_position_in_a_search(table: np.ndarray, requests: list[tuple]) -> None:  # type: ignore[type-arg]
     index: RetrievalIndex = ExactIndex(table)
     queries = np.array([query for query, _, _ in requests], np.float32).reshape(-1, WIDTH)
     item = [(only or [0])[0] for _, _, only in requests]
@@ -70,27 +70,27 @@ def test_a_rank_is_the_place_in_a_search(table: np.ndarray, requests: list[tuple
         assert others[place] == kept.index(item[place])
 
 
-def test_nothing_excluded_and_everything_allowed_can_be_left_out() -> None:
+def test_excluded_and_only_are_optional() -> None:
     index = ExactIndex(np.arange(6, dtype=np.float32)[:, None])
     assert index.search(tf.ones([1, 1]), 3).items.numpy().tolist() == [[6, 5, 4]]
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_an_item_whose_row_has_scores_that_are_no_numbers_has_no_rank(poison: float) -> None:
+def test_an_item_has_no_rank_if_scores_are_not_finite(poison: float) -> None:
     table = np.ones((4, 1), np.float32)
     table[2] = poison
     ranks = ExactIndex(table).rank(tf.ones([2, 1]), tf.constant([1, 3], tf.int64), ragged([[], [1]]))
     assert [rank.numpy().tolist() for rank in ranks] == [[-1, -1], [-1, -1]]
 
 
-def test_vectors_are_those_it_was_made_of_and_0_is_no_item() -> None:
+def test_vectors_are_returned_and_item_0_is_zeros() -> None:
     table = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
     found = ExactIndex(table).vectors(tf.constant([4, 0, 1], tf.int64))
     np.testing.assert_array_equal(found, [table[3], np.zeros(3), table[0]])
     assert ExactIndex(table).vectors(tf.zeros([0], tf.int64)).shape == (0, 3)
 
 
-def test_an_excluded_item_leaves_its_row_only() -> None:
+def test_an_item_is_excluded_from_its_row_only() -> None:
     index = ExactIndex(np.arange(4, dtype=np.float32)[:, None])
     found = index.search(tf.ones([3, 1]), 2, ragged([[4], [], [4, 4, 3]]), ragged([[], [1, 0], []]))
     assert found.items.numpy().tolist() == [[3, 2], [1, 0], [2, 1]]

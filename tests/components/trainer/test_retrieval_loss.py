@@ -1,4 +1,4 @@
-"""Every way to choose and weigh the candidates of the retrieval loss, against the same loss computed with NumPy."""
+"""The retrieval loss with each choice of candidates and weights, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scores(model: TwoTaskRecommender, batch: dict[str, tf.Tensor], items: Sequen
 
 
 def softmax_losses(logits: np.ndarray, true: Sequence[int]) -> np.ndarray:
-    """Loss of each row of logits [rows, candidates], whose true candidate is `true`; -inf is no candidate."""
+    """Loss of each row of logits [rows, candidates], with the positive `true`; -inf is no candidate."""
     return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(logits)), true]
 
 
@@ -74,7 +74,7 @@ def shares(data: TrainingData) -> np.ndarray:
 @pytest.mark.parametrize("corrected", [True, False])
 @pytest.mark.parametrize("hard", [None, 5])
 @pytest.mark.parametrize("drawn", [0, 30])
-def test_loss_of_a_batch_is_that_of_the_formula(
+def test_the_batch_loss_follows_the_formula(
     data: TrainingData,
     build: Build,
     batch_of: BatchOf,
@@ -87,7 +87,7 @@ def test_loss_of_a_batch_is_that_of_the_formula(
     batch = batch_of(data, list(range(24)))
     items = batch["item"].numpy()
     assert len(set(items)) < len(items)
-    # Some of what is drawn is in the batch, and some is there twice.
+    # Some sampled negatives are in the batch, and some are duplicates.
     extra = [*items[:3], *np.random.default_rng(1).integers(1, data.item_count + 1, drawn)][:drawn]
     monkeypatch.setattr(BatchSoftmax, "draw", lambda self, training: tf.constant(extra, tf.int64, shape=[len(extra)]))
     model = build(
@@ -106,7 +106,7 @@ def test_loss_of_a_batch_is_that_of_the_formula(
     assert float(model.compute_loss(batch)) == pytest.approx(softmax_losses(logits, true).mean(), rel=1e-4)
 
 
-def test_rare_items_of_a_large_catalogue_are_corrected_like_any_other(
+def test_rare_items_of_a_large_catalogue_are_corrected(
     data: TrainingData, build: Build, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frequencies = np.full(data.item_count + 1, 1e9)
@@ -119,14 +119,12 @@ def test_rare_items_of_a_large_catalogue_are_corrected_like_any_other(
     assert float(model.compute_loss(batch)) == pytest.approx(softmax_losses(logits, np.arange(24)).mean(), rel=1e-4)
 
 
-def test_items_are_drawn_uniformly_anew_in_training_and_the_same_ones_otherwise(
-    data: TrainingData, build: Build, batch_of: BatchOf
-) -> None:
+def test_uniform_negatives_are_resampled_in_training_only(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     batch = batch_of(data, [0, 1, 2])
     model = build(uniform_negatives=2000, log_q_correction=False)
 
     def touched(training: bool) -> np.ndarray:
-        """How often each item is a candidate: its mass in a softmax whose logits are all the same."""
+        """Number of times that each item is a candidate: its mass in a softmax of equal logits."""
         for weight in model.trainable_variables:
             weight.assign(tf.zeros_like(weight))
         with tf.GradientTape() as tape:
@@ -143,7 +141,7 @@ def test_items_are_drawn_uniformly_anew_in_training_and_the_same_ones_otherwise(
     np.testing.assert_array_equal(touched(training=False), touched(training=False))
 
 
-def test_drawn_items_teach_what_nobody_took(world: World, data: TrainingData) -> None:
+def test_uniform_negatives_lower_the_scores_of_items_without_interactions(world: World, data: TrainingData) -> None:
     cold = np.flatnonzero(data.item_frequencies() == 0)[1:]
     moved = {}
     for drawn in (0, 64):
@@ -158,7 +156,7 @@ def test_drawn_items_teach_what_nobody_took(world: World, data: TrainingData) ->
 
 
 @pytest.mark.parametrize("corrected", [True, False])
-def test_log_q_correction_makes_up_for_how_often_an_item_is_a_negative(
+def test_log_q_correction_cancels_the_sampling_probability(
     data: TrainingData, build: Build, batch_of: BatchOf, corrected: bool
 ) -> None:
     frequencies = data.item_frequencies()
@@ -202,7 +200,7 @@ def test_retrieval_loss_does_not_grow_with_the_batch(data: TrainingData, build: 
 
 
 @pytest.mark.parametrize("hard", [None, 1, 5, 10_000])
-def test_loss_over_the_catalogue_is_that_of_the_formula(
+def test_the_catalogue_loss_follows_the_formula(
     data: TrainingData, build: Build, batch_of: BatchOf, hard: int | None
 ) -> None:
     model = build(candidates="catalogue", hard_negatives=hard)
@@ -235,7 +233,7 @@ def test_the_catalogue_is_embedded_once_for_both_tasks(
 def test_both_kinds_of_candidates_give_the_rating_head_the_batch_s_items(
     data: TrainingData, untrained: Build, batch_of: BatchOf, candidates: str
 ) -> None:
-    # The retrieval loss weighs next to nothing, so that what is left is the squared error.
+    # The weight of the retrieval loss is close to 0, so that the loss is the squared error.
     model = untrained(data, model={"id_dropout": 0, "retrieval_weight": 1e-9, "retrieval": {"candidates": candidates}})
     batch = batch_of(data, list(range(50)))
     ratings = model.predict_ratings(model.encode_query(batch), model.encode_items(batch["item"])).numpy()
@@ -247,7 +245,7 @@ def test_both_kinds_of_candidates_give_the_rating_head_the_batch_s_items(
 
 
 @pytest.mark.parametrize("candidates", ["batch", "catalogue"])
-def test_weights_weigh_the_rows(data: TrainingData, build: Build, batch_of: BatchOf, candidates: str) -> None:
+def test_weights_multiply_the_rows_losses(data: TrainingData, build: Build, batch_of: BatchOf, candidates: str) -> None:
     model = build(candidates=candidates)
     batch = batch_of(data, list(range(24)))
     weights = np.random.default_rng(2).exponential(size=24).astype(np.float32)
@@ -268,7 +266,7 @@ def test_weights_weigh_the_rows(data: TrainingData, build: Build, batch_of: Batc
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("drawn", [0, 20])
 @pytest.mark.parametrize("candidates", ["batch", "catalogue"])
-def test_sampled_negatives_are_neither_true_items_nor_candidates(
+def test_sampled_negatives_are_neither_positives_nor_candidates(
     data: TrainingData, build: Build, batch_of: BatchOf, candidates: str, drawn: int, weighted: bool
 ) -> None:
     if candidates == "catalogue" and drawn:
@@ -285,17 +283,19 @@ def test_sampled_negatives_are_neither_true_items_nor_candidates(
     assert float(model.compute_loss({**batch, "positive": tf.zeros(40, tf.bool)})) == 0
 
 
-# --- what a score is --------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_untrained_scores_are_the_popularities(data: TrainingData, untrained: Build, batch_of: BatchOf) -> None:
+def test_untrained_scores_are_log_popularities(data: TrainingData, untrained: Build, batch_of: BatchOf) -> None:
     model = untrained(data, model=RETRIEVAL_ONLY)
     found = scores(model, batch_of(data, [0, 5]), range(1, data.item_count + 1))
     expected = np.log(shares(data)[1:])
     np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), [expected - expected.mean()] * 2, atol=0.1)
 
 
-def test_without_item_bias_there_is_none(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_without_item_bias_untrained_scores_ignore_popularity(
+    data: TrainingData, build: Build, batch_of: BatchOf
+) -> None:
     with_bias, without = build(), build(item_bias=False)
     batch = batch_of(data, [0, 5])
     assert with_bias.encode_query(batch).retrieval.shape == [2, 9]

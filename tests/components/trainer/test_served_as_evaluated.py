@@ -1,4 +1,4 @@
-"""What the Trainer exports passes the InfraValidator: served answers are the evaluated ones, for rows as they come."""
+"""An exported model passes the InfraValidator: served results equal evaluated ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = Settings(code_version="test", user_id="customer", item_id="item", exc
 
 @pytest.fixture(scope="module")
 def rows(world: Any, example: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> EvalRows:
-    """Interactions of every user, a third of them with an item that the user never touched, some columns missing."""
+    """Interactions of each user, a third of them with an item new to the user, and some with missing columns."""
     folder = tmp_path_factory.mktemp("eval")
     random = np.random.default_rng(2)
     with tf.io.TFRecordWriter(str(folder / "rows.gz"), tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
@@ -41,17 +41,17 @@ def test_an_exported_model_is_servable(
 
 
 @pytest.mark.slow
-def test_rows_are_asked_with_their_own_columns(
+def test_rows_are_requested_with_their_own_columns(
     unseen_items: Any, rows: EvalRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them the model would answer for each user's latest training interaction, and no comparison would hold."""
+    """Without them the model would use the columns of each user's latest training interaction."""
     monkeypatch.setattr(executor, "_context", lambda *arguments: {})
     with pytest.raises(NotServable, match=r"the Evaluator measured"):
         validate(str(unseen_items.path), rows, SETTINGS)
 
 
 @pytest.mark.slow
-def test_rows_of_other_people_would_be_found(unseen_items: Any, rows: EvalRows) -> None:
+def test_columns_of_other_users_are_detected(unseen_items: Any, rows: EvalRows) -> None:
     others = dataclasses.replace(rows, users=[*rows.users[1:], rows.users[0]])
     with pytest.raises(NotServable, match=r"the Evaluator measured"):
         validate(str(unseen_items.path), others, SETTINGS)

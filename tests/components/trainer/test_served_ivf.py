@@ -1,4 +1,4 @@
-"""The exported model with `index: ivf`, in the session that TensorFlow Serving's loader makes."""
+"""The exported model with `index: ivf`, in a TensorFlow Serving session."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def words(values: np.ndarray) -> list[str]:
 
 
 @pytest.mark.slow
-def test_whatever_needs_all_items_is_answered_as_exact_does(world: World, exact: Loaded, careless: Loaded) -> None:
+def test_requests_with_only_or_a_large_k_equal_those_of_exact(world: World, exact: Loaded, careless: Loaded) -> None:
     calls: list[tuple[str, dict[str, Any]]] = [
         ("recommend_filtered", {"user_id": world.users[:5], "k": 1000, "exclude": [world.items[:3]]}),
         ("recommend_filtered", {"user_id": world.users[:5], "k": 3, "only": [world.items[5:9]]}),
@@ -57,13 +57,13 @@ def test_whatever_needs_all_items_is_answered_as_exact_does(world: World, exact:
     for signature, inputs in calls:
         one, other = exact(signature, **inputs), careless(signature, **inputs)
         assert one.keys() == other.keys()
-        # Untouched items have scores that differ by rounding only; their order may be another one.
+        # The scores of items without interactions differ by rounding only, so that their order may differ.
         np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(one["item_ids"][:, :1], other["item_ids"][:, :1])
         np.testing.assert_array_equal(np.sort(one["item_ids"]), np.sort(other["item_ids"]))
 
 
-def test_where_it_would_be_slower_the_index_is_exact(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_index_is_exact_if_ivf_would_be_slower(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         served = serve(k=K, index={"kind": "ivf", "recall": 1.0, "cells": 1})
     assert isinstance(served.ranker.index, ExactIndex)
@@ -91,20 +91,20 @@ def test_a_hit_is_what_the_index_returns(world: World, careless: Loaded, exact: 
 
 
 @pytest.mark.slow
-def test_few_cells_leave_nobody_without_answers(world: World, careless: Loaded) -> None:
-    every = careless("recommend", user_id=[*world.users, "stranger"])
+def test_few_probes_return_k_items_for_each_user(world: World, careless: Loaded) -> None:
+    every = careless("recommend", user_id=[*world.users, "new user"])
     assert (every["item_ids"] != b"").all()
     for user, items in zip(world.users, every["item_ids"], strict=False):
         assert not set(words(items)) & world.seen(user)
     most = careless("recommend_filtered", user_id=world.users[:2], k=1000)["item_ids"]
     for user, items in zip(world.users, most, strict=False):
         assert set(words(items[items != b""])) == set(world.items) - world.seen(user)
-    listed = careless("recommend_filtered", user_id=["stranger"], only=[world.items[-2:]])["item_ids"]
+    listed = careless("recommend_filtered", user_id=["new user"], only=[world.items[-2:]])["item_ids"]
     assert set(words(listed[0, :2])) == set(world.items[-2:])
 
 
 @pytest.mark.slow
-def test_operations_of_a_stock_server(careless: Loaded) -> None:
+def test_the_model_has_built_in_operations_only(careless: Loaded) -> None:
     graph = careless.meta_graph.graph_def
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     functions = {function.signature.name for function in graph.library.function}
@@ -152,6 +152,6 @@ def test_recipes(given: Any, expected: Any) -> None:
         ({"kind": "exact", "recall": 0.9}, "exact has no recall"),
     ],
 )
-def test_recipes_that_are_refused(given: Any, message: str) -> None:
+def test_invalid_index_sections_are_rejected(given: Any, message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         Serving.model_validate({"index": given})

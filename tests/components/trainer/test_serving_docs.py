@@ -1,4 +1,4 @@
-"""docs/serving.md against exported models: its tables are their signatures, and its examples run."""
+"""docs/serving.md, compared with exported models: tables list their signatures, and examples run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_history(
     load: Callable[[Path], Loaded],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Loaded:
-    """A model whose recipe has a history feature; it answers as badly as one that nobody trained."""
+    """An untrained model whose recipe has a history feature."""
     features = [{"column": "item", "kind": "history", "labels": True}]
     query = [feature.model_dump(mode="json", exclude_none=True) for feature in world.recipe().features.query]
     changes = {"features": {"query": [*query, *features]}}
@@ -103,26 +103,26 @@ def _of_movielens() -> set[str]:
 @pytest.mark.parametrize("signature", SECTIONS)
 def test_examples_run(all_items: Loaded, signature: str) -> None:
     section = SECTIONS[signature]
-    asked = []
+    requests = []
     assert section.requests and section.messages
     for body in section.requests:
         request = json.loads(body)
-        asked.append((request["signature_name"], {key: unpacked(value) for key, value in request["inputs"].items()}))
+        requests.append((request["signature_name"], {key: unpacked(value) for key, value in request["inputs"].items()}))
     for text in section.messages:
         message = text_format.Parse(text, predict_pb2.PredictRequest())
         definition = all_items.signatures[message.model_spec.signature_name]
         for key, tensor in message.inputs.items():
             assert key in _of_movielens() or tensor.dtype == definition.inputs[key].dtype
         inputs = {key: tf.make_ndarray(tensor).tolist() for key, tensor in message.inputs.items()}
-        asked.append((message.model_spec.signature_name, inputs))
-    for name, inputs in asked:
+        requests.append((message.model_spec.signature_name, inputs))
+    for name, inputs in requests:
         assert name == signature or {name, signature} == {"evaluate", "serving_default"}
         known = {key: values for key, values in inputs.items() if key in all_items.signatures[name].inputs}
         assert set(inputs) - set(known) <= _of_movielens()
         answer = all_items(name, **{key: np.array(values) for key, values in known.items()})
         (rows,) = {len(values) for values in answer.values()}
         assert rows == max(len(values) for key, values in inputs.items() if key not in ("k", "exclude", "only"))
-    rest, grpc = (asked[0][1], asked[-1][1])
+    rest, grpc = (requests[0][1], requests[-1][1])
     # REST takes every input; tests/serving/test_pushed_model.py compares the answers.
     left_out = rest.keys() - grpc.keys()
     assert grpc.keys() <= rest.keys()

@@ -1,4 +1,4 @@
-"""The files for a device answer, in the LiteRT interpreter with nothing but built-in operations, as the SavedModel."""
+"""The TFLite files in the LiteRT interpreter, compared with the SavedModel."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def exported(all_items: Any, unseen_items: Any, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("name", ["all_items", "unseen_items"])
-def test_every_user_gets_the_list_of_the_model(world: Any, exported: dict[str, Any], name: str) -> None:
-    """What a user has seen is left out on the device where the model leaves it out."""
+def test_each_user_gets_the_list_of_the_saved_model(world: Any, exported: dict[str, Any], name: str) -> None:
+    """Seen items are excluded on the device if the model excludes them."""
     model, out = exported[name]
     users = [*world.users, NOBODY, ""]
     expected = model("recommend", user_id=users)
@@ -54,7 +54,7 @@ def test_every_user_gets_the_list_of_the_model(world: Any, exported: dict[str, A
         np.testing.assert_allclose(answer["scores"][0], expected["scores"][row, :10], rtol=1e-5)
 
 
-def test_every_pair_gets_the_rating_of_the_model(world: Any, exported: dict[str, Any]) -> None:
+def test_each_pair_gets_the_rating_of_the_saved_model(world: Any, exported: dict[str, Any]) -> None:
     model, out = exported["all_items"]
     rate = runner(out / "rating.tflite", "rate")
     users, items = [*world.users[::3], NOBODY], [*world.items[::7], NOTHING]
@@ -68,7 +68,7 @@ def test_every_pair_gets_the_rating_of_the_model(world: Any, exported: dict[str,
     assert len(set(np.round(expected, 3))) > 20, "the ratings differ, so the test can fail"
 
 
-def test_the_command_tells_size_and_latency(
+def test_the_command_prints_size_and_latency(
     exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = exported["all_items"]
@@ -81,7 +81,7 @@ def test_the_command_tells_size_and_latency(
 
 
 @pytest.mark.parametrize("wrong", ["_lists", "_cut"])
-def test_a_file_that_would_answer_otherwise_is_not_written(
+def test_a_file_with_other_outputs_is_not_written(
     exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     model, _ = exported["all_items"]
@@ -100,7 +100,7 @@ def test_a_file_that_would_answer_otherwise_is_not_written(
     assert not (tmp_path / "phone").exists()
 
 
-def test_what_cannot_be_exported_is_told(
+def test_unsupported_models_are_an_error(
     exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = exported["all_items"]

@@ -1,4 +1,4 @@
-"""What comes out of a tower is what its recipe says, computed once more with NumPy from its weights."""
+"""Towers, compared with a computation in NumPy from their weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build(data: TrainingData, untrained: Build) -> Build:
 
 
 def weights(layer: tf.keras.layers.Layer, *names: str) -> list[np.ndarray]:
-    """The trained weights of the sublayers with these names, or whose name starts so, in the order they were made."""
+    """The trained weights of the sublayers with these names or prefixes, in the order of creation."""
     found = [each for name in names for each in layer.submodules if each.name == name or each.name.startswith(name)]
     unique = list({id(weight): weight for each in found for weight in each.trainable_variables}.values())
     return [weight.numpy() for weight in unique]
@@ -64,7 +64,7 @@ def test_a_sum_adds_embeddings_and_numbers_times_a_learned_vector(
     np.testing.assert_allclose(model.encode_query(batch).retrieval, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_side_by_side_a_number_is_one_number(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
+def test_concatenated_numbers_have_width_1(data: TrainingData, build: Build, batch_of: BatchOf) -> None:
     names = ["customer_id", "height_normalized"]
     model = build(query_tower={"features": names})
     batch = batch_of(data, list(range(9)))
@@ -76,7 +76,7 @@ def test_side_by_side_a_number_is_one_number(data: TrainingData, build: Build, b
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum"])
-def test_a_tower_looks_at_the_features_it_names_and_no_others(
+def test_a_tower_uses_only_the_features_it_names(
     data: TrainingData, build: Build, batch_of: BatchOf, combine: str
 ) -> None:
     batch = batch_of(data, list(range(9)))
@@ -110,7 +110,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_dense_layers_and_a_linear_one_at_the_end(build: Build, activation: str) -> None:
+def test_dense_layers_and_a_projection(build: Build, activation: str) -> None:
     model = build(candidate_tower={"features": ["item_id"], "layers": [5, 3], "activation": activation})
     (vectors,) = weights(model.candidate_tower, "item_id")
     first, b1, second, b2, last, b3 = weights(model.candidate_tower, "hidden", "projection")
@@ -121,7 +121,7 @@ def test_dense_layers_and_a_linear_one_at_the_end(build: Build, activation: str)
 
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("count", [1, 3])
-def test_cross_layers_are_those_of_dcn_v2(build: Build, rank: int | None, count: int) -> None:
+def test_cross_layers_follow_dcn_v2(build: Build, rank: int | None, count: int) -> None:
     tower = {"features": ["item_id"], "projection": False, "cross_layers": count, "cross_rank": rank}
     model = build(candidate_tower=tower)
     (first,) = weights(model.candidate_tower, "item_id")
@@ -156,7 +156,7 @@ def test_cross_layers_come_before_dense_ones(build: Build) -> None:
     [{"projection": False}, {}, {"cross_layers": 1}, {"layers": [8]}],
     ids=["bare", "projected", "crossed", "deep"],
 )
-def test_dropout_leaves_out_in_training_only(build: Build, tower: dict[str, Any]) -> None:
+def test_dropout_applies_in_training_only(build: Build, tower: dict[str, Any]) -> None:
     model = build(candidate_tower={"features": ["item_id"], "dropout": 0.5, **tower})
     items = tf.range(1, 60, dtype=tf.int64)
     serving = model.encode_items(items).retrieval.numpy()
@@ -171,7 +171,7 @@ def test_dropout_leaves_out_in_training_only(build: Build, tower: dict[str, Any]
 
 
 @pytest.mark.parametrize("side", ["query_tower", "candidate_tower"])
-def test_l2_is_that_of_the_layers_weights(build: Build, side: str) -> None:
+def test_l2_applies_to_the_layers_weights(build: Build, side: str) -> None:
     tower = {"layers": [4], "cross_layers": 2, "cross_rank": 2, "l2": 0.1}
     model = build(**{side: tower})
     kernels = [weight for weight in weights(getattr(model, side), "cross", "hidden", "projection") if weight.ndim == 2]

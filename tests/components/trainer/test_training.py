@@ -1,4 +1,4 @@
-"""The training loop through `train` and `run_fn`: how long, what is kept, and what becomes of a training that dies."""
+"""The training loop through `train` and `run_fn`: length, curves, early stopping, backups and devices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from recipe.training import EarlyStopping
 World = Any
 ROOT = Path(__file__).resolve().parents[3]
 
-# Few features: what is tested is the loop, and each model is traced anew.
+# Few features, because each model is traced again and the tests are about the loop.
 LIGHT = {
     "features": {"query": [{"column": "customer", "kind": "id"}], "candidate": [{"column": "item", "kind": "id"}]},
     "model": {"rating_head": {"kind": "dot"}},
@@ -59,7 +59,7 @@ def weights(model: Any) -> list[np.ndarray]:
     return [variable.numpy() for variable in model.trainable_variables]
 
 
-def test_curves_have_an_epoch_a_row(world: World) -> None:
+def test_curves_have_a_row_per_epoch(world: World) -> None:
     recipe = light(world)
     _, curves = train(recipe, world.data(recipe), world.transform_output)
     assert {len(values) for values in curves.values()} == {3}
@@ -74,7 +74,7 @@ def test_curves_have_an_epoch_a_row(world: World) -> None:
     assert not [name for name in curves if name.startswith("validation_")]
 
 
-def test_steps_end_in_the_middle_of_an_epoch(world: World) -> None:
+def test_steps_may_end_within_an_epoch(world: World) -> None:
     recipe = light(world, steps=10, optimizer={"decay": "cosine"})
     _, curves = train(recipe, world.data(recipe), world.transform_output)
     assert curves["steps"] == [4, 8, 10]
@@ -96,7 +96,7 @@ def measured(world: World, recipe: TrainerRecipe, model: Any, data: TrainingData
     return ValidationMetrics(model, held).compute()
 
 
-def test_early_stopping_goes_back_to_the_best_epoch(world: World) -> None:
+def test_early_stopping_restores_the_best_epoch(world: World) -> None:
     # Without dropout and with large steps, the biases overfit within a few epochs.
     recipe = light(
         world, epochs=40, batch_size=32, validation=SLICE, early_stopping={"metric": "rmse", "patience": 2},
@@ -113,7 +113,7 @@ def test_early_stopping_goes_back_to_the_best_epoch(world: World) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [{"ema": 0.9}, {"kind": "radam", "lookahead": {"steps": 3}}])
-def test_what_is_measured_is_what_comes_out(world: World, optimizer: Any) -> None:
+def test_the_trained_model_has_the_validated_weights(world: World, optimizer: Any) -> None:
     recipe = light(world, validation=SLICE, optimizer=optimizer)
     plain = light(world, validation=SLICE, optimizer={"kind": optimizer.get("kind", "adam")})
     data = world.data(recipe)
@@ -126,7 +126,7 @@ def test_what_is_measured_is_what_comes_out(world: World, optimizer: Any) -> Non
     assert abs(others["validation_rmse"][-1] - curves["validation_rmse"][-1]) > 1e-5
 
 
-def test_rating_learning_rate_is_the_rating_head_s_alone(world: World) -> None:
+def test_rating_learning_rate_applies_to_the_rating_head_only(world: World) -> None:
     recipe = light(world, optimizer={"kind": "adagrad", "learning_rate": 0.5, "rating_learning_rate": 1e-9})
     data = world.data(recipe)
     tf.keras.utils.set_random_seed(recipe.training.seed)
@@ -159,7 +159,7 @@ def test_divergence_names_the_step_and_remedies(world: World, tmp_path: Path) ->
 
 
 def fn_args(world: World, recipe: TrainerRecipe, folder: Path, execution: int = 1, code: str = "") -> dict[str, Any]:
-    """What TFX gives the `execution`th Trainer of a pipeline."""
+    """The arguments from TFX for the `execution`th Trainer of a pipeline."""
     return {
         "custom_config": {"recipe": recipe.model_dump_json(), "code": code},
         "hyperparameters": None,
@@ -177,7 +177,7 @@ def backups(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_what_nobody_goes_on_from_for_a_week_is_removed_by_the_next_training(world: World, tmp_path: Path) -> None:
+def test_backups_unused_for_a_week_are_removed_by_the_next_training(world: World, tmp_path: Path) -> None:
     for name, days in {"forgotten": 8, "of-yesterday": 1}.items():
         file = tmp_path / "Trainer" / backup.BACKUPS / name / "chief" / "ckpt-3.index"
         file.parent.mkdir(parents=True)
@@ -219,7 +219,7 @@ def epochs_logged(log: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_where_it_stopped(world: World, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_from_its_backup(world: World, tmp_path: Path) -> None:
     recipe = light(
         world, epochs=60, validation=SLICE, early_stopping={"metric": "rmse", "patience": 60},
         optimizer={"ema": 0.9, "decay": "cosine"},
@@ -276,7 +276,7 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
     return found
 
 
-def test_a_training_killed_before_its_export_is_not_trained_again(
+def test_a_training_killed_before_its_export_is_not_repeated(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup, "BACKUP_SECONDS", 0.0)
@@ -291,7 +291,7 @@ def test_a_training_killed_before_its_export_is_not_trained_again(
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_model_run_has_curves_events_and_a_checkpoint_and_the_log_a_line_an_epoch(
+def test_the_model_run_has_curves_events_and_a_checkpoint_and_the_log_a_line_per_epoch(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = light(world, validation=SLICE)
@@ -311,7 +311,7 @@ def test_the_model_run_has_curves_events_and_a_checkpoint_and_the_log_a_line_an_
     assert tf.train.list_variables(str(run / trainer.CHECKPOINT))
 
 
-def test_fingerprint_tells_what_decides_a_training(world: World) -> None:
+def test_fingerprint_covers_everything_a_training_depends_on(world: World) -> None:
     recipe = light(world)
     data = world.data(recipe)
     same = fingerprint(recipe, world.data(recipe), "1")
@@ -326,13 +326,13 @@ def test_fingerprint_tells_what_decides_a_training(world: World) -> None:
         assert fingerprint(recipe, dataclasses.replace(data, **changed), "1") != same
 
 
-def test_mixed_precision_trains_about_the_same_and_exports_single_precision(world: World) -> None:
+def test_mixed_precision_trains_similarly_and_exports_single_precision(world: World) -> None:
     recipe, plain = light(world, mixed_precision=True, epochs=6), light(world, epochs=6)
     data = world.data(recipe)
     model, curves = train(recipe, data, world.transform_output)
-    _, wanted = train(plain, data, world.transform_output)
-    np.testing.assert_allclose(curves["loss"], wanted["loss"], rtol=0.05)
-    assert curves["loss"] != wanted["loss"]
+    _, expected = train(plain, data, world.transform_output)
+    np.testing.assert_allclose(curves["loss"], expected["loss"], rtol=0.05)
+    assert curves["loss"] != expected["loss"]
     assert tf.keras.mixed_precision.global_policy().name == "float32"
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
     assert {variable.dtype for variable in model.trainable_variables} == {tf.float32}
@@ -343,11 +343,11 @@ def test_xla_trains_the_same(world: World) -> None:
     model = {"id_dropout": 0, "rating_head": {"kind": "dot"}}
     data = world.data(light(world))
     for optimizer in ({"kind": "adagrad"}, {"kind": "radam", "lookahead": {"steps": 2}, "ema": 0.9, "clip_norm": 1}):
-        (_, wanted), (_, found) = (
+        (_, expected), (_, found) = (
             train(light(world, model, xla=xla, optimizer=optimizer), data, world.transform_output)
             for xla in (False, True)
         )
-        np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-4)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
 
 
 DISTRIBUTED = """
@@ -381,7 +381,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dense_rows", [optimizers.DENSE_ROWS, 1], ids=["small tables", "large tables"])
-def test_two_devices_train_what_one_does(world: World, dense_rows: int) -> None:
+def test_two_devices_train_as_one(world: World, dense_rows: int) -> None:
     # The rating loss is a mean over rows, so two halves of a batch are worth the whole; an in-batch softmax is not.
     # Adagrad, because Adam hardly sees how large a gradient is.
     model = {"id_dropout": 0, "retrieval_weight": 0, "rating_head": {"kind": "dot"}}
@@ -407,7 +407,7 @@ def test_two_devices_train_what_one_does(world: World, dense_rows: int) -> None:
     metric=st.sampled_from(["rmse", "top_100_accuracy"]),
     min_delta=st.sampled_from([0.0, 0.1]),
 )
-def test_best_epoch_is_better_than_those_before_and_never_far_from_the_best(
+def test_best_epoch_improves_on_earlier_ones_and_is_close_to_the_best(
     values: list[float], metric: Any, min_delta: float
 ) -> None:
     best = best_epoch(values, EarlyStopping(metric=metric, min_delta=min_delta))
@@ -417,13 +417,13 @@ def test_best_epoch_is_better_than_those_before_and_never_far_from_the_best(
         assert best == values.index(better(values))
 
 
-def test_an_epoch_with_other_columns_is_refused() -> None:
-    with pytest.raises(ValueError, match="were wanted"):
+def test_an_epoch_with_other_columns_is_rejected() -> None:
+    with pytest.raises(ValueError, match="expected the columns"):
         with_epoch({"loss": [1.0]}, {"rmse": 1.0})
 
 
 @pytest.mark.parametrize("model", [{}, {"id_dropout": 0.3}, {"cold_start_dropout": 0.3}], ids=str)
-def test_what_training_never_met_is_the_average_of_what_it_met(
+def test_untrained_oov_embeddings_are_the_mean_of_trained_ones(
     world: World, data: TrainingData, model: dict[str, Any]
 ) -> None:
     bare = {"projection": False, "combine": "sum"}

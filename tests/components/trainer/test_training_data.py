@@ -1,4 +1,4 @@
-"""Transformed records as arrays: what the Trainer learns from, held against the rows they came from."""
+"""Transformed examples as arrays, compared with the rows that they come from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ids(world: World, feature: str) -> list[str]:
     return ["", *(word.decode() for word in world.transform_output.vocabulary_by_name(feature))]
 
 
-def test_interactions_come_through_whole(world: World, data: TrainingData) -> None:
+def test_interactions_are_read_completely(world: World, data: TrainingData) -> None:
     users, items = ids(world, "customer_id"), ids(world, "item_id")
     found = Counter(
         (users[user], items[item], float(label))
@@ -33,9 +33,7 @@ def test_interactions_come_through_whole(world: World, data: TrainingData) -> No
     assert (data.items.dtype, data.users.dtype, data.labels.dtype) == (np.int64, np.int64, np.float32)
 
 
-def test_every_item_of_the_catalogue_has_its_own_row_and_the_unknown_one_is_empty(
-    world: World, data: TrainingData
-) -> None:
+def test_each_item_has_a_row_and_the_oov_row_is_empty(world: World, data: TrainingData) -> None:
     items = ids(world, "item_id")
     names = {row["item"]: row["name"] for row in world.catalogue}
     assert [name.decode() for name in data.display["name"]] == ["", *(names[item] for item in items[1:])]
@@ -44,9 +42,7 @@ def test_every_item_of_the_catalogue_has_its_own_row_and_the_unknown_one_is_empt
         assert not values[0].any(), name
 
 
-def test_an_item_whose_id_is_not_in_the_vocabulary_does_not_lend_its_features_to_the_unknown_item(
-    world: World, tmp_path: Path
-) -> None:
+def test_an_item_outside_the_vocabulary_leaves_the_oov_row_empty(world: World, tmp_path: Path) -> None:
     # TFT keeps no id that is blank or has a line break; such an item has index 0.
     path, gzip = str(tmp_path / "catalogue.gz"), tf.io.TFRecordOptions(compression_type="GZIP")
     with tf.io.TFRecordWriter(path, gzip) as writer:
@@ -67,8 +63,8 @@ def test_features_of_several_values_are_padded_with_0(world: World, data: Traini
     items = ids(world, "item_id")
     tags = {row["item"]: row["tags"] for row in world.catalogue}
     for index, row in enumerate(data.catalogue["tags_multi_value"].tolist()):
-        wanted = (tags.get(items[index]) or "").split("|")
-        assert [words[word].decode() for word in row if word] == [tag for tag in wanted if tag]
+        expected = (tags.get(items[index]) or "").split("|")
+        assert [words[word].decode() for word in row if word] == [tag for tag in expected if tag]
     assert data.query["moods_multi_value"].shape == (len(data.labels), 3)
 
 
@@ -77,7 +73,7 @@ def test_item_frequencies_count_interactions(world: World, data: TrainingData) -
     assert data.item_frequencies().tolist() == [0, *(counts[item] for item in ids(world, "item_id")[1:])]
 
 
-def test_index_counts_leave_room_for_unknown(world: World) -> None:
+def test_index_counts_include_the_oov_index(world: World) -> None:
     recipe = world.recipe()
     counts = {
         feature.name: index_count(feature, world.transform_output)
@@ -101,7 +97,7 @@ def test_an_empty_split_is_an_error_that_names_its_files(world: World) -> None:
         )  # fmt: skip
 
 
-def test_batches_hold_every_interaction_once_an_epoch_in_a_new_order(data: TrainingData) -> None:
+def test_batches_have_each_interaction_once_per_epoch_reshuffled(data: TrainingData) -> None:
     dataset = batches(data, batch_size=100, seed=3)
     orders = []
     for _ in range(2):
@@ -173,7 +169,7 @@ def test_each_round_of_biases_fits_better_than_the_one_before(data: TrainingData
     assert losses[0] > losses[1]
 
 
-# --- the validation slice ---------------------------------------------------------------------------------------------
+# --- the validation split ---------------------------------------------------------------------------------------------
 
 
 def pairs(data: TrainingData) -> Counter[tuple[int, int]]:
@@ -181,7 +177,7 @@ def pairs(data: TrainingData) -> Counter[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("kind", ["random", "latest"])
-def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost(data: TrainingData, kind: str) -> None:
+def test_hold_out_partitions_the_rows(data: TrainingData, kind: str) -> None:
     fit, validation = data.hold_out(0.2, kind, seed=1)  # type: ignore[arg-type]
     assert len(validation.labels) == round(0.2 * len(data.labels))
     assert pairs(fit) + pairs(validation) == pairs(data)
@@ -189,7 +185,7 @@ def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost(data: TrainingDa
         assert all(len(values) == len(half.labels) for values in (*half.query.values(), half.positive))
 
 
-def test_the_latest_are_held_out(data: TrainingData) -> None:
+def test_latest_rows_are_held_out(data: TrainingData) -> None:
     fit, validation = data.hold_out(0.2, "latest", seed=1)
     assert fit.times.max() <= validation.times.min()
 
@@ -199,7 +195,7 @@ def test_another_seed_holds_out_other_rows(data: TrainingData) -> None:
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_users_who_are_held_out_whole_become_strangers(data: TrainingData) -> None:
+def test_users_whose_rows_are_all_held_out_are_new_users(data: TrainingData) -> None:
     fit, validation = data.hold_out(0.9, "random", seed=3)
     known = set(fit.users.tolist())
     assert not set(data.users.tolist()) <= known
@@ -207,7 +203,7 @@ def test_users_who_are_held_out_whole_become_strangers(data: TrainingData) -> No
     assert 0 in validation.users
 
 
-def test_no_history_holds_what_is_held_out(world: World) -> None:
+def test_histories_have_no_held_out_interactions(world: World) -> None:
     history = {"column": "item", "kind": "history", "order": "any"}
     recipe = world.recipe(features={"query": [*world.recipe().model_dump()["features"]["query"], history]})
     data = world.data(recipe)
@@ -222,13 +218,13 @@ def test_no_history_holds_what_is_held_out(world: World) -> None:
     assert (windows[:, 1] - windows[:, 0] == np.diff(fit.histories.starts)[validation.users]).all()
 
 
-def test_a_slice_that_leaves_nothing_is_refused(data: TrainingData) -> None:
-    with pytest.raises(ValueError, match=r"fraction is 0\.0001, which keeps 0 of"):
+def test_a_validation_split_that_leaves_no_training_rows_is_rejected(data: TrainingData) -> None:
+    with pytest.raises(ValueError, match=r"fraction: 0\.0001 holds out 0 of"):
         data.hold_out(0.0001, "random", seed=1)
 
 
 @pytest.mark.parametrize("task", ["", "rating_"])
-def test_recent_interactions_weigh_more(data: TrainingData, task: str) -> None:
+def test_recent_interactions_have_larger_weights(data: TrainingData, task: str) -> None:
     half_life: Any = {f"{task}recency_half_life_days": 2.0}
     (batch,) = batches(data, len(data.labels), seed=1, **half_life)
     (plain,) = batches(data, len(data.labels), seed=1)

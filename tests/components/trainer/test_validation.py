@@ -1,4 +1,4 @@
-"""The validation slice's metrics, held against TFRS's own top-k metric and plain Python."""
+"""Metrics on the validation split, compared with TFRS's top-k metric and plain Python."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Trained = tuple[TwoTaskRecommender, Any]
 
 @pytest.fixture(scope="module")
 def held(data: TrainingData) -> TrainingData:
-    """A slice whose users have seen what is left of train."""
+    """A validation split with the histories of the rows to train on."""
     return data.hold_out(0.3, "random", seed=2)[1]
 
 
 def scores_and_ratings(model: TwoTaskRecommender, held: TrainingData) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Scores [R, N + 1] and ratings [R] of the slice's rows, in the order of the returned batch."""
+    """Scores [R, N + 1] and ratings [R] of the validation rows, in the order of the returned batch."""
     (batch,) = batches(held, len(held.labels), seed=1)
     query, items = model.encode_query(batch), model.encode_items(tf.range(held.item_count + 1, dtype=tf.int64))
     own = Encoded(*(tf.gather(part, batch["item"]) for part in items))
@@ -45,12 +45,12 @@ def seen_by(held: TrainingData, user: int) -> set[int]:
 
 
 def place(scores: np.ndarray, item: int, left_out: set[int]) -> int:
-    """Where `item` stands when the candidates are sorted, equal scores in the order of the vocabulary."""
+    """Rank of `item` among the candidates, with equal scores ordered by index."""
     candidates = [index for index in range(1, len(scores)) if index == item or index not in left_out]
     return sorted(candidates, key=lambda index: -scores[index]).index(item)
 
 
-def test_metrics_are_what_sorting_all_items_gives(trained: Trained, held: TrainingData) -> None:
+def test_metrics_equal_those_of_a_full_sort(trained: Trained, held: TrainingData) -> None:
     scores, ratings, batch = scores_and_ratings(trained[0], held)
     users, items = batch[held.user_feature].numpy(), batch["item"].numpy()
     found = ValidationMetrics(trained[0], held).compute()
@@ -64,7 +64,9 @@ def test_metrics_are_what_sorting_all_items_gives(trained: Trained, held: Traini
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])
-def test_top_k_is_that_of_tfrs(trained: Trained, held: TrainingData, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_equals_that_of_tfrs(
+    trained: Trained, held: TrainingData, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(validation, "TOP_K", k)
     found = ValidationMetrics(trained[0], held).compute()["top_100_accuracy"]
     (batch,) = batches(held, len(held.labels), seed=1)
@@ -77,13 +79,15 @@ def test_top_k_is_that_of_tfrs(trained: Trained, held: TrainingData, k: int, mon
     assert found == pytest.approx(float(top_k.result()[0]), abs=1e-6)
 
 
-def test_small_chunks_change_nothing(trained: Trained, held: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_do_not_depend_on_the_batch_size(
+    trained: Trained, held: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = ValidationMetrics(trained[0], held).compute()
     monkeypatch.setattr(validation, "MAX_SCORES", 7 * (held.item_count + 1))
     assert ValidationMetrics(trained[0], held).compute() == pytest.approx(whole)
 
 
-def test_ratings_are_clipped_as_the_served_model_clips_them(trained: Trained, held: TrainingData) -> None:
+def test_ratings_are_clipped_as_in_the_served_model(trained: Trained, held: TrainingData) -> None:
     _, ratings, batch = scores_and_ratings(trained[0], held)
     found = ValidationMetrics(trained[0], held, bounds=(2.0, 3.0)).compute()["rmse"]
     clipped = np.clip(ratings, 2.0, 3.0)
@@ -94,13 +98,13 @@ def test_sampled_negatives_count_for_ratings_only(trained: Trained, held: Traini
     positive = np.arange(len(held.labels)) % 3 > 0
     found = ValidationMetrics(trained[0], dataclasses.replace(held, positive=positive)).compute()
     only = held._rows(np.flatnonzero(positive))
-    wanted = ValidationMetrics(trained[0], only).compute()
-    assert found["top_100_accuracy"] == pytest.approx(wanted["top_100_accuracy"])
+    expected = ValidationMetrics(trained[0], only).compute()
+    assert found["top_100_accuracy"] == pytest.approx(expected["top_100_accuracy"])
     assert found["rmse"] == pytest.approx(ValidationMetrics(trained[0], held).compute()["rmse"])
-    assert found["rmse"] != pytest.approx(wanted["rmse"], abs=1e-6)
+    assert found["rmse"] != pytest.approx(expected["rmse"], abs=1e-6)
 
 
-def test_scores_that_are_no_numbers_are_no_hits(world: World, data: TrainingData, held: TrainingData) -> None:
+def test_scores_that_are_not_finite_are_no_hits(world: World, data: TrainingData, held: TrainingData) -> None:
     recipe = world.recipe()
     features = recipe.features
     model = TwoTaskRecommender(recipe.model, features.query, features.candidate, data, world.transform_output)

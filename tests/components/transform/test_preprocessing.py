@@ -1,4 +1,4 @@
-"""Transform's graph on a handful of rows: what each kind of feature becomes, in training and on new rows at serving."""
+"""The transform graph: each feature kind, on training rows and on new rows in serving."""
 
 from __future__ import annotations
 
@@ -172,9 +172,7 @@ def words_of(output: tft.TFTransformOutput, feature: str, found: tf.SparseTensor
     return [[vocabulary[index] for index in row] for row in rows_of(found)]
 
 
-def test_serving_gives_the_numbers_that_training_saw(
-    transformed: tuple[tft.TFTransformOutput, Transformed], serve: Serve
-) -> None:
+def test_serving_transforms_as_training(transformed: tuple[tft.TFTransformOutput, Transformed], serve: Serve) -> None:
     served = serve([*INTERACTIONS, *CATALOGUE])
     columns = {
         name: rows_of(column) if isinstance(column, tf.SparseTensor) else values(column)
@@ -213,8 +211,8 @@ def test_missing_values_are_index_0_and_the_mean(serve: Serve) -> None:
     assert values(found[display_name("title")]) == [b""]
 
 
-def test_unseen_values_are_index_0(serve: Serve) -> None:
-    found = serve([{"user": "nobody", "item": "nothing", "plan": "golden", "title": "Unheard of", "tags": "grey"}])
+def test_values_outside_the_vocabulary_are_index_0(serve: Serve) -> None:
+    found = serve([{"user": "new user", "item": "nothing", "plan": "golden", "title": "Unheard of", "tags": "grey"}])
     for name in ("user_id", "item_id", "plan_categorical"):
         assert values(found[name]) == [0], name
     assert rows_of(found["title_text"]) == [[0, 0]]
@@ -230,15 +228,13 @@ def test_an_empty_string_is_a_missing_value(serve: Serve) -> None:
             assert values(empty[name]) == values(column), name
 
 
-def test_each_id_has_an_index_of_its_own_from_1_in_the_vocabulary_s_order(
-    output: tft.TFTransformOutput, serve: Serve
-) -> None:
+def test_ids_have_indices_from_1_in_the_vocabulary_s_order(output: tft.TFTransformOutput, serve: Serve) -> None:
     vocabulary = [word.decode() for word in output.vocabulary_by_name("item_id")]
     assert sorted(vocabulary) == sorted(TITLES)
     assert values(serve([{"item": item} for item in vocabulary])["item_id"]) == list(range(1, len(TITLES) + 1))
 
 
-def test_vocabularies_start_with_what_comes_most_often(output: tft.TFTransformOutput) -> None:
+def test_vocabularies_are_ordered_by_frequency(output: tft.TFTransformOutput) -> None:
     users = Counter(row["user"] for row in INTERACTIONS)
     vocabulary = [word.decode() for word in output.vocabulary_by_name("user_id")]
     assert sorted(vocabulary) == sorted(USERS)
@@ -252,11 +248,11 @@ def test_rows_of_the_catalogue_add_no_user_no_category_and_no_time(output: tft.T
     assert values(serve([{"at": FIRST}, {"at": LAST}])["at_buckets"]) == [1, MINUTES]
 
 
-def test_items_that_nobody_touched_are_in_the_vocabulary(output: tft.TFTransformOutput) -> None:
+def test_items_without_interactions_are_in_the_vocabulary(output: tft.TFTransformOutput) -> None:
     assert set(output.vocabulary_by_name("item_id")) >= {b"i5", b"i6"}
 
 
-def test_a_category_below_its_min_count_is_unknown(serve: Serve) -> None:
+def test_a_category_below_its_min_count_is_index_0(serve: Serve) -> None:
     assert INTERACTIONS[0]["plan"] == "trial"
     found = values(serve([{"plan": plan} for plan in ("free", "paid", "trial")])["plan_categorical"])
     assert found == [1, 2, 0]
@@ -293,7 +289,7 @@ def test_only_frequent_words_get_an_index(output: tft.TFTransformOutput) -> None
 
 
 @pytest.mark.parametrize(
-    ("tags", "colours", "wanted_tags", "wanted_colours"),
+    ("tags", "colours", "expected_tags", "expected_colours"),
     [
         ("red|blue", "red, dark blue", ["red", "blue"], ["red", "dark blue"]),
         ("|red||blue|", ",,", ["red", "blue"], []),
@@ -308,30 +304,30 @@ def test_cells_with_several_values_are_split_at_the_separator(
     serve: Serve,
     tags: str,
     colours: str,
-    wanted_tags: list[str],
-    wanted_colours: list[str],
+    expected_tags: list[str],
+    expected_colours: list[str],
 ) -> None:
     found = serve([{"tags": tags, "colours": colours}])
-    assert words_of(output, "tags_multi_value", found["tags_multi_value"]) == [wanted_tags]
-    assert words_of(output, "colours_multi_value", found["colours_multi_value"]) == [wanted_colours]
+    assert words_of(output, "tags_multi_value", found["tags_multi_value"]) == [expected_tags]
+    assert words_of(output, "colours_multi_value", found["colours_multi_value"]) == [expected_colours]
 
 
 @given(st.lists(st.text("ab,| é\t", max_size=12), max_size=5))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(["|red", "", "red|"])
 def test_any_cell_gives_left_aligned_values(serve: Serve, cells: list[str]) -> None:
-    # TFT refuses rows whose values do not start at their first place, in the middle of a run.
+    # TFT rejects rows whose values are not left-aligned during a run.
     found = serve([{"tags": cell} for cell in cells])["tags_multi_value"]
-    wanted = [sum(1 for value in cell.split("|") if value.strip(" \t")) for cell in cells]
-    assert [len(row) for row in rows_of(found)] == wanted
-    assert [place for _, place in found.indices.numpy().tolist()] == [p for count in wanted for p in range(count)]
+    expected = [sum(1 for value in cell.split("|") if value.strip(" \t")) for cell in cells]
+    assert [len(row) for row in rows_of(found)] == expected
+    assert [place for _, place in found.indices.numpy().tolist()] == [p for count in expected for p in range(count)]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def test_timestamps_a_minute_apart_fall_into_buckets_of_their_own(serve: Serve) -> None:
-    # float32 cannot tell them apart: around these numbers it counts in steps of 64.
+    # float32 rounds these numbers to multiples of 64.
     middles = [FIRST + 60 * minute + 30 for minute in range(MINUTES)]
     assert np.spacing(np.float32(FIRST)) == 64
     assert values(serve([{"at": at} for at in middles])["at_buckets"]) == list(range(1, MINUTES + 1))
@@ -340,7 +336,7 @@ def test_timestamps_a_minute_apart_fall_into_buckets_of_their_own(serve: Serve) 
 @given(st.lists(st.one_of(st.integers(FIRST - 100, LAST + 100), st.integers(-(2**63), 2**63 - 1)), min_size=1))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([-(2**63), FIRST - 1, FIRST, LAST, LAST + 1, 2**63 - 1])
-def test_uniform_buckets_are_of_equal_width_and_hold_what_lies_beyond_the_ends(serve: Serve, times: list[int]) -> None:
+def test_uniform_buckets_have_equal_width_and_open_ends(serve: Serve, times: list[int]) -> None:
     found = np.array(values(serve([{"at": at} for at in times])["at_buckets"]))
     assert found.min() >= 1 and found.max() <= MINUTES
     for at, bucket in zip(times, found, strict=True):
@@ -349,7 +345,7 @@ def test_uniform_buckets_are_of_equal_width_and_hold_what_lies_beyond_the_ends(s
         assert (at >= low or bucket == 1) and (at <= high or bucket == MINUTES), at
 
 
-def test_a_column_that_never_changes_splits_into_lower_equal_and_higher(serve: Serve) -> None:
+def test_a_constant_column_has_buckets_below_at_and_above(serve: Serve) -> None:
     found = values(serve([{"floor": floor} for floor in (3, 3, -(2**63), 2**63 - 1, 1000)])["floor_buckets"])
     assert found == [1, 1, 1, 5, 5]
 
@@ -359,7 +355,7 @@ def test_buckets_of_floats(serve: Serve) -> None:
     assert found == [1, 1, 1, 5, 10, 10, 10]
 
 
-def test_quantile_buckets_hold_equal_shares_in_order(serve: Serve) -> None:
+def test_quantile_buckets_have_equal_counts_in_order(serve: Serve) -> None:
     ages = sorted(row["age"] for row in INTERACTIONS if row["age"] is not None)
     found = values(serve([{"age": age} for age in ages])["age_buckets"])
     assert found == sorted(found)
@@ -377,7 +373,7 @@ def test_z_scores_of_train_have_mean_0_and_deviation_1(serve: Serve, column: str
     np.testing.assert_allclose(found.numpy(), (numbers - numbers.mean()) / numbers.std(), atol=1e-4)
 
 
-def test_z_scores_tell_a_minute_apart(serve: Serve) -> None:
+def test_z_scores_distinguish_minutes(serve: Serve) -> None:
     found = serve([{"at": FIRST + second} for second in range(0, 600, 20)])["at_normalized"].numpy()
     assert (np.diff(found) > 0).all()
 
@@ -390,6 +386,6 @@ def test_labels_are_floats_whatever_the_column_is(
     assert values(serve([{"stars": 4}])["label"]) == [4.0]
 
 
-def test_displayed_columns_come_through_as_they_are(serve: Serve) -> None:
+def test_display_columns_are_unchanged(serve: Serve) -> None:
     found = serve([{"title": title} for title in TITLES.values()])[display_name("title")]
     assert [title.decode() for title in values(found)] == list(TITLES.values())

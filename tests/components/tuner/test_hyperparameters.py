@@ -1,4 +1,4 @@
-"""The recipe's search space in KerasTuner's words, and what was found in the recipe's."""
+"""Conversion between the recipe's search space and KerasTuner's hyperparameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recipe.tuner import Search, Tuner
 
 
 def sampled(tuner: Tuner, seed: int) -> dict[str, Any]:
-    """The recipe's values of one random trial, through what TFX hands from the Tuner to the Trainer."""
+    """The recipe's values of a random trial, converted as from the Tuner to the Trainer."""
     oracle = keras_tuner.oracles.RandomSearchOracle(
         objective=keras_tuner.Objective("score", "max"), hyperparameters=search_space(tuner), seed=seed
     )
@@ -44,14 +44,14 @@ def sampled(tuner: Tuner, seed: int) -> dict[str, Any]:
     st.integers(0, 1000),
 )  # fmt: skip
 @settings(deadline=None, max_examples=100)
-def test_a_choice_comes_back_as_it_stands_in_the_recipe(choices: list[Any], seed: int) -> None:
+def test_a_choice_round_trips(choices: list[Any], seed: int) -> None:
     tuner = Tuner(search={"model.query_tower.layers": Search(choices=tuple(choices))})
     found = sampled(tuner, seed)["model.query_tower.layers"]
     assert any(found == choice and type(found) is type(choice) for choice in choices)
 
 
 @pytest.mark.parametrize("choices", [(8, 16), (8.0, 16.0), (8, 16.5)])
-def test_numbers_stay_numbers_so_that_their_order_counts(choices: tuple[float, ...]) -> None:
+def test_numeric_choices_stay_ordered_numbers(choices: tuple[float, ...]) -> None:
     (hyperparameter,) = search_space(Tuner(search={"model.embedding_dim": Search(choices=choices)})).space
     assert hyperparameter.ordered
     assert list(hyperparameter.values) == list(choices)
@@ -59,7 +59,7 @@ def test_numbers_stay_numbers_so_that_their_order_counts(choices: tuple[float, .
 
 @given(st.floats(1e-6, 1e-2), st.floats(2, 100), st.sampled_from(["linear", "log"]), st.integers(0, 1000))
 @settings(deadline=None, max_examples=100)
-def test_a_range_of_fractions_stays_within_its_ends(low: float, times: float, scale: Any, seed: int) -> None:
+def test_a_range_of_floats_stays_within_its_bounds(low: float, times: float, scale: Any, seed: int) -> None:
     key = "training.optimizer.learning_rate"
     found = sampled(Tuner(search={key: Search(low=low, high=low * times, scale=scale)}), seed)[key]
     assert isinstance(found, float)
@@ -68,7 +68,7 @@ def test_a_range_of_fractions_stays_within_its_ends(low: float, times: float, sc
 
 @given(st.integers(1, 50), st.integers(1, 200), st.sampled_from(["linear", "log"]), st.integers(0, 1000))
 @settings(deadline=None, max_examples=100)
-def test_a_range_of_whole_numbers_gives_whole_numbers(low: int, more: int, scale: Any, seed: int) -> None:
+def test_a_range_of_integers_gives_integers(low: int, more: int, scale: Any, seed: int) -> None:
     key = "model.embedding_dim"
     found = sampled(Tuner(search={key: Search(low=low, high=low + more, scale=scale)}), seed)[key]
     assert isinstance(found, int) and low <= found <= low + more
@@ -82,12 +82,12 @@ def test_a_step_on_a_log_scale_is_a_factor() -> None:
     assert {sampled(tuner, seed)["model.id_dropout"] for seed in range(40)} == {0, 0.25, 0.5}
 
 
-def test_a_log_scale_tries_small_numbers_as_often_as_large_ones() -> None:
+def test_a_log_scale_samples_orders_of_magnitude_uniformly() -> None:
     tuner = Tuner(search={"training.optimizer.learning_rate": Search(low=1e-4, high=1e-2, scale="log")})
     found = [math.log10(sampled(tuner, seed)["training.optimizer.learning_rate"]) for seed in range(200)]
     assert 60 < sum(value < -3 for value in found) < 140
 
 
-def test_hyperbands_own_books_are_no_keys_of_the_recipe() -> None:
+def test_hyperband_s_state_is_not_part_of_the_recipe() -> None:
     config = {"values": {"model.l2": 0.5, "tuner/epochs": 3, "tuner/bracket": 1}}
     assert recipe_values(config) == {"model.l2": 0.5}

@@ -1,4 +1,4 @@
-"""The search itself: which epoch counts, what a failed trial is, and what stops everything."""
+"""The search: scores of trials, failed trials and errors that end the search."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Search = Callable[..., tuning.RecipeTuner]
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """Runs the search of a recipe with a stand-in for the training, which minutes of CPU would say nothing more of."""
+    """Run the search of a recipe with a function in place of training, to save time."""
 
     def run(
         train: Callable[[TrainerRecipe], dict[str, list[float]]], space: str, preset: str = "tutorial", **settings: Any
@@ -58,29 +58,30 @@ def best(tuner: tuning.RecipeTuner) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("objective", "wanted"), [("{top_100_accuracy: 1}", 64), ("{rmse: 1}", 8), ("{top_100_accuracy: 1, rmse: 0.1}", 64)]
+    ("objective", "expected"),
+    [("{top_100_accuracy: 1}", 64), ("{rmse: 1}", 8), ("{top_100_accuracy: 1, rmse: 0.1}", 64)],
 )
-def test_the_best_trial_is_that_of_the_objective(search: Search, objective: str, wanted: int) -> None:
+def test_the_best_trial_maximizes_the_objective(search: Search, objective: str, expected: int) -> None:
     def train(recipe: TrainerRecipe) -> dict[str, list[float]]:
         size = recipe.model.embedding_dim / 64
         return {"validation_top_100_accuracy": [size], "validation_rmse": [1 + size], "kept": [1.0]}
 
-    assert best(search(train, DIMENSIONS, trials=12, objective=objective)) == {"model.embedding_dim": wanted}
+    assert best(search(train, DIMENSIONS, trials=12, objective=objective)) == {"model.embedding_dim": expected}
 
 
-def test_a_trial_is_scored_by_the_weights_that_training_ended_with(search: Search) -> None:
+def test_a_trial_is_scored_by_the_kept_epoch(search: Search) -> None:
     tuner = search(lambda _: CURVES, DIMENSIONS, trials=2, objective="{top_100_accuracy: 2, rmse: 1}")
     assert tuner.oracle.get_best_trials()[0].score == pytest.approx(2 * 0.3 - 1.0)
 
 
-def test_every_trial_keeps_the_same_slice_from_training(search: Search) -> None:
+def test_all_trials_have_the_same_validation_split(search: Search) -> None:
     seen: list[TrainerRecipe] = []
     search(lambda recipe: seen.append(recipe) or CURVES, DIMENSIONS, trials=3, epochs=2)
     assert len({recipe.training.validation for recipe in seen}) == 1 and seen[0].training.validation is not None
     assert {recipe.training.epochs for recipe in seen} == {2}
 
 
-def test_without_epochs_of_its_own_a_trial_lasts_as_long_as_the_training(search: Search) -> None:
+def test_trial_epochs_default_to_those_of_training(search: Search) -> None:
     seen: list[int] = []
     search(lambda recipe: seen.append(recipe.training.epochs) or CURVES, DIMENSIONS, trials=2)
     assert set(seen) == {9}
@@ -98,7 +99,7 @@ def test_bayesian_search_runs(search: Search) -> None:
     assert len(search(lambda _: CURVES, space, algorithm="bayesian", trials=5).oracle.trials) == 5
 
 
-def test_a_trial_that_diverges_is_not_the_best_one_and_stops_nothing(search: Search) -> None:
+def test_a_diverged_trial_is_not_the_best_and_does_not_end_the_search(search: Search) -> None:
     def train(recipe: TrainerRecipe) -> dict[str, list[float]]:
         if recipe.model.embedding_dim == 64:
             raise TrainingDiverged("loss is nan")
@@ -109,8 +110,8 @@ def test_a_trial_that_diverges_is_not_the_best_one_and_stops_nothing(search: Sea
     assert {trial.status for trial in tuner.oracle.trials.values()} == {"COMPLETED", "FAILED"}
 
 
-def test_values_that_do_not_fit_each_other_are_a_failed_trial(search: Search) -> None:
-    # Each fits without the other; vectors of 64 numbers that are not projected meet others of 32.
+def test_an_invalid_combination_of_values_is_a_failed_trial(search: Search) -> None:
+    # Each value is valid alone; together, vectors of dimension 64 and 32 without a projection are not.
     layers, projection = "model.query_tower.layers", "model.query_tower.projection"
     space = f"{layers}: {{choices: [[64, 32], [64]]}}, {projection}: {{choices: [true, false]}}"
     tuner = search(lambda _: CURVES, space, preset="deep", trials=20)
@@ -119,7 +120,7 @@ def test_values_that_do_not_fit_each_other_are_a_failed_trial(search: Search) ->
     assert len(trials) == 4
 
 
-def test_a_search_without_a_single_model_is_told_with_the_reason(search: Search) -> None:
+def test_a_search_of_failed_trials_is_an_error_with_the_reason(search: Search) -> None:
     def train(recipe: TrainerRecipe) -> dict[str, list[float]]:
         raise TrainingDiverged("loss is nan")
 
@@ -127,7 +128,7 @@ def test_a_search_without_a_single_model_is_told_with_the_reason(search: Search)
         search(train, DIMENSIONS, trials=2)
 
 
-def test_a_fault_of_the_program_stops_the_search(search: Search) -> None:
+def test_an_unexpected_error_ends_the_search(search: Search) -> None:
     trained: list[int] = []
 
     def train(recipe: TrainerRecipe) -> dict[str, list[float]]:
