@@ -41,7 +41,7 @@ def build_index(
 
     Example:
         >>> vectors = tf.random.normal([100, 8])
-        >>> index = build_index(Index(), vectors, k=10, sample_queries=lambda: SampleQueries([], []), name="index")
+        >>> index = build_index(recipe.serving.index, vectors, 10, lambda: SampleQueries([], []), "index")
         >>> index.search(vectors[:2], k=10).items.shape
         TensorShape([2, 10])
     """

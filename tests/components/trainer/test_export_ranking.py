@@ -13,7 +13,7 @@ from components.trainer.export import ServedRecommender
 
 World = Any
 Answer = dict[str, np.ndarray]
-Request = Callable[..., Answer]
+Call = Callable[..., Answer]
 
 K = 25
 WEIGHTS = {"score": 0.3, "rating": 0.7}
@@ -26,8 +26,8 @@ def words(values: np.ndarray) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def request(serve: Callable[..., ServedRecommender]) -> Callable[..., Answer]:
-    """`request(order, signature, exclude_seen=…, **inputs)`: the outputs of a model with that order."""
+def call(serve: Callable[..., ServedRecommender]) -> Callable[..., Answer]:
+    """`call(order, signature, exclude_seen=…, **inputs)`: the outputs of a model with that order."""
     made: dict[tuple[str, bool], Mapping[str, Any]] = {}
 
     def answer(order: str, signature: str, exclude_seen: bool = True, **inputs: Any) -> Answer:
@@ -45,9 +45,9 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ["rating", "blend"])
-def test_retrieved_items_are_served_in_the_order_of_rank_by(world: World, request: Request, order: str) -> None:
+def test_retrieved_items_are_served_in_the_order_of_rank_by(world: World, call: Call, order: str) -> None:
     users = [*world.users[:6], NEW_USER]
-    retrieved, served = request("score", "recommend", user_id=users), request(order, "recommend", user_id=users)
+    retrieved, served = call("score", "recommend", user_id=users), call(order, "recommend", user_id=users)
     assert (retrieved["item_ids"] != served["item_ids"]).any()
     for row in range(len(users)):
         before = {item: place for place, item in enumerate(words(retrieved["item_ids"][row]))}
@@ -75,10 +75,10 @@ def test_equal_ratings_stay_in_the_order_of_their_scores(world: World, serve: Ca
 
 @pytest.mark.parametrize("order", ["rating", "blend"])
 @pytest.mark.parametrize("k", [1, 10, K, K + 10, 1000])
-def test_the_top_items_do_not_depend_on_k(world: World, request: Request, order: str, k: int) -> None:
+def test_the_top_items_do_not_depend_on_k(world: World, call: Call, order: str, k: int) -> None:
     users = [*world.users[:4], NEW_USER]
-    served = request(order, "recommend", user_id=users)["item_ids"]
-    filtered = request(order, "recommend_filtered", user_id=users, k=k)
+    served = call(order, "recommend", user_id=users)["item_ids"]
+    filtered = call(order, "recommend_filtered", user_id=users, k=k)
     assert filtered["item_ids"].shape == (len(users), min(k, len(world.items)))
     shared = min(k, K)
     np.testing.assert_array_equal(filtered["item_ids"][:, :shared], served[:, :shared])
@@ -87,10 +87,10 @@ def test_the_top_items_do_not_depend_on_k(world: World, request: Request, order:
         assert (np.diff(scores[filtered["item_ids"][row, K:] != b""]) <= 0).all()
 
 
-def test_padding_stays_last(world: World, request: Request) -> None:
+def test_padding_stays_last(world: World, call: Call) -> None:
     for order in ORDERS:
         only = [["g0i00", "cold001", "cold002"]]
-        answer = request(order, "recommend_filtered", user_id=[NEW_USER], only=only, k=6)
+        answer = call(order, "recommend_filtered", user_id=[NEW_USER], only=only, k=6)
         assert sorted(words(answer["item_ids"][0])[:3]) == sorted(only[0])
         assert words(answer["item_ids"][0])[3:] == [""] * 3
         assert not answer["ratings"][0, 3:].any() and not answer["scores"][0, 3:].any()
@@ -99,19 +99,19 @@ def test_padding_stays_last(world: World, request: Request) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_evaluated_ranks_are_of_the_served_order(
-    world: World, request: Request, example: Callable[[Any], bytes], order: str, exclude_seen: bool
+    world: World, call: Call, example: Callable[[Any], bytes], order: str, exclude_seen: bool
 ) -> None:
     catalogue = words(world.transform_output.vocabulary_by_name("item_id"))
     random = np.random.default_rng(4)
     rows = [{"customer": str(random.choice(world.users)), "item": str(random.choice(catalogue))} for _ in range(60)]
     rows += [{"customer": row["customer"], "item": row["item"]} for row in world.interactions[:40]]
     examples = [example(row) for row in rows]
-    found = request(order, "evaluate", exclude_seen, examples=examples)
-    by_score = request("score", "evaluate", exclude_seen, examples=examples)
+    found = call(order, "evaluate", exclude_seen, examples=examples)
+    by_score = call("score", "evaluate", exclude_seen, examples=examples)
     rank = "rank_unseen" if exclude_seen else "rank"
     compared = 0
     for place, row in enumerate(rows):
-        served = words(request(order, "recommend", exclude_seen, user_id=[row["customer"]])["item_ids"][0])
+        served = words(call(order, "recommend", exclude_seen, user_id=[row["customer"]])["item_ids"][0])
         assert [catalogue[item - 1] for item in found["top_10_items"][place]] == served[:10]
         if row["item"] in served:
             assert found[rank][place] == served.index(row["item"])
@@ -129,16 +129,16 @@ def test_evaluated_ranks_are_of_the_served_order(
 
 
 def test_a_seen_item_has_the_rank_it_would_have_if_unseen(
-    world: World, request: Request, example: Callable[[Any], bytes]
+    world: World, call: Call, example: Callable[[Any], bytes]
 ) -> None:
     """An example's own item is a candidate, although the user interacted with it."""
     user = world.users[0]
     seen = sorted(world.seen(user))
-    found = request("rating", "evaluate", examples=[example({"customer": user, "item": item}) for item in seen])
-    by_score = request("score", "evaluate", examples=[example({"customer": user, "item": item}) for item in seen])
+    found = call("rating", "evaluate", examples=[example({"customer": user, "item": item}) for item in seen])
+    by_score = call("score", "evaluate", examples=[example({"customer": user, "item": item}) for item in seen])
     retrieved = [place for place, rank in enumerate(by_score["rank_unseen"]) if 0 <= rank < K]
     assert retrieved
     for place in retrieved:
         others = [item for item in seen if item != seen[place]]
-        answer = request("rating", "recommend_filtered", False, user_id=[user], exclude=[others], k=K)
+        answer = call("rating", "recommend_filtered", False, user_id=[user], exclude=[others], k=K)
         assert found["rank_unseen"][place] == words(answer["item_ids"][0]).index(seen[place])
