@@ -1,4 +1,7 @@
-"""Merges several interactions of one user with one item into one (`data.duplicates`). The executor calls it."""
+"""Merges several interactions of one user with one item into one (`data.duplicates`). The executor calls it.
+
+merged = merge(rows, data, {"purchases": pa.int64()})  # data.aggregate.count: purchases
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Encodes Arrow batches as tf.Examples and writes them to gzipped TFRecord shards, batch by batch."""
+"""Encodes Arrow batches as tf.Examples and writes them to gzipped TFRecord shards, batch by batch.
+
+with Shard(path) as shard:
+    shard.write(encode(rows))
+"""
 
 from __future__ import annotations
 

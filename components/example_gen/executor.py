@@ -147,7 +147,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):  # type: ignore[misc,unused
         try:
             sources = read_headers(_find_files(exec_properties), data, schema, _open)
             reports = self._run(sources, data, scratch)
-            _check(reports, data)
+            _check(reports, sources, data)
             artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
             _publish(reports, artifact)
             fileio.rmtree(scratch)
@@ -665,7 +665,7 @@ def _find_files(exec_properties: Mapping[str, Any]) -> dict[str, list[str]]:
     return files
 
 
-def _check(reports: Sequence[UnitReport], data: Data) -> None:
+def _check(reports: Sequence[UnitReport], sources: ResolvedSources, data: Data) -> None:
     """Raise the problems that the workers found.
 
     Raises:
@@ -675,7 +675,7 @@ def _check(reports: Sequence[UnitReport], data: Data) -> None:
     if problems:
         raise DataError("\n".join(problems[:_PLACES_SHOWN]))
     # Lookups first, because a malformed row in one may be the cause of a rejected interaction.
-    for table in (*list(data.sources.tables())[1:], INTERACTIONS):
+    for table in (*sources.lookups, INTERACTIONS):
         mine = [report for report in reports if report.unit.table == table]
         rows, rejected = sum(report.rows for report in mine), sum(report.rejected for report in mine)
         allowed = int(data.max_bad_rows * rows)

@@ -1,4 +1,8 @@
-"""Joins lookup tables (items, users and their own lookups) onto batches of rows."""
+"""Joins lookup tables (items, users and their own lookups) onto batches of rows. The executor calls it.
+
+items = assemble(sources.lookups["items"], parts)
+joined = join_all(rows, [items])
+"""
 
 from __future__ import annotations
 

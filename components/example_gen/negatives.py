@@ -2,6 +2,9 @@
 
 The negatives of a user depend on the user's own rows, the catalogue and the seed alone: not on other users, on the
 number of workers, or on any library's random numbers. The executor calls it.
+
+    sampled = sample_negatives(users, hash_values(user_ids), items, is_eval, len(item_ids), per_positive=4, seed=0)
+    negative_ids = item_ids.take(pa.array(sampled.items))  # of the interactions sampled.parents
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Grouping rows through Beam would shuffle them one by one, and grouping them in memory would need memory for all of them.
 Instead each worker writes its rows to one file per partition, and the worker that processes a partition reads those:
 memory is needed for one partition at a time.
+
+    with Spill(partitions, lambda number: f"{folder}/{number}", lambda path: open(path, "wb")) as spill:
+        spill.write(rows, rows.column("user_id"))
 """
 
 from __future__ import annotations
