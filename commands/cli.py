@@ -66,14 +66,17 @@ def main() -> None:
 def _show_warnings() -> None:
     """Print each warning of our own packages as one line on stderr, deprecated recipe keys included."""
     standard = warnings.showwarning
+    # Python repeats a warning after any change of its filters, which imports make.
+    printed: set[str] = set()
     own = ("commands", "pipeline", "components", "recipe", "serving")
     warnings.filterwarnings("default", module=rf"({'|'.join(own)})\.")
 
     def show(message: Warning | str, category: type[Warning], *location: Any, **where: Any) -> None:
-        if category.__module__.partition(".")[0] in own:
-            print(f"tandem: warning: {message}", file=sys.stderr)
-        else:
+        if category.__module__.partition(".")[0] not in own:
             standard(message, category, *location, **where)
+        elif str(message) not in printed:
+            printed.add(str(message))
+            print(f"tandem: warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show
 

@@ -435,4 +435,4 @@ def test_half_a_client_certificate_and_a_url_are_bad_input(command: tuple[str, .
     assert half.returncode == 2
     assert "--tls-key without --tls-cert" in json.loads(half.stdout)["error"]
     url = tandem(*command, "--target", "http://127.0.0.1:8501")
-    assert url.returncode == 2 and "pass the gRPC port as host:port" in url.stderr
+    assert url.returncode == 2 and "expected the gRPC port as host:port" in url.stderr
