@@ -1,7 +1,7 @@
 """Compare training of the preset `tutorial` with the loop of TensorFlow Recommenders' tutorial.
 
 `make bench-train` takes MovieLens-100K through the DAG up to Transform. It then trains the same model alternately, each
-time in a fresh process: with `components.trainer.fitting.training.train`, and as in the tutorial
+time in a fresh process: with `components.trainer.fitting.training_loop.train`, and as in the tutorial
 (https://www.tensorflow.org/recommenders/examples/multitask): strings in memory, StringLookup layers in the model,
 `.shuffle(100_000).batch(8_192).cache()`, Keras's `fit`, FactorizedTopK off. Rows, batch size and optimizer are the
 same, but the pipeline's training shuffles each epoch again.
@@ -210,7 +210,7 @@ def measure(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
 
 
 def pipeline(recipe: Any, data: Any, transform_output: Any) -> list[float]:
-    from components.trainer.fitting.training import train
+    from components.trainer.fitting.training_loop import train
 
     _, curves = train(recipe.for_trainer(), data, transform_output)
     return curves["seconds"]

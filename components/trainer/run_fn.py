@@ -17,7 +17,7 @@ from components.trainer.export import ServedRecommender, label_bounds, save
 from components.trainer.fitting.backup import BACKUPS, fingerprint, remove_backup, remove_expired_backups
 from components.trainer.fitting.curves import CURVES_FILE
 from components.trainer.fitting.hyperparameters import recipe_values
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from recipe.trainer import TrainerRecipe
 
 WARM_UP_IDS = 8

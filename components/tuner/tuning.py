@@ -21,7 +21,7 @@ from components.trainer.export import label_bounds
 from components.trainer.fitting.callbacks import TrainingDiverged
 from components.trainer.fitting.curves import VALIDATION, Curves
 from components.trainer.fitting.hyperparameters import recipe_values
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.tuner.search_space import EPOCHS, search_space
 from recipe.errors import RecipeError
 from recipe.trainer import TrainerRecipe

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from components.trainer.data.training_data import read_training_data
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from recipe.trainer import TrainerRecipe
 
 several = int(sys.argv[3])

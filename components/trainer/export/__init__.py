@@ -10,14 +10,14 @@ between the pipeline and serving; docs/serving.md specifies names, shapes, defau
     ranking              retrieval, exclusion of items, re-ranking and predicted ratings
     similar_items        items similar to an item
     text_search          items by the words of their display columns
-    evaluation           outputs of the model and of the baselines for each example, for the Evaluator
+    evaluate_signature   outputs of the model and of the baselines for each example, for the Evaluator
     baselines            most popular items and damped means, measured beside the model
-    warm_up              the requests that TensorFlow Serving runs before it makes a version available
+    warm_up_requests     the requests that TensorFlow Serving runs before it makes a version available
 """
 
 from __future__ import annotations
 
-from components.trainer.export.evaluation import LIST_LENGTH, TOP_K
+from components.trainer.export.evaluate_signature import LIST_LENGTH, TOP_K
 from components.trainer.export.ranking import label_bounds
 from components.trainer.export.served_recommender import ServedRecommender, save
 

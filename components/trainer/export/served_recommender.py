@@ -13,7 +13,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from components.trainer.data.ragged_ops import boolean_mask, dense_boolean_mask
 from components.trainer.data.training_data import TrainingData
 from components.trainer.export.catalogue import Catalogue
-from components.trainer.export.evaluation import Evaluation
+from components.trainer.export.evaluate_signature import EvaluateSignature
 from components.trainer.export.query_encoder import QueryEncoder
 from components.trainer.export.ranking import Ranked, Ranker
 from components.trainer.export.signature_inputs import (
@@ -26,7 +26,7 @@ from components.trainer.export.signature_inputs import (
 )
 from components.trainer.export.similar_items import SimilarItems
 from components.trainer.export.text_search import TextSearch
-from components.trainer.export.warm_up import Request, write_warm_up
+from components.trainer.export.warm_up_requests import Request, write_warm_up
 from components.trainer.model.recommender import TwoTaskRecommender
 from recipe.serving import HISTORY_INPUT
 from recipe.trainer import TrainerRecipe
@@ -94,7 +94,7 @@ class ServedRecommender(tf.Module):
         every = tf.range(1, data.item_count + 1, dtype=tf.int64)
         self._similar_item_index = SimilarItems(self.ranker.index.vectors(every), recipe, self.ranker.k)
         self._text_search = TextSearch(data) if data.display else None
-        self._evaluation = Evaluation(data, recipe.columns, self.catalogue, self.query_encoder, self.ranker)
+        self._evaluation = EvaluateSignature(data, recipe.columns, self.catalogue, self.query_encoder, self.ranker)
 
     def signatures(self) -> dict[str, Any]:
         """Return the functions to save, by signature name."""

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from components.trainer.model.history import HistoryEmbedding
+from components.trainer.model.history_embedding import HistoryEmbedding
 from recipe.features import AnyFeature, History, Identifier, MultiValue, Normalized, Text
 from recipe.model import Layers, Tower
 

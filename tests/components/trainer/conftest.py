@@ -28,7 +28,7 @@ from tensorflow_transform.tf_metadata import dataset_metadata
 
 from components.trainer.data.training_data import TrainingData, read_training_data
 from components.trainer.export import ServedRecommender, save
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.trainer.model.recommender import TwoTaskRecommender
 from components.transform.preprocessing import preprocessing_fn
 from recipe.trainer import TrainerRecipe

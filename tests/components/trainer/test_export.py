@@ -15,8 +15,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from components.trainer.data.training_data import TrainingData
 from components.trainer.export import ServedRecommender, label_bounds, save
-from components.trainer.export.warm_up import write_warm_up
-from components.trainer.fitting.training import train
+from components.trainer.export.warm_up_requests import write_warm_up
+from components.trainer.fitting.training_loop import train
 from components.trainer.run_fn import run_fn
 
 World = Any

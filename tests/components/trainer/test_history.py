@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 
 from components.trainer.data.histories import Histories, HistoryBatches, whole_histories
-from components.trainer.model.history import HistoryEmbedding
+from components.trainer.model.history_embedding import HistoryEmbedding
 from recipe.features import History
 
 USERS, ITEMS = 4, 7

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from components.trainer.data.batches import batches
 from components.trainer.data.training_data import TrainingData
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.trainer.model.recommender import TwoTaskRecommender
 
 World = Any

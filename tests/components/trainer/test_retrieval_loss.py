@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from components.trainer.data.training_data import TrainingData
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.trainer.model.recommender import TwoTaskRecommender
 from components.trainer.model.retrieval import BatchSoftmax
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from components.trainer.export import ServedRecommender, save
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 
 World = Any
 Loaded = Any

@@ -31,7 +31,7 @@ from components.trainer.fitting import backup, optimizers
 from components.trainer.fitting.backup import fingerprint
 from components.trainer.fitting.callbacks import TrainingDiverged
 from components.trainer.fitting.curves import best_epoch, with_epoch
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.trainer.fitting.validation import ValidationMetrics
 from components.trainer.model.recommender import TwoTaskRecommender
 from components.trainer.run_fn import run_fn
@@ -360,7 +360,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 import tensorflow_transform as tft
-from components.trainer.fitting.training import train
+from components.trainer.fitting.training_loop import train
 from components.trainer.data.training_data import read_training_data
 from recipe.trainer import TrainerRecipe
 

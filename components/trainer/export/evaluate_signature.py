@@ -17,7 +17,7 @@ TOP_K = (1, 5, 10, 50, 100)
 LIST_LENGTH = 10
 
 
-class Evaluation(tf.Module):
+class EvaluateSignature(tf.Module):
     """Evaluates serialized examples in the way that `recommend` and `rate` serve them.
 
     Example:
