@@ -124,7 +124,7 @@ def test_a_search_of_failed_trials_is_an_error_with_the_reason(search: Search) -
     def train(recipe: TrainerRecipe) -> dict[str, list[float]]:
         raise TrainingDiverged("loss is nan")
 
-    with pytest.raises(RecipeError, match=r"none of 2 trials could be trained\. .*loss is nan"):
+    with pytest.raises(RecipeError, match=r"all 2 trials failed\. .*loss is nan"):
         search(train, DIMENSIONS, trials=2)
 
 
