@@ -1,8 +1,8 @@
-"""Recommendations for a whole user base, without a server: a Beam job over a pushed model; `tandem batch` calls it.
+"""Batch inference: a Beam job that writes recommendations for all users of a CSV; `tandem batch` calls it.
 
-The file of users is cut into spans, and each span becomes one shard of the output. A shard is written under another
-name and renamed when it is whole, with a note of its totals beside it; a job that is started again does the shards that
-have no such note.
+The CSV is divided into byte ranges, and each byte range becomes one shard of the output. A shard is written under a
+temporary name and renamed when it is complete; its totals are in a file of their own. A restarted job computes the
+shards without such a file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from recipe.errors import did_you_mean
 Format = Literal["parquet", "csv"]
 
 SPAN_BYTES = 128 << 10
-"""Bytes of the file of users that make one shard: some 10,000 users without columns."""
-USERS_A_CALL = 256
+"""Bytes of the CSV per shard: about 10,000 users without other columns."""
+BATCH_SIZE = 256
+"""Users per call of the model."""
 
-# What is no shard lies apart, under a name that readers of a folder of Parquet files pass over.
+# Files that are not shards: readers of Parquet folders skip names that begin with an underscore.
 NOTES = "_tandem"
 JOB_FILE = os.path.join(NOTES, "batch.json")
 REJECTED_FILE = os.path.join(NOTES, "rejected.csv")
@@ -53,7 +54,7 @@ RECOMMEND = "recommend"
 RECOMMEND_FILTERED = "recommend_filtered"
 USER_ID = "user_id"
 K = "k"
-# Inputs of the signatures that are no columns of a user.
+# Inputs of the signatures that are not user features.
 _NO_COLUMNS = {USER_ID, K, "history", "exclude", "only"}
 _FIXED_OUTPUTS = ("item_ids", "scores", "ratings")
 _TYPES: dict[int, ColumnType] = {tf.string.as_datatype_enum: "BYTES", tf.int64.as_datatype_enum: "INT",
@@ -61,11 +62,11 @@ _TYPES: dict[int, ColumnType] = {tf.string.as_datatype_enum: "BYTES", tf.int64.a
 
 
 class BatchError(BadInput):
-    """The job cannot be done as asked; nothing was computed."""
+    """Invalid arguments of the job; nothing was computed."""
 
 
 class Rejected(pydantic.BaseModel):
-    """A row of the file of users that got no recommendations."""
+    """A rejected row of the CSV."""
 
     file: str
     line: int | None
@@ -74,7 +75,7 @@ class Rejected(pydantic.BaseModel):
 
 
 class ShardTotals(pydantic.BaseModel):
-    """What came of one shard; the note beside it."""
+    """Totals of one shard, written next to it."""
 
     users: int
     rows: int
@@ -83,33 +84,33 @@ class ShardTotals(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class BatchResult:
-    """What the folder holds when the job has ended."""
+    """Contents of the output folder after the job."""
 
     model: Path
     shards: tuple[Path, ...]
     computed: int
-    """How many of them this job made; the others were there."""
+    """Number of shards that this job computed; the others existed."""
     users: int
     rows: int
     rejected: tuple[Rejected, ...]
     ignored_columns: tuple[str, ...]
-    """Columns of the file that the model does not take."""
+    """Columns of the CSV that are not inputs of the model."""
 
 
 class BatchJob(pydantic.BaseModel):
-    """What the shards of a folder are made of; only a job with the same plan may go on with them."""
+    """Arguments of a batch job; a job resumes from existing shards only if all of them are equal."""
 
     model: str
     users: str
-    """SHA-256 of the file's content."""
+    """SHA-256 of the CSV's content."""
     user_column: str
     k: int
     format: Format
     spans: tuple[tuple[int, int | None, int], ...]
-    """Start, end and first line of each shard's part of the file."""
+    """Start, end and first line of each shard's byte range."""
 
     def shard(self, number: int) -> str:
-        """File name of a shard."""
+        """Return the file name of a shard."""
         return f"part-{number:05}-of-{len(self.spans):05}.{self.format}"
 
 
@@ -126,38 +127,38 @@ def run_batch(
     span_bytes: int = SPAN_BYTES,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> BatchResult:
-    """Writes `k` recommendations for each user: one row for each user and item, best first.
+    """Write the top k recommendations of each user: one row per user and item, by rank.
 
     The columns are the user column, `rank` (from 1), `item_id`, `score`, `rating` and the items' display columns. A
-    user for whom the model has fewer items gets fewer rows. Columns of the file that the model's `recommend` takes are
-    sent with the user, and an empty cell is what the model remembers of the user.
+    user with fewer than k recommendable items gets fewer rows. Columns of the CSV that are inputs of the model's
+    `recommend` signature are sent with the user id; for an empty cell the model uses the stored user feature.
 
     Args:
         model_dir: Folder with the numbered versions.
-        users: CSV of the users, with a header; gzipped if it ends in `.gz`, and then it becomes one shard.
-        out: Folder for the shards; made if needed. Shards that a job with the same arguments left are kept.
-        version: The version; None for the newest.
-        k: Items a user.
-        user_column: Column of the user ids.
-        format: Of the shards.
-        beam: Where it is computed.
-        span_bytes: Bytes of the file that make a shard.
-        progress: Called about once a second with the number of shards done and of all.
+        users: CSV of the users, with a header; gzipped if its name ends in `.gz`, which gives one shard.
+        out: Folder for the shards; created if missing. Shards of an earlier job with the same arguments are kept.
+        version: Version to load; the latest if None.
+        k: Number of items per user.
+        user_column: Column with the user ids.
+        format: File format of the shards.
+        beam: Beam runner and options.
+        span_bytes: Bytes of the CSV per shard.
+        progress: Called about once a second with the number of finished shards and of all shards.
 
     Raises:
-        BatchError: There is no such version or column, or the folder holds another job's shards.
-        BadInput: Beam's options cannot be used.
-        DataError: The file cannot be read.
+        BatchError: The version or the column does not exist, or the folder contains shards of another job.
+        BadInput: Invalid Beam options.
+        DataError: The CSV cannot be read.
     """
     beam.check()
     path = _version(model_dir, version)
-    signature, columns = _question(path, k)
+    signature, columns = _signature_for(path, k)
     with _open(users) as stream:
         names = read_header(stream, str(users), bad_rows_allowed=True).names
     if user_column not in names:
         raise BatchError(
-            f"{users}:1: there is no column {user_column!r}{did_you_mean(user_column, names) or '.'} It has "
-            f"{', '.join(names)}. Name the column of the user ids with --user-column"
+            f"{users}:1: column {user_column!r} does not exist{did_you_mean(user_column, names) or '.'} Columns: "
+            f"{', '.join(names)}. Set the column with the user ids with --user-column"
         )
     spans = [WHOLE_FILE]
     if users.suffix != ".gz":
@@ -196,12 +197,12 @@ def run_batch(
 
 
 class RecommendSpan(DoFn):
-    """Writes the shard of one span of the file of users."""
+    """Writes the shard of one byte range of the CSV."""
 
     def __init__(
         self, job: BatchJob, users: Path, out: Path, signature: str, columns: Mapping[str, ColumnType]
     ) -> None:
-        """Takes the columns to send, and their types, besides the user column."""
+        """Store the job, and the columns (with types) to send besides the user column."""
         self._job = job
         self._users = users
         self._out = out
@@ -213,17 +214,17 @@ class RecommendSpan(DoFn):
         self._model: OfflineModel | None = None
 
     def setup(self) -> None:
-        """Loads the model once a worker."""
+        """Load the model once per worker."""
         self._model = OfflineModel(self._job.model)
 
     def teardown(self) -> None:
-        """Lets the model go."""
+        """Release the model."""
         if self._model is not None:
             self._model.close()
             self._model = None
 
     def process(self, number: int) -> Iterator[int]:
-        """Writes shard `number` and answers its number; nothing of it is seen before it is whole."""
+        """Write shard `number` and yield the number; the file appears under its name when it is complete."""
         assert self._model is not None
         target = self._out / self._job.shard(number)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -235,12 +236,12 @@ class RecommendSpan(DoFn):
                 table = Table("users", (str(self._users),), tuple(self._columns), ())
                 for found in read_rows(stream, str(self._users), table, ByteRange(*self._job.spans[number])):
                     rejected += [Rejected(**dataclasses.asdict(row)) for row in found.bad]
-                    for start in range(0, found.columns.num_rows, USERS_A_CALL):
-                        asked = found.columns.slice(start, USERS_A_CALL)
-                        answered = self._recommended(self._model, asked, schema)
-                        writer.write(answered)
-                        users += asked.num_rows
-                        rows += answered.num_rows
+                    for start in range(0, found.columns.num_rows, BATCH_SIZE):
+                        batch = found.columns.slice(start, BATCH_SIZE)
+                        written = self._recommended(self._model, batch, schema)
+                        writer.write(written)
+                        users += batch.num_rows
+                        rows += written.num_rows
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -248,53 +249,55 @@ class RecommendSpan(DoFn):
         _write_whole(_note(self._out, self._job, number), note.model_dump_json(indent=1))
         yield number
 
-    def _recommended(self, model: OfflineModel, asked: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-        """The rows of some users."""
+    def _recommended(self, model: OfflineModel, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+        """Return the rows of a batch of users."""
         defaults = model.signatures[self._signature].defaults
-        users = asked.column(self._job.user_column).to_pylist()
+        users = batch.column(self._job.user_column).to_pylist()
         inputs: dict[str, Any] = {USER_ID: users}
         for column in self._columns[1:]:
-            not_given = tf.make_ndarray(defaults[column.name]).ravel()[0]
-            values = asked.column(column.name).to_pylist()
-            inputs[column.name] = [not_given if value is None else value for value in values]
+            missing = tf.make_ndarray(defaults[column.name]).ravel()[0]
+            values = batch.column(column.name).to_pylist()
+            inputs[column.name] = [missing if value is None else value for value in values]
         if self._signature == RECOMMEND_FILTERED:
             inputs[K] = self._job.k
-        answer = {name: values[:, : self._job.k] for name, values in model(self._signature, inputs).items()}
-        # A list that is shorter than the others is padded with empty ids.
-        there = answer["item_ids"] != b""
+        outputs = {name: values[:, : self._job.k] for name, values in model(self._signature, inputs).items()}
+        # Shorter lists are padded with empty ids.
+        there = outputs["item_ids"] != b""
         row, rank = np.nonzero(there)
-        values = [np.array(users, object)[row], rank + 1, *(answer[name][there] for name in _outputs(answer))]
+        values = [np.array(users, object)[row], rank + 1, *(outputs[name][there] for name in _outputs(outputs))]
         arrays = [pa.array(_text(part), field.type) for part, field in zip(values, schema, strict=True)]
         return pa.Table.from_arrays(arrays, schema=schema)
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def _version(model_dir: Path, version: int | None) -> Path:
     there = pushed_versions(str(model_dir))
     if not there:
         raise BatchError(
-            f"{model_dir}: there is no version in it. Give the folder that the Pusher writes, such as "
+            f"{model_dir}: no versions found. Set --model-dir to the push destination, for example "
             "work/movielens/serving/movielens"
         )
     if version is not None and version not in there:
-        raise BatchError(f"{model_dir}: there is no version {version}. There are: {', '.join(map(str, there))}")
+        raise BatchError(f"{model_dir}: version {version} does not exist. Versions: {', '.join(map(str, there))}")
     return model_dir.absolute() / str(there[-1] if version is None else version)
 
 
-def _question(model: Path, k: int) -> tuple[str, dict[str, ColumnType]]:
-    """The signature that answers `k` items, and the columns it takes."""
+def _signature_for(model: Path, k: int) -> tuple[str, dict[str, ColumnType]]:
+    """Return the signature that returns `k` items, and its inputs that can be columns."""
     with OfflineModel(str(model)) as loaded:
         if RECOMMEND not in loaded.signatures:
-            raise BatchError(f"{model}: the model has no signature {RECOMMEND!r}; was it pushed by a Tandem pipeline?")
+            raise BatchError(
+                f"{model}: the model has no signature {RECOMMEND!r}. Pass a model that Tandem has exported"
+            )
         (_, length) = (dim.size for dim in loaded.signatures[RECOMMEND].outputs["item_ids"].tensor_shape.dim)
         chosen = RECOMMEND
         if not k <= length and RECOMMEND_FILTERED in loaded.signatures:
             chosen = RECOMMEND_FILTERED
         elif 0 < length < k:
             raise BatchError(
-                f"{model}: the model answers {length} items a user, {k} were wanted. Ask for fewer with --k, or train "
+                f"{model}: expected --k of at most {length} (serving.k of the model), got {k}. Decrease --k, or train "
                 f"a model with serving.k={k}"
             )
         inputs = loaded.signatures[chosen].inputs
@@ -306,24 +309,24 @@ def _question(model: Path, k: int) -> tuple[str, dict[str, ColumnType]]:
 
 
 def _keep_job(job: BatchJob, out: Path) -> None:
-    """Notes what the folder's shards are made of, or makes sure that it is the same."""
+    """Write the job's arguments to the folder, or check that those in the folder are equal."""
     path = out / JOB_FILE
     if path.exists():
         found = BatchJob.model_validate_json(path.read_text())
         changed = [name for name in BatchJob.model_fields if getattr(found, name) != getattr(job, name)]
         if changed:
             raise BatchError(
-                f"{out} holds the shards of another job: it had another {', '.join(changed)}. Give the same arguments "
-                "to go on with it, name another folder with --out, or take this one away"
+                f"{out} contains shards of a job with another value of: {', '.join(changed)}. Pass the same arguments "
+                "to resume it, set --out to another folder, or remove this one"
             )
         return
     if out.exists() and any(out.iterdir()):
-        raise BatchError(f"{out} is not empty, and no job of `tandem batch` began it. Name another folder with --out")
+        raise BatchError(f"{out} is not empty and was not written by `tandem batch`. Set --out to another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(path, job.model_dump_json(indent=1))
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- outputs ----------------------------------------------------------------------------------------------------------
 
 _WRITERS: dict[str, Callable[[Path, pa.Schema], Any]] = {
     "parquet": lambda path, schema: pq.ParquetWriter(path, schema),
@@ -346,7 +349,7 @@ def _schema(model: OfflineModel, signature: str, user_column: str) -> pa.Schema:
 
 
 def _outputs(there: Mapping[str, Any]) -> list[str]:
-    """The names of a signature's outputs, the display columns last."""
+    """Return the names of a signature's outputs, display columns last."""
     return [*_FIXED_OUTPUTS, *sorted(there.keys() - set(_FIXED_OUTPUTS))]
 
 
@@ -371,7 +374,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
-    """One line for each rejected row; no file where there are none."""
+    """Write one line per rejected row; remove the file if there are none."""
     if not rejected:
         path.unlink(missing_ok=True)
         return
@@ -385,12 +388,12 @@ def _open(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise BatchError(f"{path}: {error.strerror or error}. Give a CSV of the users with --users") from None
+        raise BatchError(f"{path}: {error.strerror or error}. Set --users to a CSV of the users") from None
 
 
 @contextlib.contextmanager
 def _reporting(report: Callable[[], None]) -> Iterator[None]:
-    """Calls `report` about once a second, and once in the end."""
+    """Call `report` about once a second, and once at the end."""
     ended = threading.Event()
 
     def loop() -> None:

@@ -1,4 +1,4 @@
-"""The `tandem` command. Each command imports what it needs when it is called, so that `tandem --help` is instant."""
+"""The `tandem` command. Each subcommand imports its implementation when it is called, which keeps `--help` fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.exit_codes import BAD_INPUT, FAILED
 
 app = typer.Typer(
     name="tandem",
-    help="Interaction CSVs in, a gated and served two-task recommender out.",
+    help="Train, evaluate, push and serve a two-task recommender from CSVs of interactions.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,22 +31,22 @@ for command in (
 ):
     app.command(context_settings=serve.CONTEXT_SETTINGS if command is serve.serve else None)(command)
 
-data_app = typer.Typer(help="Get or make sample data.", no_args_is_help=True)
+data_app = typer.Typer(help="Download or generate sample data.", no_args_is_help=True)
 data_app.command()(datasets.movielens)
 data_app.command()(datasets.synthetic)
 app.add_typer(data_app, name="data")
 
-compile_app = typer.Typer(help="Write the pipeline down for another orchestrator.", no_args_is_help=True)
+compile_app = typer.Typer(help="Compile the pipeline for another orchestrator.", no_args_is_help=True)
 compile_app.command()(compiling.kubeflow)
 app.add_typer(compile_app, name="compile")
 
-export_app = typer.Typer(help="Write a pushed model in another form.", no_args_is_help=True)
+export_app = typer.Typer(help="Export a pushed model to another format.", no_args_is_help=True)
 export_app.command()(pushed_models.tflite)
 app.add_typer(export_app, name="export")
 
 
 def main() -> None:
-    """Entry point: errors end with one message and an exit code, never with a traceback."""
+    """Run the command line; an expected error ends in one message and an exit code, without a traceback."""
     _show_warnings()
     try:
         app()
@@ -59,7 +59,7 @@ def main() -> None:
         print(f"tandem: {message}", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
-        # Otherwise Python goes through all of TensorFlow's objects once more at its end, which takes four seconds.
+        # Without it, the garbage collector visits all of TensorFlow's objects at exit, which takes four seconds.
         gc.freeze()
 
 
@@ -82,7 +82,7 @@ def _show_warnings() -> None:
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:
-    """Exit code and text of an error that a user can do something about; None for a bug of ours."""
+    """Return the exit code and message of an error that the user can fix; None and no message for a bug."""
     from components.infra_validator.server_process import ServerFailed
     from pipeline.runners.local import ComponentFailure
     from recipe import BadInput

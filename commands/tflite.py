@@ -1,10 +1,9 @@
-"""A pushed model for phones: two TensorFlow Lite files made from the SavedModel alone; `tandem export tflite` calls it.
+"""TensorFlow Lite export: two files for devices, converted from a SavedModel; `tandem export tflite` calls it.
 
-TensorFlow Lite has no kernels for most of what a served model does with raw columns (sparse strings, ragged
-histories). But a device asks for a user id, and everything that the model knows of a user or an item alone is known
-when the file is written. So the graph of `rate` is cut where user and item meet: what comes before the cut is computed
-here, once for every user and every item, and becomes a table; what comes after runs on the device. `recommend` needs
-nothing but a user, so its answers are a table as a whole.
+TensorFlow Lite has no kernels for most operations on raw columns (sparse strings, ragged histories). But a device sends
+ids only, and the features of every user and item are known at export. So the graph of `rate` is split where user and
+item tensors are combined: the part before the split is computed at export for each user and item and stored as tables;
+the part after it runs on the device. `recommend` has a user id as its only input, so its outputs are stored as tables.
 """
 
 from __future__ import annotations
@@ -43,84 +42,87 @@ Array = npt.NDArray[Any]
 
 
 class NotExportable(BadInput):
-    """The model cannot be made into files for a device; says what is in the way."""
+    """The model cannot be exported to TensorFlow Lite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A file for a device."""
+    """An exported TensorFlow Lite file."""
 
     path: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bytes: int
     p50_us: float
-    """Microseconds that half of the calls on this machine stayed below, on one thread."""
+    """Median latency of a call on this machine with one thread, in microseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _SplitRating:
-    """`rate`, cut where user and item meet."""
+    """The graph of `rate`, split where user and item tensors are combined."""
 
     users: Array
-    """bytes [U]: known user ids."""
+    """bytes [U]: user ids of the vocabulary."""
     items: Array
-    """bytes [I]: known item ids."""
+    """bytes [I]: item ids of the vocabulary."""
     of_users: Sequence[Array]
-    """What the rest needs of a user, [U + 1, …] each; row 0 is for unknown users."""
+    """User tensors that `rest` reads, [U + 1, …] each; row 0 is for new users."""
     of_items: Sequence[Array]
-    """What it needs of an item, [I + 1, …] each; row 0 is for unknown items."""
+    """Item tensors that `rest` reads, [I + 1, …] each; row 0 is for new items."""
     rest: Callable[..., Any]
-    """Takes one row of each, [1, …], in this order, and answers the rating [1]."""
+    """Function of one row of each of these tensors, [1, …], in this order; returns the rating [1]."""
 
 
 def export_tflite(model: Path, out: Path, k: int = 10) -> list[Exported]:
-    """Writes `top_k.tflite` and `rating.tflite`, after holding their answers against the SavedModel's.
+    """Write `top_k.tflite` and `rating.tflite`, and check that their outputs equal the SavedModel's.
 
-    Both take and answer one row; an id that the model does not know is the average user or item. Signatures:
+    The batch size is 1. New users and items get the outputs of the OOV index. Signatures:
     `recommend`: user_id string [1] -> item_ids string [1, k], scores float32 [1, k], as the SavedModel's first k.
     `rate`: user_id string [1], item_id string [1] -> rating float32 [1].
 
     Args:
-        model: Folder of the SavedModel, such as a pushed version.
-        out: Folder to write; made if needed.
-        k: Items a list has.
+        model: Folder of the SavedModel, for example a pushed version.
+        out: Folder for the files; created if missing.
+        k: Number of items per user.
 
     Raises:
-        NotExportable: It is no such model, or an answer on the device would be another one.
+        NotExportable: The model was not exported by Tandem, or the outputs on the device would differ.
     """
     if not (model / "saved_model.pb").is_file():
-        raise NotExportable(f"{model}: there is no saved_model.pb. Give one version, such as work/NAME/serving/NAME/17")
+        raise NotExportable(
+            f"{model}: no saved_model.pb. Set --model to the folder of one version, for example "
+            "work/NAME/serving/NAME/17"
+        )
     loaded = tf.saved_model.load(str(model))
     for name in (RECOMMEND, RATE):
         if name not in loaded.signatures:
-            raise NotExportable(f"{model}: it has no signature {name!r}, only {', '.join(sorted(loaded.signatures))}")
+            raise NotExportable(f"{model}: no signature {name!r}. Signatures: {', '.join(sorted(loaded.signatures))}")
     defaults = _defaults(model)
     met = _cut(loaded.signatures[RATE], defaults[RATE])
     lists = _lists(loaded.signatures[RECOMMEND], defaults[RECOMMEND], met.users, k)
-    # Written only when both are right: a folder never holds two files of different models.
+    # Written after both are checked: a folder never contains files of different models.
     contents = {
         TOP_K_FILE: _converted(_TopK(met.users, *lists), RECOMMEND),
         RATING_FILE: _converted(_Rating(met), RATE),
     }
     random = np.random.default_rng(0)
-    users = [*random.choice(met.users, _CHECKED - 1), b"nobody has this id"]
-    items = [b"nothing has this id", *random.choice(met.items, _CHECKED - 1)]
+    users = [*random.choice(met.users, _CHECKED - 1), b"id of a new user"]
+    items = [b"id of a new item", *random.choice(met.items, _CHECKED - 1)]
     _check_top_k(contents[TOP_K_FILE], loaded.signatures[RECOMMEND], defaults[RECOMMEND], users, k)
     _check_rating(contents[RATING_FILE], loaded.signatures[RATE], defaults[RATE], users, items)
     out.mkdir(parents=True, exist_ok=True)
-    asked: dict[str, tuple[str, Mapping[str, Array]]] = {
+    samples: dict[str, tuple[str, Mapping[str, Array]]] = {
         TOP_K_FILE: (RECOMMEND, {USER_ID: np.array(users[:1])}),
         RATING_FILE: (RATE, {USER_ID: np.array(users[:1]), ITEM_ID: np.array(items[1:2])}),
     }
-    return [_written(out / name, contents[name], *asked[name]) for name in contents]
+    return [_written(out / name, contents[name], *samples[name]) for name in contents]
 
 
 # --- reading the SavedModel -------------------------------------------------------------------------------------------
 
 
 def _defaults(model: Path) -> dict[str, dict[str, tf.Tensor]]:
-    """Values of the optional inputs, by signature and name."""
+    """Return the default values of the optional inputs, by signature and name."""
     saved = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
     (graph,) = (graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags)
     return {
@@ -130,15 +132,17 @@ def _defaults(model: Path) -> dict[str, dict[str, tf.Tensor]]:
 
 
 def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _SplitRating:
-    """Takes `rate` apart; `defaults` has its optional inputs."""
+    """Split the graph of `rate`; `defaults` are its optional inputs."""
     graph, given, output = _flat(signature)
-    # Vocabulary tables are no constants: they stay inputs.
+    # Vocabulary tables are not constants: they stay inputs.
     tables = {inner.op.name: handle for handle, inner in signature.graph.captures if inner.op.name in given}
-    # The graph may call an input by another name than the signature: Plan is plan there.
+    # An input's name in the graph may differ from its name in the signature: Plan is plan there.
     names = {key: spec.name for key, spec in signature.structured_input_signature[1].items()}
     fixed = {**{names[key]: value for key, value in defaults.items()}, **tables}
     if missing := sorted(given.keys() - fixed.keys() - {USER_ID, ITEM_ID}):
-        raise NotExportable(f"rate has to be told {', '.join(missing)} besides user and item; on a device it cannot be")
+        raise NotExportable(
+            f"rate has required inputs besides user_id and item_id, which a device does not send: {', '.join(missing)}"
+        )
     needs = _needs(output.op, {name for name in given if name not in tables})
 
     def vocabulary(name: str) -> Array:
@@ -148,13 +152,13 @@ def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _SplitRating:
             if op.type.startswith("LookupTableFind") and inputs == {name}
         }
         if len(handles) != 1:
-            raise NotExportable(f"rate looks {name} up in {len(handles)} vocabularies, one was wanted")
+            raise NotExportable(f"expected one vocabulary of {name} in rate, got {len(handles)}")
         keys, _ = tf.raw_ops.LookupTableExportV2(table_handle=tables[handles.pop()], Tkeys=tf.string, Tvalues=tf.int64)
         found: Array = keys.numpy()
         return found
 
     def computed(tensors: Sequence[Any], name: str, ids: Array) -> list[Array]:
-        """The tensors for the empty id and for each of `ids`, [ids + 1, …]; what has no rows, as it is for one id."""
+        """Compute the tensors for the empty id and each of `ids`, [ids + 1, …]; a tensor without rows is repeated."""
         function = graph.prune([given[name], *(given[key] for key in fixed)], list(tensors))
         batches = [np.array([b""], object), *_batches(ids)]
         rows = [[part.numpy() for part in function(tf.constant(batch), *fixed.values())] for batch in batches]
@@ -164,7 +168,7 @@ def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _SplitRating:
             by_row = tensor.shape.rank and tensor.shape[0] is None
             if by_row and any(len(part) != len(batch) for part, batch in zip(parts, batches, strict=True)):
                 raise NotExportable(
-                    f"{tensor.name} in rate has no row for each {name}; this model is not of our Trainer"
+                    f"{tensor.name} in rate does not have one row per {name}. Pass a model that Tandem has exported"
                 )
             found.append(np.concatenate(parts) if by_row else np.repeat(parts[0][None], len(ids) + 1, axis=0)[:, None])
         return found
@@ -182,11 +186,11 @@ def _cut(signature: Any, defaults: Mapping[str, tf.Tensor]) -> _SplitRating:
 
 
 def _flat(signature: Any) -> tuple[Any, dict[str, Any], Any]:
-    """The signature as one graph without variables and calls; its inputs by name, and its output."""
+    """Return the signature as one graph without variables and function calls, its inputs by name, and its output."""
     frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False, aggressive_inlining=True)
     definition = frozen.graph.as_graph_def()
     for node in definition.node:
-        # Calls wait for each other, which would tie users to items. Nothing here changes anything, so nobody must wait.
+        # Control dependencies would connect users with items. The graph has no side effects, so they are not needed.
         kept = [name for name in node.input if not name.startswith("^")]
         del node.input[:]
         node.input.extend(kept)
@@ -196,7 +200,7 @@ def _flat(signature: Any) -> tuple[Any, dict[str, Any], Any]:
 
 
 def _needs(last: Any, inputs: set[str]) -> dict[Any, set[str]]:
-    """Which of the inputs each operation before `last` depends on."""
+    """Return the inputs that each operation before `last` depends on."""
     found: dict[Any, set[str]] = {}
     waiting = [last]
     while waiting:
@@ -211,7 +215,7 @@ def _needs(last: Any, inputs: set[str]) -> dict[Any, set[str]]:
 
 
 def _boundary(needs: Mapping[Any, set[str]], on_this_side: Callable[[set[str]], bool]) -> list[Any]:
-    """The tensors of one side that operations which depend on both sides take, in the graph's order."""
+    """Return the tensors of one side that are inputs of operations which depend on both sides, sorted by name."""
     met = [op for op, inputs in needs.items() if ITEM_ID in inputs and inputs != {ITEM_ID}]
     tensors = {
         tensor.name: tensor
@@ -229,10 +233,10 @@ def _origin(tensor: Any) -> Any:
 
 
 def _lists(signature: Any, defaults: Mapping[str, tf.Tensor], users: Array, k: int) -> tuple[Array, Array, Array]:
-    """What `recommend` answers to nobody and to each user.
+    """Compute the outputs of `recommend` for a new user and each user of the vocabulary.
 
     Returns:
-        Item ids bytes [n], the first one empty; places in it int32 [U + 1, k]; scores float32 [U + 1, k].
+        Item ids bytes [n], the first one empty; positions in it int32 [U + 1, k]; scores float32 [U + 1, k].
     """
     ids, scores = [], []
     for batch in [np.array([b""], object), *_batches(users)]:
@@ -240,7 +244,7 @@ def _lists(signature: Any, defaults: Mapping[str, tf.Tensor], users: Array, k: i
         ids.append(answer["item_ids"].numpy()[:, :k])
         scores.append(answer["scores"].numpy()[:, :k])
     if ids[0].shape[1] < k:
-        raise NotExportable(f"recommend answers {ids[0].shape[1]} items, {k} are wanted; see the recipe's serving.k")
+        raise NotExportable(f"expected --k of at most {ids[0].shape[1]} (serving.k of the model), got {k}")
     known, places = np.unique(np.concatenate(ids).astype(bytes), return_inverse=True)
     padded = np.array([b"", *known[known != b""]], object)
     shift = 0 if b"" in known else 1
@@ -252,11 +256,11 @@ def _batches(ids: Array) -> Iterator[Array]:
         yield ids[start : start + _BATCH]
 
 
-# --- what runs on the device ------------------------------------------------------------------------------------------
+# --- modules for the device -------------------------------------------------------------------------------------------
 
 
 class _TopK(tf.Module):
-    """Everybody's list."""
+    """The top k items of each user, as tables."""
 
     def __init__(self, users: Array, ids: Array, places: Array, scores: Array) -> None:
         super().__init__(name="top_k")
@@ -275,7 +279,7 @@ class _TopK(tf.Module):
 
 
 class _Rating(tf.Module):
-    """Every user's and every item's part, and what makes a rating of the two."""
+    """The user and item tensors as tables, and the function that computes a rating from them."""
 
     def __init__(self, met: _SplitRating) -> None:
         super().__init__(name="rating")
@@ -299,7 +303,7 @@ def _one(name: str) -> tf.TensorSpec:
 
 
 def _table(ids: Array) -> tf.lookup.StaticHashTable:
-    """1 + the place of an id, 0 for an unknown one. TensorFlow Lite has tables of strings to int64 and no others."""
+    """Return a table of 1 + the position of an id, 0 if not found. TensorFlow Lite supports string to int64 only."""
     places = tf.range(1, len(ids) + 1, dtype=tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(tf.constant(ids), places), 0)
 
@@ -307,20 +311,22 @@ def _table(ids: Array) -> tf.lookup.StaticHashTable:
 def _converted(module: Any, name: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tandem-tflite-") as folder:
         tf.saved_model.save(module, folder, signatures={name: module.signature()})
-        # Only what every TensorFlow Lite runtime has built in: no Select-TF operations.
+        # Built-in operations only, which every TensorFlow Lite runtime has: no Select-TF operations.
         try:
             found: bytes = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name]).convert()
         except Exception as error:
-            raise NotExportable(f"TensorFlow Lite cannot run {name}: {error}") from error
+            raise NotExportable(f"converting {name} to TensorFlow Lite failed: {error}") from error
     return found
 
 
-# --- the same answers? ------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def _runner(content: bytes, name: str) -> Callable[..., Mapping[str, Array]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # The interpreter is to move to a package of its own.
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # The interpreter's deprecation warning: it moves to another package.
         interpreter = tf.lite.Interpreter(model_content=content)
     found: Callable[..., Mapping[str, Array]] = interpreter.get_signature_runner(name)
     return found
@@ -336,7 +342,7 @@ def _check_top_k(
         ids, scores = expected["item_ids"][row, :k].numpy(), expected["scores"][row, :k].numpy()
         if list(found["item_ids"][0]) != list(ids) or not np.allclose(found["scores"][0], scores, rtol=_TOLERANCE):
             raise NotExportable(
-                f"the list of user {user!r} would be {found['item_ids'][0]} on the device, the model answers {ids}"
+                f"top k of user {user!r}: expected {ids} as in the SavedModel, got {found['item_ids'][0]} on the device"
             )
 
 
@@ -349,7 +355,8 @@ def _check_rating(
         found = float(run(user_id=np.array([user]), item_id=np.array([item]))["rating"][0])
         if not np.isclose(found, rating, rtol=_TOLERANCE):
             raise NotExportable(
-                f"user {user!r} and item {item!r} would get {found:.4f} on the device, the model answers {rating:.4f}"
+                f"rating of user {user!r} and item {item!r}: expected {rating:.4f} as in the SavedModel, "
+                f"got {found:.4f} on the device"
             )
 
 

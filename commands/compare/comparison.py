@@ -1,4 +1,4 @@
-"""A comparison of presets: its JSON, its table and its curves on the terminal."""
+"""The result of `tandem compare`: its JSON, and its table and curves on the terminal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from components.evaluator.verdict import Bound
 from recipe.evaluation import METRICS
 from recipe.training import ValidationSplit
 
-# Metrics that the table shows where the Evaluator has them, and its words for them.
+# Metrics of the table, with their headings.
 COLUMNS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE", "mae": "MAE"}
 
-# What is shown by epoch: columns of curves.json, and what a reader calls them.
+# Columns of curves.json that are drawn, with their titles.
 CURVES = {"validation_top_100_accuracy": "top-100 accuracy", "validation_rmse": "RMSE"}
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -25,22 +25,22 @@ SPARK_WIDTH = 12
 
 
 class PresetTraining(pydantic.BaseModel):
-    """One preset, trained with one seed."""
+    """One training: a preset with one seed."""
 
     preset: str
     seed: int
     metrics: dict[str, float] = {}
-    """Of the exported model on the eval split, by the Evaluator."""
+    """Metrics of the exported model on the eval split."""
     bounds: tuple[Bound, ...] = ()
-    """The preset's gates, without those that compare with an earlier model."""
+    """Gate results; thresholds relative to the last blessed model are skipped."""
     curves: dict[str, list[float]] = {}
     """Values by epoch; see components/trainer/fitting/curves.py."""
     error: str | None = None
-    """Why there is no model; None where there is one."""
+    """Error message if the training failed, else None."""
 
     @property
     def passed(self) -> bool:
-        """Whether the model passed its gates."""
+        """Whether the model passed all gates."""
         return self.error is None and all(bound.passed for bound in self.bounds)
 
     @property
@@ -49,60 +49,60 @@ class PresetTraining(pydantic.BaseModel):
 
     @property
     def seconds(self) -> float:
-        """What the epochs took, also where the model came from the cache."""
+        """Duration of the epochs, also if the model came from the cache."""
         return sum(self.curves.get("seconds", []))
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch, from 1, whose weights the model has."""
+        """Epoch whose weights were exported, from 1."""
         return self.curves["kept"].index(1) + 1
 
 
 class PresetSummary(pydantic.BaseModel):
-    """What all trainings of one preset came to."""
+    """Summary of all trainings of one preset."""
 
     preset: str
     seeds: tuple[int, ...]
     metrics: dict[str, float]
-    """Means over the seeds."""
+    """Mean over the seeds."""
     spread: dict[str, float]
-    """Standard deviations over the seeds; empty for a single one."""
+    """Standard deviation over the seeds; empty for one seed."""
     epochs: float
     seconds: float
-    """Of training, without the components before and after it."""
+    """Duration of the epochs, mean over the seeds."""
     passed: bool
-    """Whether every one of the models passed the gates."""
+    """Whether the models of all seeds passed all gates."""
     failed_gates: tuple[str, ...]
     error: str | None
 
 
 class Comparison(pydantic.BaseModel):
-    """What `tandem compare --json` prints and its folder keeps."""
+    """Result of a comparison; `tandem compare --json` prints it, and its folder contains it."""
 
     run_id: str
     recipe: str
     validation: ValidationSplit | None
-    """The slice of train that no preset was trained on; None where each did as it says."""
+    """Common validation split; None if each preset used its own `training.validation`."""
     rows: tuple[PresetSummary, ...]
     trained: tuple[PresetTraining, ...]
     plot: str | None
-    """Path of the page with the curves; None where there are none."""
+    """Path of the page with the curves; None without curves."""
     log: str
 
     @property
     def note(self) -> str:
-        """What the table and the curves are of."""
-        measured = "The table: the exported models on the eval split, against the absolute gates."
+        """Explanation of the table and the curves."""
+        table = "Table: metrics of the exported models on the eval split; gates without may_drop and may_rise."
         if self.validation is None:
-            return f"{measured} Each preset was trained as tandem run trains it."
+            return f"{table} Each preset was trained as by tandem run."
         return (
-            f"{measured} The curves: a validation slice, {self.validation.fraction:.3g} of train, which no preset was "
-            "trained on here; tandem run trains on all of train unless the preset has a slice of its own."
+            f"{table} Curves: metrics on a validation split ({self.validation.fraction:.3g} of the train split) "
+            "that is held out for all presets; tandem run holds one out only if the preset sets training.validation."
         )
 
 
-def summed_up(trained: Sequence[PresetTraining]) -> tuple[PresetSummary, ...]:
-    """One row a preset, in the order of the trainings: means over its seeds, and how far these lie apart."""
+def summarised(trained: Sequence[PresetTraining]) -> tuple[PresetSummary, ...]:
+    """Summarise the trainings of each preset: means and standard deviations over its seeds."""
     rows = []
     for preset in dict.fromkeys(each.preset for each in trained):
         own = [each for each in trained if each.preset == preset]
@@ -128,32 +128,32 @@ def summed_up(trained: Sequence[PresetTraining]) -> tuple[PresetSummary, ...]:
 
 
 def headings(comparison: Comparison) -> Sequence[str]:
-    """Of the table's columns; see `cells`."""
+    """Return the headings of the table's columns; see `cells`."""
     return ("preset", *(COLUMNS[name] for name in _measured(comparison)), "epochs", "training", "gates")
 
 
 def cells(comparison: Comparison, row: PresetSummary) -> Sequence[str]:
-    """One row of the table in words: the preset, its metrics, epochs, seconds of training, and its gates."""
+    """Return one row of the table: preset, metrics, epochs, duration of the training, gates."""
     metrics = []
     for name in _measured(comparison):
         spread = f" ± {row.spread[name]:.4f}" if name in row.spread else ""
         metrics.append(f"{row.metrics[name]:.4f}{spread}" if name in row.metrics else "-")
     if row.error is not None:
-        gates = "could not be trained"
+        gates = "training failed"
     else:
         gates = "pass" if row.passed else f"fails {', '.join(row.failed_gates)}"
     return (row.preset, *metrics, f"{row.epochs:.3g}", f"{row.seconds:.1f} s", gates)
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """The two tasks in a few words; a metric that could not be computed is a dash."""
+    """Return one metric per task as text; a metric that was not computed is a dash."""
     return ", ".join(
         f"{COLUMNS[name]} {f'{metrics[name]:.4f}' if name in metrics else '-'}" for name in ("top_100_accuracy", "rmse")
     )
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """The table, with a small picture of each curve, and where the large ones are."""
+    """Print the table, a sparkline of each curve and the path of the page."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     titles = headings(comparison)
     for title in titles:
@@ -182,14 +182,14 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _print_curves(console: Console, comparison: Comparison) -> None:
-    """A line a preset; side by side with the other table they would not fit a terminal of 80 columns."""
+    """Print one line per preset; next to the other table it would not fit in 80 columns."""
     drawn = [column for column in CURVES if any(column in each.curves for each in comparison.trained)]
     if not drawn:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("by epoch")
+    table.add_column("curves by epoch")
     for column in drawn:
-        table.add_column(f"{CURVES[column]}, best in epoch", no_wrap=True)
+        table.add_column(f"{CURVES[column]} (best epoch)", no_wrap=True)
     for row in comparison.rows:
         table.add_row(row.preset, *(_drawn(comparison, row.preset, column) for column in drawn))
     console.print()
@@ -197,7 +197,7 @@ def _print_curves(console: Console, comparison: Comparison) -> None:
 
 
 def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """A curve as one line of blocks, the lowest value the lowest block; at most `width` of them."""
+    """Return a curve as a sparkline of at most `width` characters."""
     places = range(len(values)) if len(values) <= width else [
         round(place * (len(values) - 1) / (width - 1)) for place in range(width)
     ]  # fmt: skip
@@ -207,14 +207,14 @@ def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
 
 
 def _drawn(comparison: Comparison, preset: str, column: str) -> str:
-    """The curve of a preset's first seed, and its best epoch."""
+    """Return the sparkline of a preset's first seed, with the best value and its epoch."""
     values = next(
         (each.curves[column] for each in comparison.trained if each.preset == preset and column in each.curves), None
     )
     if values is None:
         return ""
     best = _best(column.removeprefix("validation_"), values)
-    return f"{spark(values):<{SPARK_WIDTH}} {best:.4f} in {values.index(best) + 1}"
+    return f"{spark(values):<{SPARK_WIDTH}} {best:.4f} ({values.index(best) + 1})"
 
 
 def _best(metric: str, values: Sequence[float]) -> float:
@@ -222,5 +222,5 @@ def _best(metric: str, values: Sequence[float]) -> float:
 
 
 def _measured(comparison: Comparison) -> Sequence[str]:
-    """The metrics of the table's columns."""
+    """Return the metrics of the table's columns."""
     return [name for name in COLUMNS if any(name in row.metrics for row in comparison.rows)]

@@ -1,4 +1,4 @@
-"""The page that `tandem compare` writes: the table, and accuracy and RMSE by epoch. It needs no network."""
+"""The HTML file that `tandem compare` writes: the table, and accuracy and RMSE by epoch; works offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from commands.compare.comparison import CURVES, Comparison, PresetTraining, cells, headings
 
-# Grey that can be read on white and on black: the page takes the reader's own scheme.
+# A grey that is readable on white and on black, because the page follows the browser's colour scheme.
 _INK = "#8a8a8a"
 _GRID = "rgba(138, 138, 138, 0.25)"
 
@@ -55,7 +55,7 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 
 
 def page(comparison: Comparison) -> str:
-    """The whole page, with the plotting library inside."""
+    """Return the HTML, with the plotting library embedded."""
     return _PAGE.render(
         title=f"{comparison.recipe}: {', '.join(row.preset for row in comparison.rows)}",
         headings=headings(comparison),
@@ -68,7 +68,7 @@ def page(comparison: Comparison) -> str:
 
 
 def figure(trained: Sequence[PresetTraining]) -> plotly.graph_objects.Figure:
-    """Two panels over the same epochs; with several seeds the mean, within the range of the seeds."""
+    """Draw two panels over the same epochs; with several seeds the mean and the range."""
     drawn = make_subplots(rows=len(CURVES), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     colours = plotly.colors.qualitative.D3
     presets = list(dict.fromkeys(each.preset for each in trained))
@@ -79,7 +79,7 @@ def figure(trained: Sequence[PresetTraining]) -> plotly.graph_objects.Figure:
             if not curves:
                 continue
             epochs = list(range(1, max(map(len, curves)) + 1))
-            # A seed that stopped early has no value for the later epochs.
+            # A training that stopped early has no values for later epochs.
             values = [[curve[epoch - 1] for curve in curves if len(curve) >= epoch] for epoch in epochs]
             shared = {"legendgroup": preset, "line": {"color": colour, "width": 2}}
             drawn.add_scatter(

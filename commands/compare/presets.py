@@ -1,7 +1,7 @@
-"""`tandem compare`: presets trained on the same transformed data; one table and one plot, and nothing is pushed.
+"""`tandem compare`: trains presets on the same transformed data and compares them; nothing is pushed.
 
-Everything lies in `compare` below the workdir, ML Metadata included, so that no later run can take one of these models
-for the last blessed one.
+Artifacts and ML Metadata are in `compare` below the workdir, so that a later run cannot resolve one of these models as
+the last blessed model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from commands.compare.comparison import Comparison, PresetTraining, headline, summed_up
+from commands.compare.comparison import Comparison, PresetTraining, headline, summarised
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
@@ -37,7 +37,7 @@ FOLDER = "compare"
 COMPARISON_FILE = "comparison.json"
 PLOT_FILE = "curves.html"
 
-# What is a preset's own: where one of these fails, the other presets can still be compared.
+# Components that depend on the preset: if one of them fails, the other presets are still compared.
 OF_A_PRESET = ("Tuner", "Trainer", "Evaluator")
 
 
@@ -52,22 +52,25 @@ def compare_presets(
     curves: bool = True,
     beam: BeamOptions = DIRECT,
 ) -> Comparison:
-    """Trains and measures presets one after another, with progress on the terminal's standard error.
+    """Train and evaluate presets one after another, with progress on standard error.
 
     Args:
         schema_dir: Folder with `recipe.yaml`, `schema.pbtxt` and `presets`.
-        presets: Their names.
+        presets: Names of the presets.
         data: Folder with the CSVs.
-        workdir: Folder for artifacts; what earlier runs there have from the same data is not made again.
-        overrides: `key=value` changes to every preset.
-        seeds: Trainings of each preset, with its own seed and those that follow it.
-        curves: Whether the same slice of train is kept from every preset and measured after each epoch. Without, each
-            is trained exactly as `tandem run` would, and curves are those of presets with a slice of their own.
-        beam: Where Beam's part is computed.
+        workdir: Folder for artifacts; cached executions of earlier runs on it are used.
+        overrides: `key=value` overrides of every preset.
+        seeds: Number of trainings per preset, with consecutive seeds from the preset's own.
+        curves: Whether to hold out the same validation split for every preset and evaluate it after each epoch. If
+            false, each preset is trained as by `tandem run`, and only presets with `training.validation` have curves.
+        beam: Beam runner and options.
+
+    Returns:
+        Metrics, gate results and curves of every preset.
 
     Raises:
-        BadInput: A preset, the schema, the data or Beam's options cannot be used.
-        ComponentFailure: A component failed that all presets share.
+        BadInput: A preset, the schema, the data or a Beam option is invalid.
+        ComponentFailure: A component that all presets share failed.
     """
     recipes = {name: load_recipe(schema_dir, overrides, name) for name in presets}
     for recipe in recipes.values():
@@ -78,9 +81,9 @@ def compare_presets(
         check_features(recipe.features, recipe.data.columns, sources)
     beam.check()
     beam_args = beam.pipeline_args(sources.interactions.bytes)
-    slice_ = _common_slice(recipes, overrides) if curves else None
-    if slice_ is not None:
-        recipes = {name: _with_training(recipe, validation=slice_) for name, recipe in recipes.items()}
+    validation = _common_validation(recipes, overrides) if curves else None
+    if validation is not None:
+        recipes = {name: _with_training(recipe, validation=validation) for name, recipe in recipes.items()}
     home = (workdir / FOLDER).absolute()
     check_folder("--workdir", home)
     with only_run_in(workdir.absolute()):
@@ -92,8 +95,8 @@ def compare_presets(
         comparison = Comparison(
             run_id=folder.name,
             recipe=next(iter(recipes.values())).name,
-            validation=slice_,
-            rows=summed_up(trained),
+            validation=validation,
+            rows=summarised(trained),
             trained=tuple(trained),
             plot=None,
             log=str(folder / "log.txt"),
@@ -108,7 +111,7 @@ def compare_presets(
 
 
 class _Trainings:
-    """Runs the DAG up to the Evaluator, once for each preset and seed."""
+    """Runs the DAG up to the Evaluator for each preset and seed."""
 
     def __init__(
         self,
@@ -128,15 +131,15 @@ class _Trainings:
         self._console = Console(file=terminal)
 
     def run(self, recipes: Mapping[str, Recipe], seeds: int) -> list[PresetTraining]:
-        """Trains every recipe `seeds` times."""
+        """Train every recipe `seeds` times."""
         with start_tfx(self._console):
-            wanted = [
+            trainings = [
                 (name, _with_training(recipe, seed=recipe.training.seed + offset))
                 for name, recipe in recipes.items()
                 for offset in range(seeds)
             ]
-            progress = Progress(self._console, len(wanted))
-            return [self._train(name, recipe, progress, seeds) for name, recipe in wanted]
+            progress = Progress(self._console, len(trainings))
+            return [self._train(name, recipe, progress, seeds) for name, recipe in trainings]
 
     def _train(self, preset: str, recipe: Recipe, progress: Progress, seeds: int) -> PresetTraining:
         import tensorflow as tf
@@ -166,12 +169,12 @@ class _Trainings:
             )
         except launch.ComponentError as error:
             progress.failed(label, time.monotonic() - start)
-            told = explained(error, self._log)
+            failure = explained(error, self._log)
             if error.component not in OF_A_PRESET:
-                raise told from error
-            return PresetTraining(preset=preset, seed=seed, error=str(told))
+                raise failure from error
+            return PresetTraining(preset=preset, seed=seed, error=str(failure))
         finally:
-            # Dozens of models in one process would otherwise all stay in memory.
+            # Keras keeps every model of the process in memory otherwise.
             tf.keras.backend.clear_session()
             gc.collect()
         trained = _read(preset, seed, components)
@@ -195,8 +198,8 @@ def _read(preset: str, seed: int, components: Sequence[ComponentRun]) -> PresetT
     )
 
 
-def _common_slice(recipes: Mapping[str, Recipe], overrides: Sequence[str]) -> ValidationSplit:
-    """The slice that is kept from every preset: what `--set` says, or the defaults."""
+def _common_validation(recipes: Mapping[str, Recipe], overrides: Sequence[str]) -> ValidationSplit:
+    """Return the common validation split: the one that `--set` sets, or the default."""
     given = next(iter(recipes.values())).training.validation
     if given is not None and any(text.startswith("training.validation") for text in overrides):
         return given
@@ -208,7 +211,7 @@ def _with_training(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def _take_over_metadata(source: Path, target: Path) -> None:
-    """Starts with what earlier runs know, so that the data they have transformed is not transformed again."""
+    """Copy the ML Metadata of earlier runs, so that their Transform executions are cache hits."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() or not source.exists():
         return

@@ -1,1 +1,1 @@
-"""`tandem init`: looks at CSVs and writes the smallest recipe and schema that run on them."""
+"""`tandem init`: infers a recipe and a schema from CSVs."""

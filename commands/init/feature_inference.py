@@ -1,6 +1,6 @@
-"""What kind of feature a column of an items or users table looks like; `tandem init` asks.
+"""Infers the feature kind of a column of an items or users table for `tandem init`.
 
-The rules are few and their words are written into the recipe, because they guess: the user has the last word.
+The rules are heuristics. The reason for each inferred kind is written into the recipe as a comment for review.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from recipe.columns import ColumnType
 Kind = Literal["categorical", "text", "multi_value", "buckets", "normalized"]
 
 FEW = 10
-"""Up to so many different numbers are taken for codes."""
+"""A numeric column with at most this many distinct values is categorical."""
 MOST_CATEGORIES = 1000
+"""A column with more distinct values is not categorical."""
 REPEATS = 3
-"""A value must come up so often on average to say something about more than its own row."""
+"""Minimum average frequency of the values of a categorical column."""
 SEPARATORS = ("|", ";", ",")
 BUCKETS = 8
 
@@ -36,14 +37,14 @@ _TITLE_NAME = re.compile(r"(^|_)(title|name)s?$", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class InferredFeature:
-    """What a column looks like.
+    """The inferred feature of a column.
 
     Attributes:
-        column: Its name in the file.
-        kind: The kind of feature; None where it is better left out.
-        type: Its type in the schema.
-        why: The reason, in a few words without a line break.
-        separator: For `multi_value`.
+        column: Name of the column in the CSV.
+        kind: Kind of the feature; None if the column should not be a feature.
+        type: Type in the schema.
+        why: Reason, on one line.
+        separator: Separator of the values of a `multi_value` feature.
     """
 
     column: str
@@ -54,22 +55,22 @@ class InferredFeature:
 
     @property
     def is_title(self) -> bool:
-        """Whether people would know an item by this column."""
+        """Whether the column is a title or name."""
         return self.kind in ("text", "categorical") and _TITLE_NAME.search(self.column) is not None
 
 
 def infer_feature(column: str, cells: pa.StringArray) -> InferredFeature:
-    """Looks at a whole column.
+    """Infer the feature kind of a column from all of its cells.
 
     Args:
-        column: Its name.
-        cells: Its cells as strings; an empty one is null.
+        column: Name of the column.
+        cells: Cells as strings; empty cells are null.
     """
     values = pc.ascii_trim_whitespace(cells.drop_null())
     values = values.filter(pc.not_equal(values, ""))
     distinct = len(values.unique())
     if distinct < 2:
-        return InferredFeature(column, None, "BYTES", "always the same" if distinct else "always empty")
+        return InferredFeature(column, None, "BYTES", "constant" if distinct else "empty")
     if _all(values, _NUMBER) and not _any(values, _LEADING_ZERO):
         return _number(column, values, distinct)
     return _string(column, values, distinct)
@@ -80,24 +81,24 @@ def _number(column: str, values: pa.StringArray, distinct: int) -> InferredFeatu
     if whole and _is_code(column):
         return _code(column, values, distinct)
     if distinct <= FEW:
-        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different numbers, so taken as codes")
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} distinct numbers, treated as categories")
     numbers = values.cast(pa.float64()).to_numpy()
     if whole and distinct == len(values) and numbers.min() in (0, 1) and np.ptp(numbers) == len(values) - 1:
-        return InferredFeature(column, None, "INT", "counts the rows")
+        return InferredFeature(column, None, "INT", "row number")
     kind: ColumnType = "INT" if whole and np.abs(numbers).max() < 2**62 else "FLOAT"
-    span = f"from {numbers.min():g} to {numbers.max():g}"
+    bounds = f"from {numbers.min():g} to {numbers.max():g}"
     if not whole and np.abs(numbers - numbers.mean()).max() <= 4 * numbers.std():
-        return InferredFeature(column, "normalized", "FLOAT", f"numbers {span}, none of them far out")
+        return InferredFeature(column, "normalized", "FLOAT", f"numbers {bounds} without outliers")
     if whole:
-        return InferredFeature(column, "buckets", kind, f"whole numbers {span}")
-    return InferredFeature(column, "buckets", "FLOAT", f"numbers {span}, some of them far out")
+        return InferredFeature(column, "buckets", kind, f"integers {bounds}")
+    return InferredFeature(column, "buckets", "FLOAT", f"numbers {bounds} with outliers")
 
 
 def _string(column: str, values: pa.StringArray, distinct: int) -> InferredFeature:
-    if _share(values, _DATE) > 0.9:
-        return InferredFeature(column, None, "BYTES", "dates; no feature kind reads them")
-    if _share(values, r"^(https?|ftp)://") > 0.5:
-        return InferredFeature(column, None, "BYTES", "links")
+    if _fraction(values, _DATE) > 0.9:
+        return InferredFeature(column, None, "BYTES", "dates, for which there is no feature kind")
+    if _fraction(values, r"^(https?|ftp)://") > 0.5:
+        return InferredFeature(column, None, "BYTES", "URLs")
     if _is_code(column):
         return _code(column, values, distinct)
     for separator in SEPARATORS:
@@ -105,41 +106,39 @@ def _string(column: str, values: pa.StringArray, distinct: int) -> InferredFeatu
         if found is not None:
             return found
     if distinct <= MOST_CATEGORIES and len(values) >= REPEATS * distinct:
-        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different values in {len(values)} rows")
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} distinct values in {len(values)} rows")
     words = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(values))).as_py()
     if words >= 1.5:
         return InferredFeature(column, "text", "BYTES", f"text of {words:.1f} words on average")
-    return _unlike(column)
+    return _unique(column)
 
 
 def _code(column: str, values: pa.StringArray, distinct: int) -> InferredFeature:
     if distinct <= MOST_CATEGORIES and len(values) >= REPEATS * distinct:
-        return InferredFeature(column, "categorical", "BYTES", f"{distinct} different codes in {len(values)} rows")
-    return _unlike(column)
+        return InferredFeature(column, "categorical", "BYTES", f"{distinct} distinct codes in {len(values)} rows")
+    return _unique(column)
 
 
-def _unlike(column: str) -> InferredFeature:
-    return InferredFeature(
-        column, None, "BYTES", "nearly every row has a value of its own, which says nothing about others"
-    )
+def _unique(column: str) -> InferredFeature:
+    return InferredFeature(column, None, "BYTES", "almost all values are unique")
 
 
 def _multi_value(column: str, values: pa.StringArray, separator: str) -> InferredFeature | None:
-    """Several short values in one cell that come up in other cells too."""
+    """Infer several short values per cell that repeat in other cells."""
     if pc.mean(pc.match_substring(values, separator).cast(pa.float64())).as_py() < 0.1:
         return None
     parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(values, separator)))
     parts = parts.filter(pc.not_equal(parts, ""))
     distinct = len(parts.unique())
     words = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(parts))).as_py()
-    # Where splitting leaves as many values as before, the separator is part of them.
+    # If splitting does not reduce the number of distinct values, the separator is part of the values.
     if words > 3 or distinct > min(MOST_CATEGORIES, len(values.unique()) - 1) or len(parts) < REPEATS * distinct:
         return None
-    why = f"{distinct} different values, up to {_most(values, separator)} in a cell"
+    why = f"{distinct} distinct values, up to {_most_per_cell(values, separator)} per cell"
     return InferredFeature(column, "multi_value", "BYTES", why, separator)
 
 
-def _most(values: pa.StringArray, separator: str) -> int:
+def _most_per_cell(values: pa.StringArray, separator: str) -> int:
     return int(pc.max(pc.count_substring(values, separator)).as_py()) + 1
 
 
@@ -147,7 +146,7 @@ def _is_code(column: str) -> bool:
     return bool(_CODE_NAME.search(column) or _CODE_CAMEL.search(column))
 
 
-def _share(values: pa.StringArray, pattern: str) -> float:
+def _fraction(values: pa.StringArray, pattern: str) -> float:
     return float(pc.mean(pc.match_substring_regex(values, pattern).cast(pa.float64())).as_py())
 
 

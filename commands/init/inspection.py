@@ -1,4 +1,4 @@
-"""Looks at a folder of CSVs: which file holds the interactions, which the items and users, and what is in them."""
+"""Inspects a folder of CSVs: finds the interactions, items and users tables and measures them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from recipe.errors import did_you_mean
 from recipe.serving import SIGNATURE_OUTPUTS, can_name_an_input
 
 MOST_BAD_ROWS = 0.01
-"""More rows than this that cannot be used stop `init`: then something is wrong with the file, not with a few rows."""
+"""Maximum fraction of malformed rows; with more, the column or the file is wrong."""
 MOST_PAIRS = 20_000_000
-"""Rows among which repeated pairs of user and item are looked for."""
+"""Number of rows that are checked for repeated pairs of user and item."""
 LABEL = "interacted"
-"""Name of the constant label of implicit data, where no column has that name."""
+"""Name of the constant label of implicit feedback, if no column has this name."""
 
 TimeFormat = Literal["seconds", "milliseconds", "iso"]
 
@@ -40,12 +40,12 @@ _MILLISECONDS_TO = 100_000_000_000_000  # As milliseconds, this is the year 5138
 
 
 class InitError(BadInput):
-    """The data cannot be made a recipe of, or the folder is not free."""
+    """No recipe can be inferred from the data, or the output files exist."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnRoles:
-    """The columns the user named."""
+    """Columns with the user ids, item ids, ratings and timestamps, from the command line."""
 
     user: str
     item: str
@@ -53,14 +53,14 @@ class ColumnRoles:
     timestamp: str | None
 
     def flags(self) -> dict[str, str]:
-        """Column by the flag that named it."""
+        """Return the columns by command-line flag."""
         named = {"--user": self.user, "--item": self.item, "--rating": self.rating, "--timestamp": self.timestamp}
         return {flag: column for flag, column in named.items() if column is not None}
 
 
 @dataclasses.dataclass
 class RatingStatistics:
-    """Running figures of the rating column."""
+    """Running statistics of the rating column."""
 
     count: int = 0
     total: float = 0.0
@@ -83,20 +83,20 @@ class RatingStatistics:
 
 @dataclasses.dataclass
 class InteractionsTable:
-    """What the table of interactions is like.
+    """The interactions table.
 
     Attributes:
-        file: Its name.
-        header: Its columns.
-        rows: Rows that can be used.
-        bad: Rows that cannot.
-        first_bad: The first of them.
-        users: Every user id.
-        items: Every item id.
-        ratings: Figures of the rating column.
-        time_format: How the timestamp is written; None without one.
-        times: First and last timestamp in seconds.
-        repeated: Rows whose user and item stand together in an earlier row.
+        file: Path below the data folder.
+        header: Column names.
+        rows: Number of valid rows.
+        bad: Number of malformed rows.
+        first_bad: First malformed row.
+        users: User ids.
+        items: Item ids.
+        ratings: Statistics of the rating column.
+        time_format: Format of the timestamps; None without timestamps.
+        times: First and last timestamp, in seconds.
+        repeated: Number of rows whose user and item are in an earlier row.
     """
 
     file: str
@@ -113,22 +113,22 @@ class InteractionsTable:
 
     @property
     def time_passes(self) -> bool:
-        """Whether there are timestamps that differ."""
+        """Whether there are distinct timestamps."""
         return self.time_format is not None and self.times[0] < self.times[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class SideTable:
-    """An items or users table that was found.
+    """An items or users table.
 
     Attributes:
         table: `items` or `users`.
-        file: Its name.
-        key: The column that identifies a row.
-        rows: How many there are.
-        keys: Their keys.
-        features: What its other columns look like.
-        rename: Columns that another table has too, and the name they get.
+        file: Path below the data folder.
+        key: Key column.
+        rows: Number of rows.
+        keys: Values of the key column.
+        features: Inferred features of the other columns.
+        rename: New names of columns whose names are taken or cannot be input names.
     """
 
     table: str
@@ -140,13 +140,13 @@ class SideTable:
     rename: dict[str, str]
 
     def name(self, feature: InferredFeature) -> str:
-        """The feature's column in the recipe and the schema."""
+        """Return the feature's column name in the recipe and the schema."""
         return self.rename.get(feature.column, feature.column)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """Everything that is known about the data."""
+    """Result of inspecting the data folder."""
 
     folder: Path
     roles: ColumnRoles
@@ -157,7 +157,7 @@ class Inspection:
 
     @property
     def implicit(self) -> bool:
-        """Whether there are no ratings, or none that differ."""
+        """Whether the data is implicit feedback: no ratings, or equal ratings."""
         return self.roles.rating is None or self.interactions.ratings.deviation == 0
 
     @property
@@ -169,7 +169,7 @@ class Inspection:
 
     @property
     def catalogue(self) -> int:
-        """How many items can be recommended."""
+        """Number of items of the catalogue."""
         return len(self.interactions.items | (self.items.keys if self.items else frozenset()))
 
     def side_tables(self) -> list[SideTable]:
@@ -177,38 +177,42 @@ class Inspection:
 
 
 def inspect_data(data: Path, roles: ColumnRoles) -> Inspection:
-    """Reads the CSVs: the interactions whole, in blocks, and the tables beside it that fit."""
+    """Read the CSVs: the interactions block by block, and the items and users tables next to it."""
     for flag, column in roles.flags().items():
         same = [other for other, name in roles.flags().items() if name == column and other != flag]
         if same:
-            raise InitError(f"{flag} and {same[0]} both name the column {column!r}; name a column of its own for each.")
+            raise InitError(f"{flag} and {same[0]} are both set to the column {column!r}; expected different columns.")
     folder, headers, unreadable = _headers(data)
     header = _choose(data, headers, unreadable, roles)
     interactions = _read_interactions(folder, header, roles)
     others = [other for other in headers if other.file != header.file]
-    notes = [f"{_file(folder, file)} was not looked at: {_one_line(reason)}" for file, reason in unreadable.items()]
+    notes = [f"Ignored {_file(folder, file)}: {_one_line(reason)}" for file, reason in unreadable.items()]
     items, more = _find_side_table("items", folder, others, roles.item, interactions.items)
     notes += more
     others = [other for other in others if items is None or other.file != items.file]
     users, more = _find_side_table("users", folder, others, roles.user, interactions.users)
     notes += more
     found = Inspection(folder, roles, interactions, items, users, tuple(notes))
-    return _with_names_of_their_own(found)
+    return _with_unique_names(found)
 
 
 def _headers(data: Path) -> tuple[Path, list[Header], dict[Path, str]]:
-    """The folder, the headers of its CSVs (of the one CSV first, where one was named) and which could not be read."""
+    """Return the folder, the headers of its CSVs (that of `data` first if it is a file) and the errors by file."""
     if not data.exists():
         close = did_you_mean(data.name, [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else [])
         raise InitError(
-            f"--data {data}: there is no such file or folder{close or '.'} A CSV or a folder of CSVs was wanted."
+            f"--data {data}: file or folder does not exist{close or '.'} Expected a CSV or a folder with CSVs."
         )
     folder = data if data.is_dir() else data.parent
     there = sorted(path for path in folder.iterdir() if path.is_file() and _is_csv(path))
     if data.is_dir() and not there:
-        raise InitError(f"--data {data}: there is no .csv or .csv.gz file; the CSV of the interactions was wanted.")
+        raise InitError(
+            f"--data {data}: no .csv or .csv.gz file in this folder; expected at least the CSV with the interactions."
+        )
     if data.is_file() and not _is_csv(data):
-        raise InitError(f"--data {data}: a file that ends in .csv or .csv.gz was wanted; rename it if it is one.")
+        raise InitError(
+            f"--data {data}: expected a file name that ends in .csv or .csv.gz. Rename the file if it is a CSV."
+        )
     headers, unreadable = [], {}
     for path in there:
         try:
@@ -228,41 +232,41 @@ def _is_csv(path: Path) -> bool:
 
 
 def _choose(data: Path, headers: Sequence[Header], unreadable: dict[Path, str], roles: ColumnRoles) -> Header:
-    """The header of the interactions: the one file that has every column named."""
+    """Return the header of the interactions table: the only CSV that has all columns of the flags."""
     candidates = headers[:1] if data.is_file() else headers
-    wanted = set(roles.flags().values())
-    fitting = [header for header in candidates if wanted <= set(header.names)]
+    required = set(roles.flags().values())
+    fitting = [header for header in candidates if required <= set(header.names)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         names = [Path(header.file).name for header in fitting]
         raise InitError(
-            f"--data {data}: {', '.join(names)} all have the columns {', '.join(sorted(wanted))}. Name the file of the "
-            f"interactions, for example --data {fitting[0].file}."
+            f"--data {data}: several CSVs have the columns {', '.join(sorted(required))}: {', '.join(names)}. "
+            f"Set --data to the CSV with the interactions, for example --data {fitting[0].file}."
         )
     if unreadable:
         raise InitError(
-            f"--data {data}: no CSV has the columns {', '.join(sorted(wanted))}, but some cannot be read:\n"
+            f"--data {data}: no CSV has the columns {', '.join(sorted(required))}; these CSVs cannot be read:\n"
             + "\n".join(f"  {reason}" for reason in unreadable.values())
         )
-    closest = max(candidates, key=lambda header: sum(_likeness(column, header.names) for column in wanted))
+    closest = max(candidates, key=lambda header: sum(_likeness(column, header.names) for column in required))
     for flag, column in roles.flags().items():
         if column not in closest.names:
             close = did_you_mean(column, closest.names) or "."
             raise InitError(
-                f"{closest.file}:1: there is no column {column!r}, which {flag} names{close} "
-                f"Columns there: {', '.join(closest.names)}."
+                f"{closest.file}:1: column {column!r} of {flag} does not exist{close} "
+                f"Columns: {', '.join(closest.names)}."
             )
-    raise AssertionError("a file that has every column was not taken")
+    raise AssertionError("a CSV with all columns was not chosen")
 
 
 def _likeness(column: str, names: Sequence[str]) -> float:
-    """How much the most similar of `names` is like `column`, from 0 to 1."""
+    """Return the similarity of `column` and the most similar of `names`, from 0 to 1."""
     return max(difflib.SequenceMatcher(None, column, name).ratio() for name in names)
 
 
 def _read_interactions(folder: Path, header: Header, roles: ColumnRoles) -> InteractionsTable:
-    """Reads the columns named, whole and in blocks, as a run will."""
+    """Read the columns of the flags block by block, as a run does."""
     found = InteractionsTable(_file(folder, Path(header.file)), header)
     columns = [Column(roles.user, "BYTES", required=True), Column(roles.item, "BYTES", required=True)]
     if roles.timestamp is not None:
@@ -291,8 +295,8 @@ def _read_interactions(folder: Path, header: Header, roles: ColumnRoles) -> Inte
     if not found.rows or found.bad > MOST_BAD_ROWS * (found.rows + found.bad):
         total = found.rows + found.bad
         raise InitError(
-            f"{found.first_bad}. {found.bad:,} of {total:,} rows cannot be used; at most {MOST_BAD_ROWS:.0%} was "
-            "wanted. Name another column, or mend the file."
+            f"{found.first_bad}. Malformed rows: expected at most {MOST_BAD_ROWS:.0%}, got {found.bad:,} of {total:,}. "
+            "Set another column, or fix the file."
         )
     found.times = (min(times), max(times)) if times else (0, 0)
     found.repeated = sum(map(len, pairs)) - len(np.unique(np.concatenate(pairs)))
@@ -300,7 +304,7 @@ def _read_interactions(folder: Path, header: Header, roles: ColumnRoles) -> Inte
 
 
 def _time_format(file: str, column: str) -> TimeFormat:
-    """How the first rows write the time; every row is then held against it."""
+    """Infer the timestamp format from the first rows; the other rows are parsed with it."""
     with open(file, "rb") as stream:
         batch = next(read_batches(stream, file, [column]))
     cells = pc.ascii_trim_whitespace(batch.columns.column(column).drop_null())
@@ -313,18 +317,18 @@ def _time_format(file: str, column: str) -> TimeFormat:
     _, wrong = parse_times(cells, "iso")
     if len(cells) and 2 * wrong.sum() < len(cells):
         return "iso"
-    example = shown(cells[0].as_py()) if len(cells) else "nothing"
+    example = shown(cells[0].as_py()) if len(cells) else "empty cells"
     raise InitError(
-        f"{file}: --timestamp {column}: found {example}; seconds or milliseconds since 1970, or dates such as "
-        "2024-05-31 or 2024-05-31T10:00:00Z were wanted. Leave --timestamp out, then give the recipe that is written "
-        "columns.timestamp and a timestamp_format such as %d/%m/%Y."
+        f"{file}: --timestamp {column}: expected seconds or milliseconds since 1970, or dates such as 2024-05-31 or "
+        f"2024-05-31T10:00:00Z, got {example}. Remove --timestamp, then set columns.timestamp and timestamp_format "
+        "(for example %d/%m/%Y) in the recipe."
     )
 
 
 def _find_side_table(
     table: str, folder: Path, headers: Sequence[Header], key: str, known: set[str]
 ) -> tuple[SideTable | None, list[str]]:
-    """The table whose column `key` is unique and covers most of the known ids, and what to say about the others."""
+    """Return the table whose column `key` is unique and covers most of the known ids, and notes on the others."""
     notes: list[str] = []
     fitting: list[tuple[float, int, Header, pa.Table]] = []
     for header in headers:
@@ -333,11 +337,11 @@ def _find_side_table(
             continue
         try:
             if not _one_row_each(header, key):
-                notes.append(f"{file} has a column {key!r}, but not one row for each; it was left out.")
+                notes.append(f"Ignored {file}: its column {key!r} is not unique.")
                 continue
             content = _read_whole(header)
         except DataError as error:
-            notes.append(f"{file} has a column {key!r}, but cannot be joined: {_one_line(str(error))}")
+            notes.append(f"Ignored {file}, which has a column {key!r}: {_one_line(str(error))}")
             continue
         covered = len(known & set(content.column(key).to_pylist())) / len(known)
         fitting.append((covered, len(header.names), header, content))
@@ -347,9 +351,9 @@ def _find_side_table(
     covered, _, header, content = fitting[0]
     file = _file(folder, Path(header.file))
     if not covered:
-        return None, [*notes, f"{file} has a column {key!r}, but none of the ids in it comes up in the interactions."]
+        return None, [*notes, f"Ignored {file}: no value of its column {key!r} is in the interactions."]
     notes += [
-        f"{_file(folder, Path(o.file))} could be the {table} too; {file} was taken." for _, _, o, _ in fitting[1:]
+        f"Ignored {_file(folder, Path(o.file))}: {file} covers more of the {table}." for _, _, o, _ in fitting[1:]
     ]
     features = tuple(
         infer_feature(name, content.column(name).combine_chunks()) for name in content.column_names if name != key
@@ -359,7 +363,7 @@ def _find_side_table(
 
 
 def _one_row_each(header: Header, key: str) -> bool:
-    """Whether no value of `key` is missing or stands twice; a large table of something else is soon put away."""
+    """Return whether `key` has no missing and no repeated values; stops at the first block that has."""
     seen: set[str] = set()
     with open(header.file, "rb") as stream:
         for batch in read_batches(stream, header.file, [key]):
@@ -372,7 +376,7 @@ def _one_row_each(header: Header, key: str) -> bool:
 
 
 def _read_whole(header: Header) -> pa.Table:
-    """Every column that stands once in the header, as strings; a run keeps such tables in memory too."""
+    """Read every column whose name is unique in the header, as strings."""
     names = [name for name in header.names if name and header.names.count(name) == 1]
     with open(header.file, "rb") as stream:
         batches = list(read_batches(stream, header.file, names))
@@ -382,15 +386,15 @@ def _read_whole(header: Header) -> pa.Table:
     return pa.Table.from_batches([batch.columns for batch in batches])
 
 
-def _with_names_of_their_own(found: Inspection) -> Inspection:
-    """Renames columns that two tables have, because one may give a feature, and what the served model cannot name."""
+def _with_unique_names(found: Inspection) -> Inspection:
+    """Rename columns that are in two tables, and those whose name cannot be an input of the served model."""
     taken = {*found.interactions.header.names, IS_POSITIVE}
-    items, users = (_with_names_besides(table, taken) for table in (found.items, found.users))
+    items, users = (_renamed(table, taken) for table in (found.items, found.users))
     return dataclasses.replace(found, items=items, users=users)
 
 
-def _with_names_besides(table: SideTable | None, taken: set[str]) -> SideTable | None:
-    """Renames the columns of `table` that are in `taken`, and adds all of them to it."""
+def _renamed(table: SideTable | None, taken: set[str]) -> SideTable | None:
+    """Rename the columns of `table` whose names are in `taken`, and add all of its names to `taken`."""
     if table is None:
         return None
     rename = {}

@@ -1,1 +1,1 @@
-"""The report of a run: gathered from ML Metadata and the run's artifacts, drawn as one HTML page."""
+"""The report of a run as one HTML file, from ML Metadata and the run's artifacts."""

@@ -1,4 +1,4 @@
-"""The page's charts, drawn with Plotly: each with a title, a sentence on what to see, and its numbers as a table."""
+"""Draws the report's charts with Plotly: each has a title, a caption and its values as a table."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 from commands.report.data_statistics import Calibration, Histogram
 from commands.report.words import metric_words, value
 
-# Colours of the light page and what the dark page takes for them; page.js exchanges them. Told apart by the
-# colour-blind too (blue, orange, green-blue, purple of different lightness).
+# Colours of the light scheme and their replacements in the dark one (report.js). They differ in lightness, so that
+# they can be distinguished with colour blindness.
 LIGHT_TO_DARK = {
     "#1d5fbf": "#79b0ff",
     "#b8540a": "#ffa657",
@@ -36,17 +36,17 @@ NAME_LENGTH = 26
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """One chart of the page."""
+    """One chart of the report."""
 
     id: str
     title: str
-    takeaway: str
-    """What the chart shows, in a sentence; also its text alternative."""
+    caption: str
+    """One or two sentences; also the text alternative."""
     plot: str
     """Plotly's JSON."""
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """The numbers that are drawn."""
+    """The values that are drawn."""
     height: int = _HEIGHT
 
 
@@ -62,7 +62,7 @@ class SliceScore:
     measured: float
     low: float | None
     high: float | None
-    """Ends of the 95 % confidence interval; None where there is no formula for one."""
+    """Bounds of the 95 % confidence interval; None if there is no formula for the metric."""
     baseline: float | None = None
 
 
@@ -70,11 +70,11 @@ class SliceScore:
 
 
 def ratings_chart(histogram: Histogram, label: str) -> Chart:
-    """Shares of the ratings by split."""
+    """Draw the distribution of the labels by split."""
     shares = {name: counts / max(counts.sum(), 1) for name, counts in histogram.counts.items()}
     names = _bin_names(histogram)
     most = names[int(np.argmax(next(iter(histogram.counts.values()))))]
-    figure = _figure(yaxis_title="share of the split", xaxis_title=label)
+    figure = _figure(yaxis_title="fraction of the split", xaxis_title=label)
     for split, share in shares.items():
         figure.add_bar(x=names, y=share, name=split, marker_color=_SPLIT_COLOURS[split],
                        hovertemplate="%{x}: %{y:.1%}<extra>" + split + "</extra>")  # fmt: skip
@@ -84,14 +84,14 @@ def ratings_chart(histogram: Histogram, label: str) -> Chart:
         figure,
         "ratings",
         f"Values of {label}",
-        f"{most} is the most frequent value. The splits should look alike.",
+        f"Most frequent value: {most}. The distributions of the splits should be similar.",
         (label, *shares),
         [(name, *(f"{share[place]:.1%}" for share in shares.values())) for place, name in enumerate(names)],
     )
 
 
 def times_chart(histogram: Histogram) -> Chart:
-    """SplitInteractions over time by split."""
+    """Draw the number of interactions over time by split."""
     days = [datetime.datetime.fromtimestamp(edge, datetime.UTC) for edge in histogram.edges]
     middles = [
         datetime.datetime.fromtimestamp((low + high) / 2, datetime.UTC)
@@ -105,8 +105,8 @@ def times_chart(histogram: Histogram) -> Chart:
     return _chart(
         figure,
         "times",
-        "When interactions happened",
-        f"From {days[0]:%d %B %Y} to {days[-1]:%d %B %Y} (UTC). A gap or a cliff is a sign of missing data.",
+        "Interactions over time",
+        f"From {days[0]:%d %B %Y} to {days[-1]:%d %B %Y} (UTC). A gap or a sudden drop indicates missing data.",
         ("from", *histogram.counts),
         [
             (f"{day:%Y-%m-%d}", *(f"{counts[place]:,}" for counts in histogram.counts.values()))
@@ -116,7 +116,7 @@ def times_chart(histogram: Histogram) -> Chart:
 
 
 def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
-    """Users by number of interactions."""
+    """Draw the number of users by number of interactions."""
     (counts,) = histogram.counts.values()
     names = [
         f"{int(low):,}" if high - low == 1 else f"{int(low):,}–{int(high) - 1:,}"
@@ -124,8 +124,8 @@ def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
     ]
     first = int(np.flatnonzero(counts)[0])
     names, counts = names[first:], counts[first:]
-    figure = _figure(xaxis_title="users", yaxis_title="interactions in train")
-    # Lying bars: their names would not fit beside each other on a phone.
+    figure = _figure(xaxis_title="users", yaxis_title="interactions in the train split")
+    # Horizontal bars, because their names do not fit side by side on a phone.
     figure.add_bar(
         x=counts, y=names, orientation="h", marker_color=MODEL, hovertemplate="%{y}: %{x:,} users<extra></extra>"
     )
@@ -133,30 +133,30 @@ def activity_chart(histogram: Histogram, median: float, users: int) -> Chart:
     return _chart(
         figure,
         "activity",
-        "How active users are",
-        f"{users:,} users; half of them have {median:g} interactions or more in train.",
+        "User activity",
+        f"{users:,} users; median number of interactions in the train split: {median:g}.",
         ("interactions", "users"),
         [(name, f"{count:,}") for name, count in zip(names, counts, strict=True)],
     )
 
 
 def popularity_chart(share_of_items: np.ndarray, share_of_interactions: np.ndarray) -> Chart:
-    """The Lorenz curve of item popularity."""
+    """Draw the Lorenz curve of item popularity."""
     tenth = float(np.interp(0.1, share_of_items, share_of_interactions))
-    figure = _figure(xaxis_title="share of the catalogue", yaxis_title="share of interactions")
+    figure = _figure(xaxis_title="fraction of the catalogue", yaxis_title="fraction of interactions")
     figure.add_scatter(x=share_of_items, y=share_of_interactions, mode="lines", line={"color": MODEL, "width": 2.5},
                        name="most popular first", hovertemplate="top %{x:.0%}: %{y:.1%}<extra></extra>")  # fmt: skip
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": MUTED, "width": 1, "dash": "dot"},
-                       name="all equally popular", hoverinfo="skip")  # fmt: skip
+                       name="uniform popularity", hoverinfo="skip")  # fmt: skip
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     shown = [0.01, 0.05, 0.1, 0.2, 0.5, 1.0]
     return _chart(
         figure,
         "popularity",
-        "How popularity is spread",
-        f"The most popular tenth of the catalogue gets {tenth:.0%} of the interactions.",
-        ("most popular", "share of interactions"),
+        "Item popularity",
+        f"The most popular 10% of the catalogue have {tenth:.0%} of the interactions.",
+        ("most popular", "fraction of interactions"),
         [(f"{one:.0%}", f"{np.interp(one, share_of_items, share_of_interactions):.1%}") for one in shown],
     )
 
@@ -165,14 +165,14 @@ def popularity_chart(share_of_items: np.ndarray, share_of_interactions: np.ndarr
 
 
 LOG_SCALE = 50
-"""How many times the smallest loss the largest may be until the axis becomes logarithmic."""
+"""Ratio of the largest to the smallest loss above which the axis is logarithmic."""
 
 
 def curve_charts(runs: Mapping[str, Curves]) -> list[Chart]:
-    """One chart a kind of curve (loss, accuracy, RMSE) over epochs, with the curves of every run.
+    """Draw one chart per kind of curve (loss, accuracy, RMSE) over epochs, with the curves of every run.
 
     Args:
-        runs: Curves by name, for each run by its label; `curves.json` of a Trainer has them.
+        runs: Curves by label of the run and name of the curve, from the Trainer's `curves.json`.
     """
     kinds: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for curves in runs.values() for name in curves):
@@ -192,7 +192,7 @@ def _curve_kind(name: str) -> str:
 
 
 def _repeats(name: str, runs: Mapping[str, Curves]) -> bool:
-    """Whether an earlier curve is the same in every run, as Keras's total loss is where nothing is added to it."""
+    """Return whether an earlier curve is equal in every run, as Keras's total loss without regularisation."""
     names = list(dict.fromkeys(name for curves in runs.values() for name in curves))
     return any(
         all(curves.get(other) == curves.get(name) for curves in runs.values()) for other in names[: names.index(name)]
@@ -206,7 +206,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
     for place, (run, curves) in enumerate(runs.items()):
         shown = [name for name in names if name in curves]
         if place:
-            # Of the runs beside this one only what they are compared by: all curves of ten runs are a thicket.
+            # Of the other runs only the main curve: all curves of ten runs are not readable.
             shown = [] if kind == "other curves" else [name for name in shown if name == _main_curve(shown)]
         for line, name in enumerate(shown):
             label = (
@@ -226,7 +226,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
         figure.update_yaxes(tickformat=".0%")
     values = [value for row in rows for value in row]
     if kind == "loss" and several and min(values) > 0 and max(values) > LOG_SCALE * min(values):
-        # Losses with other weights are of another size.
+        # Losses with different weights have different scales.
         figure.update_yaxes(type="log")
     first, last, form = rows[0][0], rows[0][-1], ".1%" if kind == "top-k accuracy" else ".4g"
     titles = {
@@ -239,7 +239,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
         figure,
         f"curve-{kind.replace(' ', '-')}",
         titles[kind],
-        f"{header[0][:1].upper()}{header[0][1:]} went from {first:{form}} to {last:{form}} in {len(rows[0])} epochs.",
+        f"{header[0][:1].upper()}{header[0][1:]}: {first:{form}} in epoch 1, {last:{form}} in epoch {len(rows[0])}.",
         ("epoch", *header),
         [
             (str(epoch + 1), *(f"{row[epoch]:.4g}" if epoch < len(row) else "" for row in rows))
@@ -249,7 +249,7 @@ def _curve_chart(kind: str, names: Sequence[str], runs: Mapping[str, Curves]) ->
 
 
 def _main_curve(names: Sequence[str]) -> str | None:
-    """The one of a kind that runs are compared by: on the validation slice, if there is one, and over all items."""
+    """Return the main curve of a kind: on the validation split if there is one, over the whole catalogue."""
     measured = [name for name in names if name.startswith("validation_")]
     return next((name for name in (*measured, *names) if "unseen" not in name), None)
 
@@ -262,12 +262,12 @@ def _curve_name(name: str) -> str:
 
 
 def accuracy_chart(series: Mapping[str, Mapping[int, float]], unseen: bool) -> Chart | None:
-    """Top-k accuracy over k of the model and what it is compared with; None where fewer than two k were measured."""
+    """Draw top-k accuracy over k of the model and the compared models; None with fewer than two values of k."""
     series = {name: dict(sorted(points.items())) for name, points in series.items() if len(points) > 1}
     if not series:
         return None
-    figure = _figure(xaxis_title="k, length of the list", yaxis_title="top-k accuracy")
-    # All lines have their own mark too, because colour alone is not for everyone.
+    figure = _figure(xaxis_title="k", yaxis_title="top-k accuracy")
+    # Each line has its own marker, because colour alone is not accessible.
     for (name, points), colour, mark in zip(
         series.items(), SERIES, ("circle", "diamond", "square", "x", "cross"), strict=False
     ):
@@ -278,24 +278,24 @@ def accuracy_chart(series: Mapping[str, Mapping[int, float]], unseen: bool) -> C
     ks = sorted({k for points in series.values() for k in points})
     figure.update_xaxes(type="log", tickvals=ks, ticktext=[str(k) for k in ks])
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    among = "Items that the user has met in train are left out." if unseen else "Over the whole catalogue."
+    among = "without the user's items of the train split" if unseen else "over the whole catalogue"
     return _chart(
         figure,
         "accuracy-unseen" if unseen else "accuracy",
-        "Accuracy by length of the list" + (", unseen items" if unseen else ""),
-        f"How often the item that a user chose is among the first k. {among}",
+        "Top-k accuracy" + (", unseen items" if unseen else ""),
+        f"Fraction of examples whose item is in the top k, {among}.",
         ("k", *series),
         [(str(k), *(f"{points[k]:.1%}" if k in points else "" for points in series.values())) for k in ks],
     )
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953).
+    """Return the confidence interval of a fraction (Wilson 1927, doi:10.1080/01621459.1927.10502953).
 
     Args:
-        share: What was observed, from 0 to 1.
-        count: Of how many.
-        z: Standard errors; 1.96 is 95 %.
+        share: Observed fraction, 0 to 1.
+        count: Number of observations.
+        z: Quantile of the normal distribution; 1.96 is 95 %.
     """
     if count <= 0:
         return 0.0, 1.0
@@ -305,9 +305,9 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 
 
 def error_interval(rmse: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Approximate confidence interval of a root mean squared error.
+    """Return the approximate confidence interval of a root mean squared error.
 
-    Where errors are normally distributed, its standard error is rmse / sqrt(2 n): Ahn and Fessler 2003, "Standard
+    For normally distributed errors, its standard error is rmse / sqrt(2 n): Ahn and Fessler 2003, "Standard
     errors of mean, variance, and standard deviation estimators".
     """
     half = z * rmse / math.sqrt(2 * count) if count > 0 else math.inf
@@ -315,7 +315,7 @@ def error_interval(rmse: float, count: int, z: float = 1.96) -> tuple[float, flo
 
 
 def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) -> Chart:
-    """Slices as bars, worst first, with intervals; the whole eval split as a line."""
+    """Draw slices as bars, worst first, with confidence intervals; the whole eval split as a line."""
     words = metric_words(metric)
     scores = sorted(scores, key=lambda score: score.measured, reverse=not words.higher_is_better)
     # Plotly draws the first bar at the bottom.
@@ -356,7 +356,7 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
         )
     if whole is not None:
         figure.add_vline(x=whole, line={"color": MUTED, "width": 1.5, "dash": "dot"}, layer="below")
-    # Names stand above their bars: beside them they would take half of a phone's width.
+    # Names are above their bars: next to them they would take half of a phone's width.
     for score in drawn:
         figure.add_annotation(
             x=0,
@@ -375,15 +375,14 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
         figure.update_xaxes(tickformat=".0%")
     figure.update_xaxes(rangemode="tozero")
     worst = scores[0]
-    overall = f" The dotted line is the whole eval split, {value(metric, whole)}." if whole is not None else ""
-    better = "" if compared == [] else " Diamonds are the baseline."
+    overall = f" Dotted line: whole eval split, {value(metric, whole)}." if whole is not None else ""
+    baseline = " Diamonds: baseline." if compared else ""
     return _chart(
         figure,
         f"slices-{metric}",
         f"{words.label} by slice",
-        f"Worst first: {worst.name} with {value(metric, worst.measured)}. After each name stand the number of examples "
-        f"and the value; whiskers are 95 % confidence."
-        f"{overall}{better}",
+        f"Worst slice: {worst.name}, {value(metric, worst.measured)}. Labels: slice, number of examples, value. "
+        f"Whiskers: 95 % confidence interval.{overall}{baseline}",
         ("slice", "examples", words.label, "95 % confidence", "baseline"),
         [
             (
@@ -400,7 +399,7 @@ def slice_chart(metric: str, scores: Sequence[SliceScore], whole: float | None) 
 
 
 def calibration_chart(calibration: Calibration, label: str) -> Chart:
-    """Mean actual against mean predicted rating, in bins of equal count."""
+    """Draw the mean actual over the mean predicted rating, in bins of equal count."""
     low = float(min(calibration.predicted.min(), (calibration.actual - calibration.error).min()))
     high = float(max(calibration.predicted.max(), (calibration.actual + calibration.error).max()))
     off = float(np.average(np.abs(calibration.actual - calibration.predicted), weights=calibration.counts))
@@ -414,8 +413,8 @@ def calibration_chart(calibration: Calibration, label: str) -> Chart:
     return _chart(
         figure,
         "calibration",
-        "Do predicted ratings come true?",
-        f"On average the real mean is {off:.2f} away from the predicted one. On the dotted line they would be equal.",
+        "Calibration",
+        f"Mean absolute difference of predicted and actual mean: {off:.2f}. Dotted line: perfect calibration.",
         ("predicted", "actual", "± 95 %", "examples"),
         [
             (f"{predicted:.2f}", f"{actual:.2f}", f"{error:.2f}", f"{count:,}")
@@ -427,21 +426,20 @@ def calibration_chart(calibration: Calibration, label: str) -> Chart:
 
 
 def residuals_chart(calibration: Calibration) -> Chart:
-    """Distribution of actual minus predicted."""
+    """Draw the distribution of actual minus predicted ratings."""
     counts, edges = np.histogram(calibration.residuals, 24)
     shares, middles = counts / counts.sum(), (edges[:-1] + edges[1:]) / 2
     near, off = float(np.mean(np.abs(calibration.residuals) <= 0.5)), float(np.mean(calibration.residuals))
-    figure = _figure(xaxis_title="actual minus predicted", yaxis_title="share of the examples")
+    figure = _figure(xaxis_title="actual minus predicted", yaxis_title="fraction of examples")
     figure.add_bar(x=middles, y=shares, marker_color=MODEL, hovertemplate="%{x:.2f}: %{y:.1%}<extra></extra>")
     figure.update_layout(bargap=0.05)
     figure.update_yaxes(tickformat=".0%")
     return _chart(
         figure,
         "residuals",
-        "How far predictions are off",
-        f"{near:.0%} of the predictions are within half a point. On average they are {abs(off):.3f} too "
-        f"{'high' if off < 0 else 'low'}.",
-        ("from", "to", "share"),
+        "Residuals",
+        f"{near:.0%} of the predicted ratings have an error of at most 0.5. Mean residual: {off:+.3f}.",
+        ("from", "to", "fraction"),
         [
             (f"{low:.2f}", f"{high:.2f}", f"{share:.1%}")
             for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
@@ -455,7 +453,7 @@ def residuals_chart(calibration: Calibration) -> Chart:
 def _figure(barmode: str = "group", xaxis_title: str = "", yaxis_title: str = "") -> go.Figure:
     axis: dict[str, Any] = {
         "gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True,
-        # Dragging a finger scrolls the page and does not zoom the chart.
+        # A swipe scrolls the page instead of zooming the chart.
         "fixedrange": True,
         "title": {"font": {"size": 13}, "standoff": 8},
     }  # fmt: skip
@@ -480,17 +478,17 @@ def _chart(
     figure: go.Figure,
     id_: str,
     title: str,
-    takeaway: str,
+    caption: str,
     header: Sequence[str],
     rows: Sequence[Sequence[Any]],
     height: int = _HEIGHT,
 ) -> Chart:
     figure.update_layout(height=height)
-    return Chart(id_, title, takeaway, str(figure.to_json()), tuple(header), tuple(map(tuple, rows)), height)
+    return Chart(id_, title, caption, str(figure.to_json()), tuple(header), tuple(map(tuple, rows)), height)
 
 
 def _short(name: str) -> str:
-    """A name that fits above a bar on a phone."""
+    """Shorten a name to fit above a bar on a phone."""
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 

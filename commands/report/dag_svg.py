@@ -1,4 +1,4 @@
-"""The DAG of a run as one SVG: a column of components in order, what flows between them, and how long each took."""
+"""Draws the DAG of a run as SVG: components in order, the artifacts between them, and durations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 360
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A component of the picture."""
+    """A component in the SVG."""
 
     name: str
     state: NodeState
@@ -39,7 +39,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """What flows from one component to another."""
+    """The artifacts from one component to another."""
 
     source: str
     target: str
@@ -50,14 +50,14 @@ class Edge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """Everything the template draws."""
+class DagSvg:
+    """The elements that the template draws."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     height: int
     description: str
-    """The picture in words, for those who cannot see it."""
+    """Text alternative of the SVG."""
     box_x: int = _GUTTER
     box_width: int = _BOX_WIDTH
     box_height: int = _BOX_HEIGHT
@@ -65,14 +65,14 @@ class Picture:
     width: int = WIDTH
 
 
-def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Sequence[str]) -> Picture:
-    """Lays out the picture.
+def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Sequence[str]) -> DagSvg:
+    """Lay out the DAG.
 
     Args:
         run: The run.
-        steps: Its steps, from ML Metadata.
-        types: Type of every artifact, by id.
-        expected: The components of a complete run, in order; those that did not begin are drawn pale.
+        steps: Its executions, from ML Metadata.
+        types: Artifact types by artifact id.
+        expected: Components of a complete run, in order; those that did not start are drawn pale.
     """
     outcomes = {component.name: component for component in run.components}
     names = [*outcomes, *(name for name in expected if name not in outcomes)]
@@ -98,14 +98,14 @@ def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Se
             source = givers.get(artifact)
             if source is not None and source in place_of and step.component in place_of:
                 flows.setdefault((source, step.component), []).append(types.get(artifact, "artifact"))
-        # The latest one that gave it: what comes from the cache was made by another run.
+        # The latest producer: a cached artifact was produced in another run.
         givers |= {artifact: step.component for _, artifact in step.outputs}
     lanes: list[list[tuple[int, int]]] = []
     edges = []
     for source, target in sorted(flows, key=lambda flow: place_of[flow[1]] - place_of[flow[0]]):
         start, end = place_of[source], place_of[target]
         edges.append(Edge(source, target, tuple(dict.fromkeys(flows[source, target])), _path(start, end, lanes)))
-    return Picture(
+    return DagSvg(
         nodes=tuple(nodes),
         edges=tuple(edges),
         height=_ROW * len(nodes),
@@ -114,7 +114,7 @@ def draw(run: Run, steps: Sequence[Step], types: Mapping[int, str], expected: Se
 
 
 def _path(start: int, end: int, lanes: list[list[tuple[int, int]]]) -> str:
-    """A straight line to the next row; for others a line in the gutter, in the first lane that is free there."""
+    """Return a straight line to the next row, or for other rows a line in the first free lane of the gutter."""
     middle = _GUTTER + 22
     if end == start + 1:
         top = _ROW * start + _ROW / 2 + _BOX_HEIGHT / 2
@@ -126,6 +126,6 @@ def _path(start: int, end: int, lanes: list[list[tuple[int, int]]]) -> str:
         lanes.append([])
     lanes[lane].append((start, end))
     x = _GUTTER - 14 - 9 * lane
-    # Lines that leave and lines that arrive touch the box at different heights.
+    # Outgoing and incoming lines touch the box at different heights.
     y, last = _ROW * start + _ROW / 2 + 6, _ROW * end + _ROW / 2 - 6
     return f"M{_GUTTER} {y}H{x + 6}Q{x} {y} {x} {y + 6}V{last - 6}Q{x} {last} {x + 6} {last}H{_GUTTER - 3}"

@@ -1,6 +1,6 @@
-"""What the report says about the data: distributions, anomalies, rejected rows, and drift as TFDV measures it.
+"""Computes the data section of the report: distributions, anomalies, rejected rows and drift (TFDV).
 
-Importing this starts no TensorFlow, which the report of a run that failed early can do without.
+Does not import TensorFlow, which the report of a run without examples does not need.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 
 from components.example_validator.anomalies import in_words
 
-# A distance above this is marked where the schema has no drift_comparator of its own: Linf and the Jensen-Shannon
-# divergence lie between 0 and 1, and day-to-day noise stays well below.
+# Threshold of the drift for features without a drift_comparator in the schema. Linf and the Jensen-Shannon divergence
+# are between 0 and 1, and typical day-to-day noise is well below.
 NOTABLE_DRIFT = 0.1
 
 ANOMALIES_FILE = "SchemaDiff.pb"
@@ -31,7 +31,7 @@ class Histogram:
     """Counts by bin."""
 
     edges: np.ndarray
-    """float64 [bins + 1]; where `discrete`, the values themselves [bins]."""
+    """float64 [bins + 1]; if `discrete`, the values themselves [bins]."""
     counts: dict[str, np.ndarray]
     """int64 [bins] by split."""
     discrete: bool
@@ -39,7 +39,7 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class SplitInteractions:
-    """The raw examples of a split as columns; sampled negatives are left out."""
+    """The raw examples of a split as columns, without sampled negatives."""
 
     users: np.ndarray
     """object (bytes) [n]."""
@@ -48,21 +48,21 @@ class SplitInteractions:
     labels: np.ndarray
     """float64 [n]."""
     times: np.ndarray | None
-    """int64 [n], seconds since 1970; None where the recipe names no timestamp."""
+    """int64 [n], seconds since 1970; None if the recipe sets no timestamp column."""
     is_whole: bool
-    """Whether these are all examples, or the first ones of a large split."""
+    """Whether these are all examples of the split; false for the first examples of a large split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """How far a feature's distribution is from another's."""
+    """Distances of a feature's distribution from others."""
 
     feature: str
     measure: Literal["L∞", "JS"]
     distances: dict[str, float]
-    """By what was compared."""
+    """Distance by name of the compared data."""
     threshold: float
-    """The schema's, or `NOTABLE_DRIFT`."""
+    """Threshold of the schema, or `NOTABLE_DRIFT`."""
 
     @property
     def is_notable(self) -> bool:
@@ -71,7 +71,7 @@ class Drift:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Predicted against actual ratings of eval examples, in bins of about equal count by prediction."""
+    """Predicted and actual ratings of eval examples, in bins of about equal count by prediction."""
 
     predicted: np.ndarray
     """float64 [bins]: mean prediction."""
@@ -87,26 +87,26 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class ShownItem:
-    """An item as a person sees it."""
+    """An item with its display columns."""
 
     item_id: str
     display: tuple[str, ...]
-    """Values of the recipe's display columns, as far as the item has some."""
+    """Non-missing values of the display columns."""
     rating: float
-    """What the user gave, or what the model predicts."""
+    """Label of a liked item, predicted rating of a recommended item."""
     chosen: bool = False
-    """Whether the user really chose the recommended item in the eval split."""
+    """Whether the eval split has an interaction of the user with the item."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleUser:
-    """One user with what the model makes of them."""
+    """One user with liked and recommended items."""
 
     user_id: str
     kind: str
-    """Which user this is an example of."""
+    """Kind of user, for example `A new user`."""
     interactions: int
-    """In train."""
+    """Number of interactions in the train split."""
     liked: tuple[ShownItem, ...]
     recommended: tuple[ShownItem, ...]
 
@@ -115,12 +115,12 @@ class SampleUser:
 
 
 def label_histogram(splits: Mapping[str, SplitInteractions], bins: int = 20) -> Histogram:
-    """How often each rating is given; ratings with few different values are their own bins."""
+    """Return the distribution of the labels; few distinct values are their own bins."""
     return _histogram({name: split.labels for name, split in splits.items()}, bins)
 
 
 def time_histogram(splits: Mapping[str, SplitInteractions], bins: int = 30) -> Histogram | None:
-    """When interactions happened; None where there are no times."""
+    """Return the distribution of the timestamps; None without timestamps."""
     times = {name: split.times.astype(float) for name, split in splits.items() if split.times is not None}
     return _histogram(times, bins, discrete=False) if times else None
 
@@ -137,28 +137,28 @@ def _histogram(values: Mapping[str, np.ndarray], bins: int, discrete: bool = Tru
 
 
 def counts_of(ids: np.ndarray) -> np.ndarray:
-    """SplitInteractions of each user or item that has any, most first; int64 [different ids]."""
+    """Return the number of interactions of each id, descending; int64 [distinct ids]."""
     counts = np.unique(ids.astype(bytes), return_counts=True)[1]
     return np.sort(counts)[::-1]
 
 
 def activity_histogram(counts: np.ndarray) -> Histogram:
-    """Users by how many interactions they have, in bins that double: 1, 2–3, 4–7, …"""
+    """Return the number of users by number of interactions, in bins that double: 1, 2–3, 4–7, …"""
     top = int(np.log2(max(int(counts.max()), 1))) + 1
     edges = 2.0 ** np.arange(top + 1)
     return Histogram(edges, {"train": np.histogram(counts, edges)[0]}, discrete=False)
 
 
 def concentration(counts: np.ndarray, known_items: int, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
-    """The Lorenz curve of popularity, most popular first.
+    """Compute the Lorenz curve of popularity, most popular items first.
 
     Args:
-        counts: SplitInteractions of each item that has any, most first.
-        known_items: Items in the catalogue.
-        points: How many to compute.
+        counts: Number of interactions of each item with interactions, descending.
+        known_items: Number of items in the catalogue.
+        points: Number of points.
 
     Returns:
-        Share of the catalogue and share of the interactions that it gets, both float64 [points].
+        Fraction of the catalogue and fraction of its interactions, both float64 [points].
     """
     every = np.zeros(max(known_items, len(counts)))
     every[: len(counts)] = counts
@@ -171,7 +171,7 @@ def concentration(counts: np.ndarray, known_items: int, points: int = 101) -> tu
 
 
 def anomalies(uri: str, schema: schema_pb2.Schema) -> list[tuple[str, str, str]]:
-    """Split, feature and sentence of each anomaly that ExampleValidator wrote down."""
+    """Return split, feature and description of each anomaly that ExampleValidator found."""
     found = []
     for path in sorted(glob.glob(os.path.join(glob.escape(uri), "Split-*", ANOMALIES_FILE))):
         with open(path, "rb") as file:
@@ -182,7 +182,7 @@ def anomalies(uri: str, schema: schema_pb2.Schema) -> list[tuple[str, str, str]]
 
 
 def rejected_rows(uri: str) -> list[Mapping[str, Any]]:
-    """The first rows that ExampleGen kept aside: table, file, line, reason and row."""
+    """Return the first rows that ExampleGen rejected: table, file, line, reason and row."""
     return list(itertools.islice(_rejected(uri), REJECTED_SHOWN))
 
 
@@ -201,20 +201,20 @@ def drift(
     now: statistics_pb2.DatasetFeatureStatistics,
     others: Mapping[str, statistics_pb2.DatasetFeatureStatistics],
 ) -> list[Drift]:
-    """Distances of every feature from other statistics, as TFDV computes them for `drift_comparator`.
+    """Compute the distance of every feature from other statistics, as TFDV does for `drift_comparator`.
 
-    Numbers are compared with the Jensen-Shannon divergence of their histograms, text with the largest difference of a
-    value's share (Linf).
+    Numeric features: Jensen-Shannon divergence of the histograms. String features: largest difference of a value's
+    frequency (Linf).
 
     Args:
-        schema: The curated schema; its own thresholds count where it has some.
-        now: statistics_pb2.DatasetFeatureStatistics of the run.
-        others: What they are compared with, by name.
+        schema: The curated schema, with optional thresholds.
+        now: Statistics of the run.
+        others: Statistics to compare with, by name.
 
     Returns:
-        The features, those with the largest distance first.
+        The features, sorted by distance, largest first.
     """
-    # Importing TFDV takes seconds, which a report without statistics can do without.
+    # Importing TFDV takes seconds; a report without statistics does not need it.
     import tensorflow_data_validation as tfdv
 
     measuring = schema_pb2.Schema()
@@ -223,7 +223,7 @@ def drift(
     for feature in measuring.feature:
         measure = "infinity_norm" if feature.type == schema_pb2.BYTES else "jensen_shannon_divergence"
         thresholds[feature.name] = getattr(feature.drift_comparator, measure).threshold or NOTABLE_DRIFT
-        # TFDV measures only what has a threshold.
+        # TFDV computes drift only for features with a threshold.
         feature.drift_comparator.Clear()
         getattr(feature.drift_comparator, measure).threshold = 1.0
     text = {feature.name for feature in measuring.feature if feature.type == schema_pb2.BYTES}
@@ -244,8 +244,8 @@ def _listed(statistics: statistics_pb2.DatasetFeatureStatistics) -> statistics_p
     return statistics_pb2.DatasetFeatureStatisticsList(datasets=[statistics])
 
 
-def feature_figures(statistics: Mapping[str, statistics_pb2.DatasetFeatureStatistics]) -> list[dict[str, Any]]:
-    """One row a feature for the table of the data: kind, missing share by split, and what its values look like."""
+def feature_summaries(statistics: Mapping[str, statistics_pb2.DatasetFeatureStatistics]) -> list[dict[str, Any]]:
+    """Return one row per feature for the table of columns: missing fraction by split, and a summary of the values."""
     rows: dict[str, dict[str, Any]] = {}
     for split, dataset in statistics.items():
         for feature in dataset.features:
@@ -263,6 +263,6 @@ def feature_figures(statistics: Mapping[str, statistics_pb2.DatasetFeatureStatis
                 row["values"] = f"{figures.min:.6g} to {figures.max:.6g}, mean {figures.mean:.6g}"
             elif kind == "string_stats":
                 top: Sequence[Any] = figures.top_values
-                first = f", most often {top[0].value}" if top else ""
-                row["values"] = f"{figures.unique:,} different{first}"
+                first = f", most frequent {top[0].value}" if top else ""
+                row["values"] = f"{figures.unique:,} distinct{first}"
     return [rows[name] for name in sorted(rows)]

@@ -1,4 +1,4 @@
-"""The exported model asked on raw examples: how well its ratings are calibrated, and what it recommends to whom."""
+"""Queries the exported model for the report: calibration of its ratings, and recommendations of sample users."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from commands.report.data_statistics import Calibration, SampleUser, ShownItem, SplitInteractions
 from recipe.columns import IS_POSITIVE, column_types
 
-# More examples than these are not read: a page of figures does not get truer by them.
+# Maximum number of examples; more do not change the charts visibly.
 MAX_EXAMPLES = 1_000_000
 MAX_RATED = 20_000
 
 LIKED_SHOWN = 5
 RECOMMENDED_SHOWN = 8
-STRANGER = "somebody new"
+NEW_USER = "new-user"
 
 _BATCH = 4096
 _RATED_BATCH = 512
@@ -28,14 +28,14 @@ _DTYPES = {"BYTES": tf.string, "INT": tf.int64, "FLOAT": tf.float32}
 
 
 class ModelUnavailable(Exception):
-    """The exported model cannot be loaded or does not answer; the text says why."""
+    """The exported model cannot be loaded or a signature fails."""
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
 def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: schema_pb2.Schema) -> SplitInteractions:
-    """The interactions of a split of raw examples.
+    """Read the interactions of a split of raw examples.
 
     Args:
         uri: The Examples artifact.
@@ -73,7 +73,7 @@ def read_interactions(uri: str, split: str, columns: Mapping[str, Any], schema: 
 def read_display(
     uri: str, columns: Mapping[str, Any], display: Sequence[str], schema: schema_pb2.Schema
 ) -> dict[bytes, tuple[str, ...]]:
-    """The display columns of every item of the catalogue, by item id."""
+    """Read the display columns of the catalogue, by item id."""
     types = column_types(schema)
     names = [columns["item_id"], *display]
     spec = {name: tf.io.FixedLenFeature([], _DTYPES[types[name]], _default(types[name])) for name in names}
@@ -92,12 +92,12 @@ def _records(uri: str, split: str) -> tf.data.Dataset:
 
 
 def _default(column_type: str) -> str | int | float:
-    """What stands for a missing value."""
+    """Return the placeholder of a missing value."""
     return "" if column_type == "BYTES" else np.iinfo(np.int64).min if column_type == "INT" else float("nan")
 
 
 def _shown(cells: Iterable[Any]) -> tuple[str, ...]:
-    """The values that are there."""
+    """Return the values that are not missing."""
     missing = (b"", np.iinfo(np.int64).min)
     return tuple(_text(cell) for cell in cells if cell == cell and cell not in missing)
 
@@ -110,19 +110,19 @@ def _text(cell: Any) -> str:
 
 
 def servable(uri: str) -> str | None:
-    """Folder of the SavedModel in a Model artifact; None where it is gone."""
+    """Return the folder of the SavedModel in a Model artifact; None if it does not exist."""
     path = os.path.join(uri, "Format-Serving")
     return path if tf.saved_model.contains_saved_model(path) else None
 
 
 class ExportedModel:
-    """The SavedModel in a session, loaded once; only what is asked for is computed, as in TensorFlow Serving."""
+    """The SavedModel in a session; only the requested outputs are computed, as in TensorFlow Serving."""
 
     def __init__(self, path: str) -> None:
-        """Loads the model.
+        """Load the model.
 
         Raises:
-            ModelUnavailable: There is none at `path`, or this TensorFlow cannot load it.
+            ModelUnavailable: There is no SavedModel at `path`, or this version of TensorFlow cannot load it.
         """
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
@@ -142,30 +142,30 @@ class ExportedModel:
         self._session.close()
 
     def ratings(self, examples: Sequence[bytes]) -> np.ndarray:
-        """Predicted ratings of serialized examples, float64 [examples].
+        """Return predicted ratings of serialized examples, float64 [examples].
 
         Raises:
-            ModelUnavailable: The model does not answer.
+            ModelUnavailable: The signature fails.
         """
         starts = range(0, len(examples), _RATED_BATCH)
         batches = [examples[start : start + _RATED_BATCH] for start in starts]
-        parts = [self._ask("evaluate", {"examples": batch}, ["rating"])["rating"].ravel() for batch in batches]
+        parts = [self._call("evaluate", {"examples": batch}, ["rating"])["rating"].ravel() for batch in batches]
         return np.concatenate(parts).astype(float) if parts else np.zeros(0)
 
     def recommend(self, users: Sequence[str]) -> dict[str, np.ndarray]:
-        """Outputs of `recommend` by name, [users, k]; whatever else it takes is left to the signature's defaults.
+        """Return the outputs of `recommend` by name, [users, k]; optional inputs have their defaults.
 
         Raises:
-            ModelUnavailable: The model does not answer.
+            ModelUnavailable: The signature fails.
         """
-        return self._ask("recommend", {"user_id": users})
+        return self._call("recommend", {"user_id": users})
 
-    def _ask(
+    def _call(
         self, name: str, inputs: Mapping[str, Sequence[Any]], outputs: Sequence[str] = ()
     ) -> dict[str, np.ndarray]:
-        """Runs the part of a signature that `outputs` need; all of it where none are named."""
+        """Run a signature for some outputs; for all of them if `outputs` is empty."""
         if name not in self._signatures:
-            raise ModelUnavailable(f"it has no signature {name!r}; it has {', '.join(sorted(self._signatures))}")
+            raise ModelUnavailable(f"no signature {name!r}; signatures: {', '.join(sorted(self._signatures))}")
         signature = self._signatures[name]
         given = {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
         given |= {key: np.array(list(values), object) for key, values in inputs.items()}
@@ -182,9 +182,9 @@ class ExportedModel:
 def calibration(
     model: ExportedModel, uri: str, columns: Mapping[str, Any], schema: schema_pb2.Schema, bins: int = 10
 ) -> Calibration | None:
-    """Asks the model to rate eval examples, sampled negatives included; None where there are none.
+    """Compare predicted ratings with labels on the eval split, sampled negatives included; None without examples.
 
-    The interval is the normal one, 1.96 standard errors of the mean.
+    The interval is the normal approximation: 1.96 standard errors of the mean.
     """
     examples = list(_records(uri, "eval").take(MAX_RATED).as_numpy_iterator())
     if not examples:
@@ -217,16 +217,16 @@ def sample_users(
     display: Mapping[bytes, tuple[str, ...]],
     display_columns: Sequence[str],
 ) -> list[SampleUser]:
-    """A heavy, a typical and a light user and a stranger: what they liked in train, and what they are recommended."""
+    """Return a heavy, a typical, a light and a new user, with the items they liked and their recommendations."""
     ids, counts = np.unique(train.users.astype(bytes), return_counts=True)
     order = np.lexsort((ids, counts))
     chosen = {
         "A heavy user": ids[order[int(0.95 * (len(ids) - 1))]],
         "A typical user": ids[order[(len(ids) - 1) // 2]],
         "A light user": ids[order[int(0.05 * (len(ids) - 1))]],
-        "A stranger": STRANGER.encode(),
+        "A new user": NEW_USER.encode(),
     }
-    answer = model.recommend([user.decode("utf-8", "replace") for user in chosen.values()])
+    outputs = model.recommend([user.decode("utf-8", "replace") for user in chosen.values()])
     return [
         SampleUser(
             user_id=user.decode("utf-8", "replace"),
@@ -234,7 +234,7 @@ def sample_users(
             interactions=int(np.sum(train.users == user)),
             liked=tuple(_liked(train, user, display)),
             recommended=tuple(
-                _recommended(answer, place, set(evaluation.items[evaluation.users == user]), display_columns)
+                _recommended(outputs, place, set(evaluation.items[evaluation.users == user]), display_columns)
             ),
         )
         for place, (kind, user) in enumerate(chosen.items())
@@ -242,7 +242,7 @@ def sample_users(
 
 
 def _liked(train: SplitInteractions, user: bytes, display: Mapping[bytes, tuple[str, ...]]) -> Iterator[ShownItem]:
-    """The user's best-rated items, the latest first among equals."""
+    """Yield the user's highest-rated items; the latest first among equal ratings."""
     mine = np.flatnonzero(train.users == user)
     times = train.times[mine] if train.times is not None else mine
     seen: set[bytes] = set()
@@ -254,16 +254,16 @@ def _liked(train: SplitInteractions, user: bytes, display: Mapping[bytes, tuple[
 
 
 def _recommended(
-    answer: Mapping[str, np.ndarray], place: int, really: set[bytes], display_columns: Sequence[str]
+    outputs: Mapping[str, np.ndarray], row: int, chosen: set[bytes], display_columns: Sequence[str]
 ) -> Iterator[ShownItem]:
-    # Places without an item have an empty id.
-    items = [item for item in answer["item_ids"][place] if item]
+    # Shorter lists are padded with empty ids.
+    items = [item for item in outputs["item_ids"][row] if item]
     for rank, item in enumerate(items[:RECOMMENDED_SHOWN]):
         yield ShownItem(
             item_id=item.decode("utf-8", "replace"),
-            display=_shown(answer[name][place][rank] for name in display_columns),
-            rating=float(answer["ratings"][place][rank]),
-            chosen=item in really,
+            display=_shown(outputs[name][row][rank] for name in display_columns),
+            rating=float(outputs["ratings"][row][rank]),
+            chosen=item in chosen,
         )
 
 

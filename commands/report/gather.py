@@ -1,4 +1,4 @@
-"""Everything the report says, gathered from a run's folder, ML Metadata and the artifacts; nothing here writes HTML."""
+"""Collects the data of the report from a run's folder, ML Metadata and the artifacts; writes no HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from commands.report.charts import (
     times_chart,
     wilson_interval,
 )
-from commands.report.dag_svg import Picture, draw
+from commands.report.dag_svg import DagSvg, draw
 from commands.report.words import metric_words, slice_name
 from components.evaluator.verdict import Verdict
 from pipeline.best_possible import Reached, reached
@@ -35,7 +35,7 @@ from pipeline.runs import Change, Run, diff_recipes, list_runs, previous_run, sc
 from recipe.evaluation import METRICS
 
 CURVES_FILE = "curves.json"
-# Columns of curves.json that are about the epoch itself.
+# Columns of curves.json that are not metrics.
 NOT_CURVES = ("epoch", "steps", "seconds", "kept")
 ASKED_FILE = "asked.json"
 COMPARISON = "compare/runs/*/comparison.json"
@@ -45,7 +45,7 @@ SLICES_DRAWN = 24
 
 @dataclasses.dataclass(frozen=True)
 class MadeFrom:
-    """One link of the chain from the files to the pushed version."""
+    """One artifact of the lineage from the CSVs to the pushed version."""
 
     what: str
     id: int
@@ -56,7 +56,7 @@ class MadeFrom:
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric beside what it is compared with."""
+    """One metric of the model, the baseline and the last blessed model."""
 
     name: str
     model: float
@@ -66,40 +66,40 @@ class MetricRow:
 
 @dataclasses.dataclass
 class Facts:
-    """What is known about a run; what it did not get to is empty, and `notes` says why."""
+    """Data of the report; fields of components that did not run are empty, and `notes` has the reason."""
 
     workdir: Path
     run: Run
     previous: Run | None
     asked: dict[str, Any]
-    """How the run was asked for: schema folder, preset and overrides, where the run kept it."""
+    """Arguments of the run: schema folder, preset and overrides; empty if not stored."""
     recipe_changes: tuple[Change, ...]
     steps: Sequence[Step]
-    picture: Picture
+    picture: DagSvg
     outputs: dict[str, dict[str, StoredArtifact]]
-    """Artifacts by component and name."""
+    """Artifacts by component and output key."""
     made_from: Sequence[MadeFrom]
     sources: Sequence[str]
-    """The files that the examples were read from."""
+    """File patterns of the CSVs."""
     data_folder: str
     charts: dict[str, list[Chart]] = dataclasses.field(default_factory=dict)
-    """By section: data, training, metrics, slices, calibration."""
+    """Charts by section: data, training, metrics, slices, calibration."""
     notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    """Sentences by section, above all why something is missing."""
+    """Sentences by section, mostly the reason why something is missing."""
     features: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     anomalies: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     validated: bool = False
-    """Whether ExampleValidator looked at the data."""
+    """Whether ExampleValidator has validated the data."""
     rejected: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
     drift: list[data_statistics.Drift] = dataclasses.field(default_factory=list)
     drift_against: tuple[str, ...] = ()
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
     reached: list[Reached] = dataclasses.field(default_factory=list)
-    """How close the model came to the best possible; empty where nobody knows what is possible."""
+    """Metrics compared with their upper bounds; empty unless the data is synthetic."""
     users: list[data_statistics.SampleUser] = dataclasses.field(default_factory=list)
     display_columns: tuple[str, ...] = ()
     period: tuple[float, float] | None = None
-    """The first and the last moment of train, seconds since 1970."""
+    """First and last timestamp of the train split, seconds since 1970."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -110,7 +110,7 @@ class Facts:
 
 
 def gather(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Facts:
-    """Reads everything there is about a run of `workdir`.
+    """Collect the data of a run of `workdir`.
 
     Raises:
         RunError: The workdir has no runs.
@@ -153,9 +153,9 @@ def gather(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Facts:
     _add_slices(facts)
     _add_statistics(facts, runs, lineage)
     if examples is None or not Path(examples.uri).is_dir():
-        where = f"{examples.uri} is not there any more" if examples is not None else "the run has no examples"
+        why = f"{examples.uri} does not exist" if examples is not None else "the run has no examples"
         for section in ("data", "users", "calibration"):
-            facts.note(section, f"Nothing to show: {where}.")
+            facts.note(section, f"Not available: {why}.")
     else:
         _add_examples(facts, examples.uri, lineage)
     return facts
@@ -168,23 +168,24 @@ def _add_curves(facts: Facts) -> None:
     model_run = facts.outputs.get("Trainer", {}).get("model_run")
     curves = _read_json(Path(model_run.uri) / CURVES_FILE) if model_run is not None else {}
     if not curves:
-        facts.note("training", "The run did not get to the end of training." if model_run is None else
-                   f"The curves in {model_run.uri} are not there any more.")  # fmt: skip
+        facts.note("training", "The run did not complete training." if model_run is None else
+                   f"The curves in {model_run.uri} do not exist.")  # fmt: skip
         return
     runs = {"this run": _drawable(curves)}
     compared = _latest_comparison(facts.workdir, facts.run.recipe_name)
     runs |= {name: _drawable(found) for name, found in compared.items()}
     facts.charts["training"] = curve_charts(runs)
     if compared:
-        facts.note("training", f"Beside this run: {', '.join(compared)}, as `tandem compare` trained them last.")
+        facts.note("training", f"Compared with the presets of the latest `tandem compare`: {', '.join(compared)}.")
     kept = curves.get("kept", [])
     if 1 in kept and kept.index(1) + 1 < len(kept):
         facts.note(
-            "training", f"The model has the weights of epoch {kept.index(1) + 1}, the best on the validation slice."
+            "training",
+            f"The exported weights are those of epoch {kept.index(1) + 1}, the best on the validation split.",
         )
     if not any(name.startswith("validation_") for name in curves):
-        facts.note("training", "The curves are of the rows that were trained on. With `training.validation` in the "
-                   "recipe, a slice of train is kept aside and measured after every epoch.")  # fmt: skip
+        facts.note("training", "The curves are metrics on the training examples. Set `training.validation` in the "
+                   "recipe to hold out a validation split and evaluate it after every epoch.")  # fmt: skip
 
 
 def _drawable(curves: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
@@ -192,7 +193,7 @@ def _drawable(curves: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def _latest_comparison(workdir: Path, recipe_name: str) -> dict[str, Mapping[str, Sequence[float]]]:
-    """Curves of the presets that `tandem compare` trained last in this workdir; empty where it never did."""
+    """Return the curves of the latest `tandem compare` in this workdir, by preset."""
     found = sorted(workdir.glob(COMPARISON))
     comparison = _read_json(found[-1]) if found else {}
     if comparison.get("recipe") != recipe_name:
@@ -208,7 +209,7 @@ def _add_metrics(facts: Facts) -> None:
     verdict = facts.verdict
     if verdict is None:
         for section in ("metrics", "slices"):
-            facts.note(section, "Nothing was measured: the run did not get to its verdict.")
+            facts.note(section, "Not available: the run did not complete evaluation.")
         return
     facts.metrics = [
         MetricRow(name, verdict.metrics[name], verdict.baselines.get(name), verdict.last_blessed.get(name))
@@ -242,7 +243,7 @@ def _add_slices(facts: Facts) -> None:
     if verdict is None:
         return
     if not verdict.slices:
-        facts.note("slices", "No slices were measured. The recipe's `slices` and its gates name them.")
+        facts.note("slices", "No slices were evaluated. The recipe sets them in `slices` and `gates`.")
         return
     gated = [bound.metric for bound in verdict.bounds if bound.slice]
     hits = "top_100_accuracy_unseen" if "top_100_accuracy_unseen" in verdict.metrics else "top_100_accuracy"
@@ -259,13 +260,11 @@ def _add_slices(facts: Facts) -> None:
             if metric in found.metrics
         ]
         if scores:
-            # The verdict has those that every dataset has first, then the most frequent values of columns.
+            # The built-in slices come first, then the most frequent values of columns.
             shown = scores[:SLICES_DRAWN]
             facts.charts.setdefault("slices", []).append(slice_chart(metric, shown, verdict.metrics.get(metric)))
             if len(scores) > len(shown) and metric == hits:
-                facts.note(
-                    "slices", f"The first {len(shown)} of {len(scores)} slices are drawn; `tandem gates` prints all."
-                )
+                facts.note("slices", f"Shows {len(shown)} of {len(scores)} slices; `tandem gates` prints all of them.")
 
 
 def _interval(metric: str, measured: float, count: int) -> tuple[float | None, float | None]:
@@ -281,13 +280,13 @@ def _add_statistics(facts: Facts, runs: Sequence[Run], lineage: Lineage) -> None
     run = facts.run
     statistics = statistics_of(lineage, run.run_id)
     schema = schema_of(lineage, run.run_id)
-    facts.features = data_statistics.feature_figures(statistics)
+    facts.features = data_statistics.feature_summaries(statistics)
     found = facts.outputs.get("ExampleValidator", {}).get("anomalies")
     if found is not None:
         facts.validated = True
         facts.anomalies = data_statistics.anomalies(found.uri, schema)
     if "train" not in statistics or not schema.feature:
-        facts.note("drift", "There are no statistics of this run's data to compare.")
+        facts.note("drift", "Not available: the run has no statistics.")
         return
     others = {}
     if "eval" in statistics:
@@ -298,21 +297,21 @@ def _add_statistics(facts: Facts, runs: Sequence[Run], lineage: Lineage) -> None
         if before is None:
             continue
         if before.id == mine:
-            facts.note("drift", f"The data is the same as that of run {other.run_id}, so it has not drifted since.")
+            facts.note("drift", f"No drift since run {other.run_id}: the data is unchanged.")
             break
         earlier = statistics_of(lineage, other.run_id)
         if "train" in earlier:
             others[f"run {other.run_id}"] = earlier["train"]
             break
     else:
-        facts.note("drift", "There is no earlier run with data to compare with.")
+        facts.note("drift", "There is no earlier run to compare with.")
     if others:
         facts.drift = data_statistics.drift(schema, statistics["train"], others)
         facts.drift_against = tuple(others)
 
 
 def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
-    # TensorFlow takes seconds to import, which the report of a run without examples can do without.
+    # Importing TensorFlow takes seconds; a report without examples does not need it.
     from commands.report import exported_model
 
     facts.rejected = data_statistics.rejected_rows(uri)
@@ -320,14 +319,12 @@ def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
     columns = run.recipe.get("data", {}).get("columns")
     schema = schema_of(lineage, run.run_id)
     if not columns or not schema.feature:
-        facts.note("data", "The distributions are missing, because the run stopped before its schema was read.")
+        facts.note("data", "No distributions: the run ended before ImportSchemaGen.")
         return
     splits = {name: exported_model.read_interactions(uri, name, columns, schema) for name in ("train", "eval")}
     train = splits["train"]
     if not all(split.is_whole for split in splits.values()):
-        facts.note(
-            "data", f"The distributions are of the first {exported_model.MAX_EXAMPLES:,} examples of each split."
-        )
+        facts.note("data", f"Distributions of the first {exported_model.MAX_EXAMPLES:,} examples of each split.")
     if len(train.users):
         charts = [ratings_chart(data_statistics.label_histogram(splits), columns["label"])]
         times = data_statistics.time_histogram(splits)
@@ -341,9 +338,9 @@ def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
     model = facts.outputs.get("Trainer", {}).get("model")
     path = exported_model.servable(model.uri) if model is not None else None
     if path is None:
-        why = "no model was trained" if model is None else f"the model in {model.uri} is not there any more"
+        why = "no model was trained" if model is None else f"the model in {model.uri} does not exist"
         for section in ("calibration", "users"):
-            facts.note(section, f"Nothing to show: {why}.")
+            facts.note(section, f"Not available: {why}.")
         return
     display = [one["column"] for one in run.recipe.get("features", {}).get("candidate", ()) if one.get("display")]
     facts.display_columns = tuple(display)
@@ -356,12 +353,12 @@ def _add_examples(facts: Facts, uri: str, lineage: Lineage) -> None:
                     residuals_chart(found),
                 ]
                 if sum(found.counts) == exported_model.MAX_RATED:
-                    facts.note("calibration", f"Of the first {exported_model.MAX_RATED:,} eval examples.")
+                    facts.note("calibration", f"Measured on the first {exported_model.MAX_RATED:,} eval examples.")
             titles = exported_model.read_display(uri, columns, display, schema)
             facts.users = exported_model.sample_users(served, train, splits["eval"], titles, display)
     except exported_model.ModelUnavailable as error:
         for section in ("calibration", "users"):
-            facts.note(section, f"The exported model could not be asked: {error}")
+            facts.note(section, f"Not available: calling the exported model failed: {error}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -373,7 +370,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def best_and_worst(facts: Facts) -> tuple[str, str] | None:
-    """Names of the slices that the main retrieval metric is highest and lowest on; None without slices."""
+    """Return the slices with the highest and the lowest main retrieval metric; None without slices."""
     verdict = facts.verdict
     if verdict is None:
         return None

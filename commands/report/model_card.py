@@ -1,4 +1,4 @@
-"""The model card of a run as Markdown: intended use, data, metrics, limits, and how to get the model again.
+"""Writes the model card of a run as Markdown: intended use, data, metrics, limitations and reproduction.
 
 After Mitchell et al. 2019, "Model Cards for Model Reporting", doi:10.1145/3287560.3287596.
 """
@@ -11,19 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from commands.report.gather import Facts, best_and_worst
-from commands.report.words import VERDICTS, baseline_words, metric_words, value
+from commands.report.words import STATUSES, baseline_words, metric_words, value
 
 _SPLITS = {
-    "random": "Examples of the eval split are drawn at random, so train holds interactions that are later than they "
-    "are: what is measured here flatters the model compared with what it will meet after today.",
-    "by_user": "The eval split is made of users who are not in train, so the figures are about strangers.",
-    "time": "The eval split is the latest part of the interactions, as when the model is used from tomorrow on.",
-    "leave_last_n": "The eval split is each user's latest interactions, so the figures are about users who are known.",
+    "random": "The eval split is a random sample, so the train split contains later interactions (temporal leakage): "
+    "expect lower metrics in production.",
+    "by_user": "The eval split consists of users who are not in the train split: the metrics are for new users.",
+    "time": "The eval split is the latest part of the interactions: an evaluation without temporal leakage.",
+    "leave_last_n": "The eval split is each user's latest interactions: the metrics are for users of the train split.",
 }
 
 
 def model_card(facts: Facts) -> str:
-    """The card, in Markdown with tables."""
+    """Return the model card as Markdown with tables."""
     return "\n".join(_lines(facts)).rstrip() + "\n"
 
 
@@ -36,29 +36,30 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield ""
     yield from _table(("", ""), [
         ("Run", f"`{run.run_id}`, {run.started:%d %B %Y}"),
-        ("Outcome", VERDICTS[run.status]),
+        ("Status", STATUSES[run.status]),
         ("Pushed version", f"`{run.pushed_version}`" if run.pushed_version else "none"),
-        ("Kind of model", _kind(recipe)),
-        ("Made with", _versions(facts)),
+        ("Model", _kind(recipe)),
+        ("Software", _versions(facts)),
     ])  # fmt: skip
     if "model" not in facts.outputs.get("Trainer", {}):
-        yield "**The run made no model**; what follows is what it was meant to be."
+        yield "**The run has not trained a model.** The following describes its recipe."
         yield ""
     yield "## Intended use"
     yield ""
     columns = _mapping(recipe, "data", "columns")
-    asked = [one for one in ("query", "candidate") if _mapping(recipe, "features").get(one)]
-    seen = ", without those that the user has in train" if _mapping(recipe, "serving").get("exclude_seen", True) else ""
+    sides = [one for one in ("query", "candidate") if _mapping(recipe, "features").get(one)]
+    seen = (
+        ", without the user's items of the train split" if _mapping(recipe, "serving").get("exclude_seen", True) else ""
+    )
     yield (
-        "To recommend items to people by what they and others did before, and to predict "
-        f"`{columns.get('label', 'the label')}`. Called with a user id, it returns the items with the best scores and "
-        f"their predicted ratings{seen}."
+        f"Recommends items to users based on past interactions, and predicts `{columns.get('label', 'the label')}`. "
+        f"For a user id it returns the items with the highest scores, with their predicted ratings{seen}."
     )
     yield ""
-    for side in asked:
+    for side in sides:
         names = ", ".join(f"`{feature['column']}` ({feature['kind']})" for feature in recipe["features"][side])
-        yield f"- It looks at these columns of the {'user and the moment' if side == 'query' else 'item'}: {names}."
-    yield "- Not intended for decisions about people, such as credit, work or health."
+        yield f"- Features of the {side} tower: {names}."
+    yield "- Not intended for decisions about persons, such as credit, employment or health."
     yield ""
     yield "## Data"
     yield ""
@@ -76,7 +77,7 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield from _table(("rows", "count"), [(name, f"{rows[key]:,}") for key, name in shown.items() if key in rows])
     if facts.period is not None:
         first, last = (datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in facts.period)
-        yield f"Train is from {first:%d %B %Y} to {last:%d %B %Y}."
+        yield f"The train split is from {first:%d %B %Y} to {last:%d %B %Y}."
         yield ""
     split = _mapping(recipe, "data", "split").get("kind")
     if split in _SPLITS:
@@ -85,7 +86,7 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield "## Metrics"
     yield ""
     if facts.metrics:
-        yield f"Of the exported model, on {facts.verdict.examples if facts.verdict else 0:,} eval examples."
+        yield f"Metrics of the exported model on {facts.verdict.examples if facts.verdict else 0:,} eval examples."
         yield ""
         yield from _table(
             ("metric", "model", "baseline", "last blessed"),
@@ -100,8 +101,8 @@ def _lines(facts: Facts) -> Iterator[str]:
             ],
         )
         yield (
-            "Top-k accuracy is how often the item that a user chose is among the first k recommended; for unseen, what "
-            "the user knows from train is left out."
+            "Top-k accuracy is the fraction of examples whose item is among the k highest-scored items of the "
+            "catalogue; `unseen` ignores the user's items of the train split."
         )
         yield ""
         for row in facts.metrics:
@@ -110,23 +111,23 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield ""
         if any(row.baseline is not None for row in facts.metrics):
             yield (
-                f"The baselines are {baseline_words('rmse')} for ratings, and {baseline_words('top_100_accuracy')} for "
-                "recommendations, from the same train split."
+                f"Baselines, from the same train split: {baseline_words('rmse')} for rating metrics, "
+                f"{baseline_words('top_100_accuracy')} for ranking metrics."
             )
             yield ""
         ends = best_and_worst(facts)
         if ends is not None:
-            yield f"It does best on {ends[0]} and worst on {ends[1]}."
+            yield f"Best slice: {ends[0]}. Worst slice: {ends[1]}."
             yield ""
     else:
-        yield "None: the run did not get to its verdict."
+        yield "Not available: the run did not complete evaluation."
         yield ""
-    yield "## Limits"
+    yield "## Limitations"
     yield ""
     for limit in _limits(facts):
         yield f"- {limit}"
     yield ""
-    yield "## How to get it again"
+    yield "## Reproduction"
     yield ""
     if facts.asked:
         yield "```"
@@ -134,14 +135,13 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield "```"
         yield ""
     yield (
-        f"The recipe as it was used, every default included, is `runs/{run.run_id}/recipe.json` in the work folder. "
-        f"The split and the training are seeded ({_seeds(recipe)}); on another machine floating-point sums may differ "
-        "in the last digits."
+        f"The recipe with all defaults is `runs/{run.run_id}/recipe.json` in the work folder. Seeds: {_seeds(recipe)}. "
+        "On another machine, floating-point sums can differ in the last digits."
     )
 
 
 def command(asked: Mapping[str, Any]) -> str:
-    """The command that asked for a run."""
+    """Return the command of a run."""
     words = ["tandem", "run", str(asked.get("schema_dir", ""))]
     words += ["--preset", str(asked["preset"])] if asked.get("preset") else []
     for override in asked.get("overrides", ()):
@@ -153,7 +153,7 @@ def _kind(recipe: Mapping[str, Any]) -> str:
     model = _mapping(recipe, "model")
     retrieval, rating = model.get("retrieval_weight", 1), model.get("rating_weight", 1)
     tasks = "retrieval and rating" if retrieval and rating else "retrieval only" if retrieval else "rating only"
-    return f"two-tower recommender ({tasks}), embeddings of {model.get('embedding_dim', '?')} numbers"
+    return f"two-tower recommender ({tasks}), embedding dimension {model.get('embedding_dim', '?')}"
 
 
 def _versions(facts: Facts) -> str:
@@ -164,17 +164,18 @@ def _versions(facts: Facts) -> str:
 
 def _limits(facts: Facts) -> Iterator[str]:
     verdict = facts.verdict
-    yield "It knows the items of its catalogue only; a new item needs a new run before it can be recommended."
-    yield "Users whom it does not know get what the average user gets, unless the request brings a history."
+    yield "It recommends items of its catalogue only; a new item needs a new run."
+    yield "Queries with a new user use the OOV embedding and the history in the request, if any."
     failures = verdict.failures() if verdict is not None else ()
     for bound in failures:
-        yield f"It missed a gate: {_escaped(str(bound))}."
+        yield f"Failed gate: {_escaped(str(bound))}."
     metrics = verdict.metrics if verdict is not None else {}
     if "coverage_10" in metrics:
-        yield f"Only {value('coverage_10', metrics['coverage_10'])} of the catalogue is ever among anyone's first ten."
+        coverage = value("coverage_10", metrics["coverage_10"])
+        yield f"Coverage: {coverage} of the catalogue is in at least one user's top 10."
     if metrics.get("popularity_bias_10", 0) > 0:
         yield (
-            "It recommends what is popular more than people choose it (popularity bias "
+            "Recommended items are more popular than chosen ones (popularity bias "
             f"{value('popularity_bias_10', metrics['popularity_bias_10'])})."
         )
     worse = [
@@ -184,8 +185,8 @@ def _limits(facts: Facts) -> Iterator[str]:
         and row.model != row.baseline
     ]  # fmt: skip
     if worse:
-        yield f"The baseline is better in {', '.join(metric_words(row.name).label for row in worse)}."
-    yield "It learned from what people were shown and chose, and repeats what is lopsided in that."
+        yield f"The baseline is better than the model in: {', '.join(metric_words(row.name).label for row in worse)}."
+    yield "It was trained on logged interactions and reproduces their selection bias."
 
 
 def _seeds(recipe: Mapping[str, Any]) -> str:
@@ -193,7 +194,7 @@ def _seeds(recipe: Mapping[str, Any]) -> str:
         "split": _mapping(recipe, "data", "split").get("seed"),
         "training": _mapping(recipe, "training").get("seed"),
     }
-    return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None) or "see there"
+    return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None) or "see the recipe"
 
 
 def _mapping(recipe: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
@@ -212,5 +213,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _escaped(text: str) -> str:
-    """User text as Markdown that shows it as it is."""
+    """Escape text for Markdown."""
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|" else sign for sign in text)

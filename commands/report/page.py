@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: style, charts and the plotting library are inside."""
+"""Renders the report as one HTML file; style, charts and the plotting library are embedded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from commands.report.model_card import command, model_card
 from pipeline.runs import flat
 
 SECTIONS = {
-    "verdict": "Verdict",
+    "verdict": "Result",
     "recipe": "Recipe",
     "pipeline": "Pipeline",
     "data": "Data",
@@ -37,11 +37,11 @@ SECTIONS = {
 
 
 def page(facts: Facts, out: Path) -> str:
-    """The whole page.
+    """Render the report.
 
     Args:
         facts: From `gather`.
-        out: Where the page will lie; links to artifacts are relative to its folder, so that both can move together.
+        out: Path of the HTML file; links to artifacts are relative to its folder, so that both can be moved together.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("commands.report"),
@@ -71,7 +71,7 @@ def page(facts: Facts, out: Path) -> str:
 
 
 def _html(markdown: str) -> str:
-    """Markdown as HTML, one level of headings deeper; HTML in it stays text."""
+    """Render Markdown as HTML with headings two levels down; HTML in it is escaped."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     for token in tokens:
@@ -82,12 +82,12 @@ def _html(markdown: str) -> str:
 
 @functools.cache
 def _compressed_plotly() -> str:
-    """Plotly, gzipped, as base64: a third of its size. The browser unpacks it (`DecompressionStream`)."""
+    """Return Plotly, gzipped and base64-encoded: a third of its size. The browser decompresses it."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 def _marked(text: str) -> str:
-    """Text with `code` as HTML."""
+    """Render text with `code` as HTML."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
@@ -96,21 +96,21 @@ def _asset(name: str) -> str:
 
 
 def _script_json(text: str) -> str:
-    """JSON that may stand in a script element, whatever text is in it."""
+    """Escape JSON for a script element."""
     return text.replace("<", "\\u003c")
 
 
 def _href(place: str, folder: Path) -> str:
-    """A link to a file or folder: relative where it is a local one."""
+    """Return a link to a file or folder; relative if it is local."""
     if "://" in place:
         return place
     return Path(os.path.relpath(place, folder)).as_posix()
 
 
 def _plain(value: Any) -> str:
-    """A value of the recipe, as `--set` takes it."""
+    """Format a value of the recipe as for `--set`."""
     if value is None:
-        return "not given"
+        return "not set"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""`tandem report`: makes the page and the model card of a run."""
+"""Writes the report and the model card of a run; `tandem report` calls it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from recipe import BadInput
 
 
 def write_report(workdir: Path, name: str, out: Path, card: Path | None = None) -> str:
-    """Writes the page of a run, and its model card as Markdown where asked for.
+    """Write the report of a run as HTML, and optionally its model card as Markdown.
+
+        from commands import write_report
+        write_report(Path("work/movielens"), "latest", Path("report.html"))
 
     Args:
-        workdir: Folder of the run.
-        name: The run, as `find_run` takes it.
-        out: The HTML file.
-        card: The Markdown file.
+        workdir: Work folder of the run.
+        name: Run id or its prefix, `latest` or `previous`.
+        out: HTML file.
+        card: Markdown file; no model card if None.
 
     Returns:
         The run's id.
 
     Raises:
-        RunError: There is no such run.
+        RunError: The run does not exist.
         BadInput: A file cannot be written.
     """
     lineage = Lineage(workdir)
@@ -32,9 +35,9 @@ def write_report(workdir: Path, name: str, out: Path, card: Path | None = None) 
     files = {"--out": out, "--model-card": card}
     for flag, path in files.items():
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            found = "is a folder" if path.is_dir() else "lies in a folder that is not there or cannot be written"
-            raise BadInput(f"{flag} {path}: it {found}; name a file that can be written.")
-    # TensorFlow and TFDV tell a lot while they start and load.
+            problem = "is a folder" if path.is_dir() else "its folder does not exist or is not writable"
+            raise BadInput(f"{flag} {path}: expected a path of a writable file; {problem}.")
+    # TensorFlow and TFDV log much while they start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with output_to_file(Path(os.devnull)):
         from commands.report.gather import gather

@@ -1,4 +1,4 @@
-"""Commands that write the pipeline down for another orchestrator: `compile kubeflow`."""
+"""Subcommands that compile the pipeline for another orchestrator: `compile kubeflow`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ CACHES = ("none", "same-inputs", "same-folder")
 
 def kubeflow(
     schema_dir: SchemaDir,
-    image: Annotated[str, typer.Option(help="Container image with Tandem, e.g. REGISTRY/tandem:1.")],
-    pipeline_root: Annotated[str, typer.Option(help="Default of where artifacts go: gs://…, s3://… or minio://….")],
+    image: Annotated[str, typer.Option(help="Container image with Tandem, for example REGISTRY/tandem:1.")],
+    pipeline_root: Annotated[
+        str, typer.Option(help="Default pipeline root for artifacts: gs://…, s3://… or minio://….")
+    ],
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("pipeline.yaml"),
     data_root: Annotated[
-        str, typer.Option(help="Default of the run's parameter data_root. [default: each run gives it]")
+        str, typer.Option(help="Default of the run parameter data_root. [default: required for each run]")
     ] = "",
     push_destination: Annotated[
-        str, typer.Option(help="Default of the run's parameter push_destination. [default: each run gives it]")
+        str, typer.Option(help="Default of the run parameter push_destination. [default: required for each run]")
     ] = "",
     preset: Preset = None,
     overrides: Overrides = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a failed container is started again.")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="Number of retries of a failed container.")] = 2,
     cache: Annotated[
         str,
         typer.Option(
-            help="Take results from the cache: none; same-inputs; or same-folder, also of the data, "
-            "which is right where a folder's files never change."
+            help="Caching: none, same-inputs, or same-folder, which also caches ExampleGen and requires that the "
+            "files of a folder never change."
         ),
     ] = "same-inputs",
     beam_runner: BeamEngine = BeamRunner.DIRECT,
@@ -43,25 +45,27 @@ def kubeflow(
         typer.Option(
             "--volume",
             metavar="CLAIM:/PATH",
-            help="PersistentVolumeClaim that every container gets (open-source backend only). Repeatable.",
+            help="PersistentVolumeClaim to mount in every container (open-source backend only). Repeatable.",
         ),
     ] = None,
 ) -> None:
     """Compile the pipeline for Kubeflow Pipelines v2, open-source or Vertex AI.
 
-    A run of the file takes parameters: data_root, push_destination, epochs, batch_size, learning_rate, embedding_dim,
+    Parameters of a run: data_root, push_destination, epochs, batch_size, learning_rate, embedding_dim,
     seed and recipe_overrides.
     """
-    # TensorFlow greets with a page of CPU features.
+    # Silences TensorFlow's log of CPU features.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from absl import logging
 
     from recipe import BadInput, load_recipe, load_schema
 
     if cache not in CACHES:
-        raise BadInput(f"--cache {cache}: {', '.join(CACHES[:-1])} or {CACHES[-1]} was wanted")
+        raise BadInput(f"--cache: expected {', '.join(CACHES[:-1])} or {CACHES[-1]}, got {cache!r}")
     if importlib.util.find_spec("kfp") is None:
-        raise BadInput("Kubeflow's SDK is not installed here: pip install 'tandem[kubeflow]'")
+        raise BadInput(
+            "The Kubeflow Pipelines SDK (kfp) is not installed. Install it with: pip install 'tandem[kubeflow]'"
+        )
     beam = BeamOptions(beam_runner, tuple(beam_args or ()))
     beam.check(on_cluster=True)
     recipe = load_recipe(schema_dir, overrides or [], preset)
@@ -83,7 +87,7 @@ def kubeflow(
     documents = compile_pipeline(recipe, schema, options)
     write_pipeline(documents, recipe.description, out)
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
-    wanted = [name for name, parameter in parameters.items() if "defaultValue" not in parameter]
+    required = [name for name, parameter in parameters.items() if "defaultValue" not in parameter]
     print(f"{out}: pipeline {documents[0]['pipelineInfo']['name']!r}, {len(documents[0]['components'])} components")
-    if wanted:
-        print(f"Each run must give {' and '.join(sorted(wanted))}.")
+    if required:
+        print(f"Required parameters of each run: {', '.join(sorted(required))}")

@@ -10,13 +10,16 @@ import typer
 from commands.subcommands.shared_options import DEFAULT_MODEL
 from pipeline.exit_codes import NOT_BLESSED
 
+DEMO_USERS = ("42", "196", "new-user")
+"""Users of the sample requests; the last one is a cold-start user."""
+
 
 def demo(
     schema_dir: Annotated[Path, typer.Option(help="Folder of the MovieLens recipe.")] = Path("schemas/movielens"),
     data: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/movielens"),
-    workdir: Annotated[Path, typer.Option(help="Folder for everything else.")] = Path("work/movielens"),
+    workdir: Annotated[Path, typer.Option(help="Folder for artifacts, ML Metadata and logs.")] = Path("work/movielens"),
 ) -> None:
-    """Get MovieLens-100K, run the pipeline, serve the model and ask it for three users' recommendations."""
+    """Download MovieLens-100K, run the pipeline, serve the model and request recommendations for three users."""
     from rich.console import Console
 
     from commands.movielens import write_movielens
@@ -39,19 +42,19 @@ def demo(
     model_dir = Path(result.pushed_model).parent
     console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {short_path(model_dir)}", soft_wrap=True)
     with serving(model_dir, DEFAULT_MODEL) as target, Recommender(target, model=DEFAULT_MODEL) as client:
-        console.print("[bold]4. Asking[/bold]     over TensorFlow Serving's gRPC API\n")
-        for user in ("42", "196", "somebody new"):
+        console.print("[bold]4. Requests[/bold]   recommend, over TensorFlow Serving's gRPC API\n")
+        for user in DEMO_USERS:
             print_recommendations(client.recommend(user, k=10))
     console.print(
-        "The server is stopped. What to type next:\n\n"
-        "  [dim]# the whole run as one page: data, curves, gates, slices, sample users[/dim]\n"
+        "Stopped the server. Next steps:\n\n"
+        "  [dim]# the run's report: data, curves, gates, slices, sample users[/dim]\n"
         f"  .venv/bin/tandem report --workdir {short_path(workdir)} --out report.html\n\n"
-        "  [dim]# serve the model again, and ask it from another terminal[/dim]\n"
+        "  [dim]# serve the model; send requests from another terminal[/dim]\n"
         f"  .venv/bin/tandem serve --model-dir {short_path(model_dir)}\n"
         "  .venv/bin/tandem recommend --user 42\n\n"
-        "  [dim]# change a line of the recipe, and see whether the new model may replace the old one[/dim]\n"
+        "  [dim]# override a recipe key; the gates compare the model with the last blessed one[/dim]\n"
         f"  .venv/bin/tandem run {schema_dir} --set model.embedding_dim=32\n\n"
-        "  [dim]# your own CSVs: init writes a recipe for them[/dim]\n"
+        "  [dim]# infer a recipe from your own CSVs[/dim]\n"
         "  .venv/bin/tandem init --help",
         soft_wrap=True,
     )

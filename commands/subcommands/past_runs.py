@@ -1,4 +1,4 @@
-"""Commands that look at runs of the past: `runs`, `gates`, `report`, `diff`."""
+"""Subcommands about past runs: `runs`, `gates`, `report` and `diff`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from commands.subcommands.shared_options import AsJson, RunName, RunsDir
 
 
 def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
-    """List the runs of a work folder: when, verdict, main metrics, pushed version."""
+    """List the runs of a work folder: status, duration, main metrics and pushed version."""
     from rich.console import Console
 
     from commands.tables import print_runs, runs_as_json
@@ -26,7 +26,7 @@ def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> 
 
 
 def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> None:
-    """Print again what an earlier run measured and how its gates decided, by slice and beside the baselines."""
+    """Print the gate results and metrics of a run, with baselines and slices."""
     from rich.console import Console
 
     from commands.tables import print_gates, print_measured, verdict_as_json
@@ -52,20 +52,20 @@ def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     model_card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
 ) -> None:
-    """Write a page about a run: verdict, data, training, metrics, slices, sample users. It needs no network."""
+    """Write the report of a run as one HTML file: gates, data, training, metrics, slices and sample users."""
     from commands.report.writing import write_report
 
     run_id = write_report(workdir, run, out, model_card)
-    print(f"{out}: the report of run {run_id}" + (f"; {model_card}: its model card" if model_card else ""))
+    print(f"Wrote the report of run {run_id} to {out}" + (f" and its model card to {model_card}" if model_card else ""))
 
 
 def diff(
-    run_a: Annotated[str, typer.Argument(help="The earlier run, as for `tandem report`.")],
-    run_b: Annotated[str, typer.Argument(help="The later run.")],
+    run_a: Annotated[str, typer.Argument(help="Earlier run: id, prefix, `latest` or `previous`.")],
+    run_b: Annotated[str, typer.Argument(help="Later run.")],
     workdir: RunsDir = Path("work/movielens"),
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed between two runs: recipe, data and metrics."""
+    """Print the differences of two runs: recipe, data and metrics."""
     from rich.console import Console
 
     from commands.tables import print_diff

@@ -28,20 +28,20 @@ def run(
     workdir: WorkDir = None,
     preset: Preset = None,
     overrides: Overrides = None,
-    serving_dir: Annotated[
-        Path | None, typer.Option(help="Folder TensorFlow Serving watches. [default: WORKDIR/serving/NAME]")
-    ] = None,
+    serving_dir: Annotated[Path | None, typer.Option(help="Push destination. [default: WORKDIR/serving/NAME]")] = None,
     wait_for: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="After the push, wait until this gRPC server has the new version."),
+        typer.Option(
+            metavar="HOST:PORT", help="After the push, wait until this gRPC server has loaded the new version."
+        ),
     ] = None,
     beam_runner: BeamEngine = BeamRunner.DIRECT,
     beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole pipeline: CSVs in, a gated model out.
+    """Run the pipeline: read the CSVs, train, evaluate, check the gates and push the model if it is blessed.
 
-    Exit code 0: pushed. 1: a component failed. 2: bad input. 3: the model did not pass its gates; nothing was pushed.
+    Exit code 0: pushed. 1: a component failed. 2: invalid input. 3: not blessed; nothing was pushed.
     """
     from commands.run_summary import print_run_summary, run_as_json
     from pipeline.runners.local import run_recipe
@@ -65,25 +65,27 @@ def run(
 
 
 def compare(
-    presets: Annotated[list[str], typer.Argument(help="Names of files in SCHEMA_DIR/presets, without .yaml.")],
+    presets: Annotated[
+        list[str], typer.Argument(help="Presets to compare: names of files in SCHEMA_DIR/presets, without .yaml.")
+    ],
     schema_dir: Annotated[Path, typer.Option(help="Folder with recipe.yaml, schema.pbtxt and presets.")] = Path(
         "schemas/movielens"
     ),
     data: DataDir = None,
     workdir: WorkDir = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each preset, with one seed after the other.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per preset, with consecutive seeds.")] = 1,
     curves: Annotated[
         bool,
-        typer.Option(help="Keep the same slice of train from every preset and measure it after each epoch."),
+        typer.Option(help="Hold out the same validation split for every preset and evaluate it after each epoch."),
     ] = True,
     overrides: Overrides = None,
     beam_runner: BeamEngine = BeamRunner.DIRECT,
     beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train several presets on the same data: one table, one plot, and nothing is pushed.
+    """Train several presets on the same data and compare their metrics and curves. Nothing is pushed.
 
-    Exit code 0: all were trained, whatever their gates say. 1: one could not be trained. 2: bad input.
+    Exit code 0: all presets were trained, blessed or not. 1: the training of a preset failed. 2: invalid input.
     """
     from rich.console import Console
 
@@ -110,7 +112,7 @@ def compare(
 
 
 def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) -> None:
-    """Check a recipe, its presets, its schema and the headers of the CSVs, without running anything."""
+    """Validate a recipe, its presets, its schema and the headers of the CSVs without running the pipeline."""
     from components.example_gen.resolve import check_features, resolve_sources
     from recipe import BadInput, load_recipe, load_schema, preset_names
 
@@ -132,7 +134,7 @@ def check(schema_dir: SchemaDir, data: DataDir = None, preset: Preset = None) ->
     if problems:
         raise BadInput("\n".join(problems))
     features = len(recipe.features.query) + len(recipe.features.candidate)
-    told = [f"{features} features", f"{len(recipe.gates)} gates"]
-    told += [f"preset {preset}"] if preset else []
-    told += [f"presets {', '.join(names)}"] if names else []
-    print(f"{schema_dir}: recipe {recipe.name!r}, {', '.join(told)}; {folder} has its files")
+    parts = [f"{features} features", f"{len(recipe.gates)} gates"]
+    parts += [f"preset {preset}"] if preset else []
+    parts += [f"presets {', '.join(names)}"] if names else []
+    print(f"{schema_dir}: recipe {recipe.name!r} is valid: {', '.join(parts)}. Data: {folder}")

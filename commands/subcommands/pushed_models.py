@@ -1,4 +1,4 @@
-"""Commands about what was pushed: `promote`, `rollback`, `batch`, `export tflite`."""
+"""Subcommands about pushed versions: `promote`, `rollback`, `batch` and `export tflite`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.beam import BeamOptions, BeamRunner
 if TYPE_CHECKING:
     from commands.release import Released
 
-ModelDir = Annotated[Path, typer.Option(help="Folder with numbered versions, as the Pusher writes them.")]
+ModelDir = Annotated[Path, typer.Option(help="Push destination: the folder with the numbered versions.")]
 
 
 class ReleaseLabel(StrEnum):
-    """The labels that a version can be promoted to."""
+    """Version labels of `tandem promote`."""
 
     CANARY = "canary"
     STABLE = "stable"
@@ -29,13 +29,13 @@ class ReleaseLabel(StrEnum):
 
 def promote(
     model_dir: ModelDir,
-    label: Annotated[ReleaseLabel, typer.Option(help="The label that clients ask for.")],
-    version: Annotated[int | None, typer.Option(help="Version to point it at. [default: the newest]")] = None,
+    label: Annotated[ReleaseLabel, typer.Option(help="Version label to move.")],
+    version: Annotated[int | None, typer.Option(help="Version for the label. [default: the latest]")] = None,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
-    """Point a label at a version, in the models.config beside MODEL_DIR that servers follow."""
-    _no_greeting()
+    """Assign a version label to a version, in the models.config next to MODEL_DIR that servers reload."""
+    _quiet_tensorflow()
     from commands.release import promote as point
 
     _print_released(point(model_dir, label.value, version, model), as_json)
@@ -43,12 +43,12 @@ def promote(
 
 def rollback(
     model_dir: ModelDir,
-    to: Annotated[int | None, typer.Option(help="Version to go back to. [default: the one before]")] = None,
+    to: Annotated[int | None, typer.Option(help="Version to roll back to. [default: the previous one]")] = None,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
-    """Go back to an older version: move `stable` in models.config, or without labels make it the newest again."""
-    _no_greeting()
+    """Roll back to an earlier version: move the label `stable`, or without labels push that version again."""
+    _quiet_tensorflow()
     from commands.release import rollback as go_back
 
     _print_released(go_back(model_dir, to, model), as_json)
@@ -60,17 +60,17 @@ def _print_released(released: Released, as_json: bool) -> None:
         config = None if released.config is None else str(released.config)
         print(json.dumps({**fields, "copy_of": released.copy_of, "config": config}))
     elif released.label is not None:
-        before = "" if released.before is None else f" (it was at {released.before})"
-        print(f"{released.config}: {released.label} is version {released.version}{before}")
+        before = "" if released.before is None else f" (was {released.before})"
+        print(f"{released.config}: label {released.label} is version {released.version}{before}")
     else:
         print(
-            f"Version {released.copy_of} is the newest again, as version {released.version} "
-            f"(version {released.before} was the newest)"
+            f"Pushed version {released.copy_of} again as version {released.version} "
+            f"(latest version before: {released.before})"
         )
 
 
 class Format(StrEnum):
-    """How recommendations are written."""
+    """File formats of `tandem batch`."""
 
     PARQUET = "parquet"
     CSV = "csv"
@@ -78,18 +78,22 @@ class Format(StrEnum):
 
 def batch(
     model_dir: ModelDir,
-    users: Annotated[Path, typer.Option(help="CSV of the users; its columns go to the model that takes them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards. A job that was stopped goes on from them.")],
-    k: Annotated[int, typer.Option(min=1, help="Items a user.")] = 100,
-    version: Annotated[int | None, typer.Option(help="Version to ask. [default: the newest]")] = None,
-    user_column: Annotated[str, typer.Option(help="Column of the user ids.")] = "user_id",
-    format: Annotated[Format, typer.Option(help="How the shards are written.")] = Format.PARQUET,
+    users: Annotated[
+        Path, typer.Option(help="CSV of the users; columns that are inputs of the model are sent with the user id.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the shards. An interrupted job resumes from the finished shards.")
+    ],
+    k: Annotated[int, typer.Option(min=1, help="Number of items per user.")] = 100,
+    version: Annotated[int | None, typer.Option(help="Version to load. [default: the latest]")] = None,
+    user_column: Annotated[str, typer.Option(help="Column with the user ids.")] = "user_id",
+    format: Annotated[Format, typer.Option(help="File format of the shards.")] = Format.PARQUET,
     beam_runner: BeamEngine = BeamRunner.DIRECT,
     beam_args: BeamArgs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend to every user of a file, without a server."""
-    _no_greeting()
+    """Compute recommendations for all users of a CSV without a server (batch inference)."""
+    _quiet_tensorflow()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -117,35 +121,35 @@ def batch(
     kept = len(result.shards) - result.computed
     print(
         f"{out}: {result.rows:,} recommendations for {result.users:,} users in {len(result.shards)} shards"
-        + (f", {kept} of them from before" if kept else "")
-        + f", by {result.model}"
+        + (f" ({kept} from an earlier job)" if kept else "")
+        + f", model {result.model}"
     )
     if result.ignored_columns:
-        print(f"The model does not take the columns {', '.join(result.ignored_columns)}.")
+        print(f"Ignored columns, which are not inputs of the model: {', '.join(result.ignored_columns)}")
     for row in result.rejected[:5]:
         print(f"{row.file}:{row.line}: {row.reason}")
     if result.rejected:
-        print(f"{len(result.rejected):,} rows were left out; {out / REJECTED_FILE} has them all.")
+        print(f"Rejected {len(result.rejected):,} rows. All of them: {out / REJECTED_FILE}")
 
 
 def tflite(
-    model: Annotated[Path, typer.Option(help="Folder of a SavedModel, such as a pushed version.")],
-    out: Annotated[Path, typer.Option(help="Folder to write top_k.tflite and rating.tflite to.")],
-    k: Annotated[int, typer.Option(min=1, help="Items a list has.")] = 10,
+    model: Annotated[Path, typer.Option(help="Folder of a SavedModel, for example a pushed version.")],
+    out: Annotated[Path, typer.Option(help="Folder for top_k.tflite and rating.tflite.")],
+    k: Annotated[int, typer.Option(min=1, help="Number of items per user.")] = 10,
 ) -> None:
-    """Write the model for phones: everybody's list, and a rating for any user and item."""
-    _no_greeting()
+    """Export to TensorFlow Lite: the top k of each user, and the predicted rating of a user and an item."""
+    _quiet_tensorflow()
     from commands.tflite import export_tflite
 
     for file in export_tflite(model, out, k):
-        asked, answered = (", ".join(names) for names in (file.inputs, file.outputs))
+        inputs, outputs = (", ".join(names) for names in (file.inputs, file.outputs))
         print(
-            f"{file.path}: {file.bytes / 1e6:.2f} MB, {file.p50_us:.0f} µs a call on this machine; "
-            f"{asked} in, {answered} out"
+            f"{file.path}: {file.bytes / 1e6:.2f} MB, p50 {file.p50_us:.0f} µs on this machine; "
+            f"inputs: {inputs}; outputs: {outputs}"
         )
 
 
-def _no_greeting() -> None:
-    # TensorFlow greets with a page of CPU features, and tells people to load models by other functions.
+def _quiet_tensorflow() -> None:
+    """Silence TensorFlow's log of CPU features and its warnings about deprecated loading functions."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)

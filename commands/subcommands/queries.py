@@ -1,4 +1,4 @@
-"""Commands that ask a server, ours or TensorFlow Serving: `recommend`, `rate` and `similar`."""
+"""Subcommands that send requests to a server, Tandem's or TensorFlow Serving: `recommend`, `rate` and `similar`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def recommend(
-    user: Annotated[str, typer.Option(help="User id; anyone unknown gets what the average user gets.")],
-    k: Annotated[int, typer.Option(min=1, help="How many items; all there are, if the catalogue is smaller.")] = 10,
+    user: Annotated[str, typer.Option(help="User id; new users get the recommendations of the OOV index.")],
+    k: Annotated[int, typer.Option(min=1, help="Number of items; at most the size of the catalogue.")] = 10,
     exclude: Excluded = None,
     only: Only = None,
     history: History = None,
@@ -47,7 +47,7 @@ def recommend(
     tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a server what to recommend to a user."""
+    """Request the recommended items of a user."""
     with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
         answer = client.recommend(user, k=k, exclude=exclude, only=only, history=history)
     if as_json:
@@ -74,7 +74,7 @@ def rate(
     tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a server how much a user will like an item."""
+    """Request the predicted rating of a user and an item."""
     with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
         rating = client.rate(user, item, history=history)
     if as_json:
@@ -86,11 +86,9 @@ def rate(
 def similar(
     item: Annotated[str | None, typer.Option(help="Item id.")] = None,
     title: Annotated[
-        str | None, typer.Option(help="In place of --item: the beginning of a word of its title, such as batman.")
+        str | None, typer.Option(help="Instead of --item: prefix of a word in the title, for example batman.")
     ] = None,
-    k: Annotated[
-        int, typer.Option(min=1, help="How many items, at most what the model's recipe has as serving.k.")
-    ] = 10,
+    k: Annotated[int, typer.Option(min=1, help="Number of items; at most serving.k of the recipe.")] = 10,
     target: Target = DEFAULT_TARGET,
     model: ModelName = DEFAULT_MODEL,
     label: VersionLabel = None,
@@ -101,10 +99,10 @@ def similar(
     tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a server for the items most like one item, which is named by its id or found by its title."""
+    """Request the items that are most similar to an item, given by id or title."""
     if (item is None) == (title is None):
         raise _bad_input(
-            "give either --item ID or --title TEXT, which finds the item; `tandem similar --help` says more"
+            "expected exactly one of --item ID and --title TEXT (title search); see `tandem similar --help`"
         )
     found: Sequence[FoundItem] = ()
     with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
@@ -112,7 +110,7 @@ def similar(
             found = client.find(title).items
             if not found:
                 raise _bad_input(
-                    f"--title {title!r}: no item has a word that starts so; give the beginning of another, or --item ID"
+                    f"--title {title!r}: no title has a word with this prefix. Pass another prefix or --item ID"
                 )
         answer = client.similar(found[0].item_id if found else item or "", k=k)
     named = found[0].display if found else {}
@@ -126,25 +124,25 @@ def similar(
             }
         )
         return
-    title_line = ", ".join([f"Like item {answer.item_id}", *named.values()])
+    title_line = ", ".join([f"Similar to item {answer.item_id}", *named.values()])
     if answer.items:
         _print_items(title_line, answer.items, {"similarity": [f"{each.score:.3f}" for each in answer.items]})
     else:
-        print(f"Nothing is like item {answer.item_id}: the model does not know it, or it is the only one.")
+        print(f"No similar items for item {answer.item_id}: it is not in the catalogue, or it is the only item.")
     if others := found[1:]:
-        print(f"Also found, for --item ID: {_listed(others)}")
+        print(f"Other matches, for --item ID: {_listed(others)}")
 
 
 def print_recommendations(answer: Recommendations) -> None:
-    """A table of recommended items with their predicted ratings."""
+    """Print a table of recommended items with their predicted ratings."""
     if not answer.items:
         print(
-            f"Nothing is left to recommend to user {answer.user_id}: what the options allow was seen before, or the "
-            "model does not know it."
+            f"No items left to recommend to user {answer.user_id}: the user interacted with all items that the options "
+            "allow, or they are not in the catalogue."
         )
         return
     _print_items(
-        f"For user {answer.user_id}",
+        f"Recommendations for user {answer.user_id}",
         answer.items,
         {
             "predicted rating": [f"{item.rating:.2f}" for item in answer.items],
@@ -156,14 +154,14 @@ def print_recommendations(answer: Recommendations) -> None:
 def _print_items(
     title: str, items: Sequence[Recommendation | SimilarItem], numbers: Mapping[str, Sequence[str]]
 ) -> None:
-    """A table of items, at least one: place, id, what the model displays of them, and columns of numbers."""
+    """Print a table of at least one item: rank, id, display columns and columns of numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     columns = list(items[0].display)
-    # Ids and titles are the data's: "[REC]" is a film, not markup.
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    # Ids and titles are data: "[REC]" is a film, not markup.
+    table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right", style="dim")
     table.add_column("item", justify="right")
     for column in columns:
@@ -174,6 +172,7 @@ def _print_items(
         shown = [Text(item.display[column]) for column in columns]
         table.add_row(str(place + 1), Text(item.item_id), *shown, *(column[place] for column in numbers.values()))
     console = Console(highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(table)
     console.print()
 
@@ -202,12 +201,12 @@ def _tls(wanted: bool, root: Path | None, certificate: Path | None, key: Path | 
         return wanted
     if (certificate is None) != (key is None):
         given, missing = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
-        raise _bad_input(f"{given} without {missing}; mutual TLS needs both, give {missing} FILE too, or neither")
+        raise _bad_input(f"{given} without {missing}: mutual TLS needs both. Add {missing} FILE or remove {given}")
     return Tls.from_files(root_certificates=root, private_key=key, certificate_chain=certificate)
 
 
 def _bad_input(message: str) -> Exception:
-    # Imported only for a failure: it brings pydantic and YAML.
+    # Imported only on failure, because it imports pydantic and YAML.
     from recipe import BadInput
 
     return BadInput(message)

@@ -1,6 +1,6 @@
-"""InteractionBlock of any size with a structure that is known, so that the best possible figures are known too.
+"""Synthetic interactions of any size with a known structure, so that the upper bounds of the metrics are known too.
 
-`planted.py` draws the users, the items and their tastes, `choices.py` streams the interactions, `broken.py` breaks
-lines on request, `best.py` computes the best figures that any model can reach, `side_tables.py` describes users and
-items, and `files.py` writes it all; `tandem data synthetic` calls that. `reached.py` tells a run how close it came.
+`ground_truth.py` draws the users, the items and their preferences, `sampling.py` samples the interactions block by
+block, `malformed_rows.py` inserts malformed lines, `oracle.py` computes the upper bounds, `side_tables.py` generates
+the items and users tables, and `files.py` writes all of it; `tandem data synthetic` calls that.
 """

@@ -1,4 +1,4 @@
-"""Writes a synthetic data set with what is known about it; `tandem data synthetic` calls this."""
+"""Writes a synthetic dataset and its upper bounds; `tandem data synthetic` calls it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from commands.synthetic.ground_truth import GroundTruth, SyntheticError, SyntheticSpec, stream
-from commands.synthetic.malformed_rows import insert_broken
+from commands.synthetic.malformed_rows import insert_malformed
 from commands.synthetic.oracle import Sample, UpperBounds, find_upper_bounds
 from commands.synthetic.sampling import InteractionBlock, stream_interactions
 from commands.synthetic.side_tables import item_tables, user_tables
@@ -24,36 +24,36 @@ COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 TABLES = ("interactions.csv", "items.csv", "users.csv")
 
 FORMAT = 1
-"""Of the files. Goes up when the same arguments give other bytes."""
+"""Version of the files; incremented when the same arguments give other bytes."""
 
 _BREAKING = 5
 _BARE = pa_csv.WriteOptions(include_header=False, quoting_style="none")
 
 
 def write_synthetic(arguments: SyntheticSpec, out: Path) -> dict[str, Any]:
-    """Writes `TABLES` and `TRUTH` to `out`; files of the same arguments that are there already are kept.
+    """Write `TABLES` and `TRUTH` to `out`; existing files of the same arguments are kept.
 
-    interactions.csv is sorted by user, and each user's rows by time, so that users can be drawn block by block and
-    still have no item twice. Memory grows with the users and the items, and not with the interactions.
+    interactions.csv is sorted by user and time, so that users are sampled block by block without repeated items.
+    Memory grows with the number of users and items, not with the number of interactions.
 
     Returns:
-        What is in `TRUTH`.
+        The content of `TRUTH`.
 
     Raises:
-        SyntheticError: The arguments do not fit each other, or `out` has other files in the way.
+        SyntheticError: The arguments are inconsistent, or `out` contains other files.
     """
     arguments.check()
     there = _truth_there(arguments, out)
     if there is not None:
         return there
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so that moving into it cannot fail halfway for want of space.
+    # Next to `out`, on the same disk, so that the move is atomic.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         finished = Path(temporary) / "finished"
         finished.mkdir()
         truth = _write(arguments, finished)
         if out.exists():
-            # The truth last: what lacks it is not whole.
+            # TRUTH last: a folder without it is incomplete.
             for name in (*TABLES, TRUTH):
                 (finished / name).rename(out / name)
         else:
@@ -62,27 +62,29 @@ def write_synthetic(arguments: SyntheticSpec, out: Path) -> dict[str, Any]:
 
 
 def _truth_there(arguments: SyntheticSpec, out: Path) -> dict[str, Any] | None:
-    """What `TRUTH` says, if `out` has the files of these arguments; None if it has none of the files."""
+    """Return the content of `TRUTH` if `out` has the files of these arguments; None if it has none of the files."""
     if out.exists() and not out.is_dir():
-        raise SyntheticError(f"{out}: is a file; a folder was wanted.")
+        raise SyntheticError(f"{out}: expected a folder, got a file.")
     there = [name for name in (*TABLES, TRUTH) if (out / name).exists()]
     if not there:
         return None
-    remedy = "Remove what is there, or name another folder with --out."
+    remedy = "Remove the files, or set --out to another folder."
     absent = [name for name in (*TABLES, TRUTH) if name not in there]
     if absent:
-        raise SyntheticError(f"{out}: {', '.join(there)} is there and {', '.join(absent)} is not. {remedy}")
+        raise SyntheticError(
+            f"{out}: expected all files or none, got {', '.join(there)} without {', '.join(absent)}. {remedy}"
+        )
     try:
         truth = json.loads((out / TRUTH).read_text(encoding="utf-8"))
         found = (truth["format"], truth["arguments"], truth["bytes"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SyntheticError(f"{out / TRUTH}: is not what this command writes: {error!r}. {remedy}") from error
+        raise SyntheticError(f"{out / TRUTH}: not written by this command: {error!r}. {remedy}") from error
     if found[:2] != (FORMAT, dataclasses.asdict(arguments)):
-        raise SyntheticError(f"{out}: holds data of the arguments {found[1]}, format {found[0]}. {remedy}")
+        raise SyntheticError(f"{out}: contains data of other arguments: {found[1]}, format {found[0]}. {remedy}")
     for name, size in found[2].items():
         if (out / name).stat().st_size != size:
             raise SyntheticError(
-                f"{out / name}: found {(out / name).stat().st_size:,} bytes, wanted {size:,}. {remedy}"
+                f"{out / name}: expected {size:,} bytes, got {(out / name).stat().st_size:,}. {remedy}"
             )
     return dict(truth)
 
@@ -114,7 +116,7 @@ def _write_table(path: Path, tables: Iterator[pa.Table]) -> None:
 
 
 def _write_interactions(path: Path, ground_truth: GroundTruth, kinds: Counter[str]) -> UpperBounds:
-    """Writes the interactions block by block, and computes the best figures on a sample of them."""
+    """Write the interactions block by block, and compute the upper bounds on a sample of them."""
     arguments = ground_truth.arguments
     random = stream(arguments.seed, _BREAKING)
     sample = Sample(ground_truth)
@@ -126,7 +128,7 @@ def _write_interactions(path: Path, ground_truth: GroundTruth, kinds: Counter[st
             text = _csv(ground_truth, block)
             rows += len(block.users)
             due = arguments.broken_lines * rows // arguments.interactions
-            file.write(insert_broken(text, due - lines, random, kinds) if due > lines else text)
+            file.write(insert_malformed(text, due - lines, random, kinds) if due > lines else text)
             lines = due
     return find_upper_bounds(ground_truth, sample)
 

@@ -1,13 +1,13 @@
-"""The planted structure: what items are like, what users like, and how both change. The rest of the package reads it.
+"""The ground truth of a synthetic dataset: items, users, their preferences, and how both change over time.
 
 Time is cut into `PERIODS` of a month. Within one of them, user u chooses item i, of cluster c, with probability
 
     p(i | u, t) = q(c | u, t) * w(i, t) / sum of w(j, t) over the items j of c
-    q(c | u, t) = (1 - EXPLORING) * taste(c | u, t) + EXPLORING * (share of c in the sum of w(j, t) over all items)
+    q(c | u, t) = (1 - EXPLORING) * taste(c | u, t) + EXPLORING * (fraction of c in the sum of w(j, t) over all items)
 
-among the items that the user has no interaction with yet. w(i, t) is a Zipf weight times a life cycle: nothing before
-the item's launch, then an exponential decay towards a floor. A taste is spread over `HOMES` clusters; as the months go
-by, a part of it moves from the first to the last of them, `drift` of it in all. The rating is
+among the items that the user has not interacted with. w(i, t) is a Zipf weight times a life cycle: 0 before the
+item's launch, then an exponential decay towards a floor. A preference (`taste`) is spread over `HOMES` clusters; over
+the months, the fraction `drift` of it moves from the first to the last of them. The rating is
 
     r = clip(round(m + RATING_NOISE * normal), 1, 5)
     m = RATING_MEAN + user bias + item bias + TASTE_EFFECT * taste(cluster of i | u, t)
@@ -30,18 +30,18 @@ PERIOD_SECONDS = 2_629_800
 SPAN_SECONDS = PERIODS * PERIOD_SECONDS
 
 HOMES = 4
-"""Clusters that a taste is spread over."""
+"""Number of clusters of a user's preference."""
 EXPLORING = 0.1
-"""Share of the choices that follow popularity whatever the user's taste."""
+"""Fraction of the choices that follow popularity instead of the user's preference."""
 
 ZIPF_EXPONENT = 0.8
 LIFE_FLOOR = 0.1
-"""What remains of an item's weight long after its launch."""
+"""Fraction of an item's weight that remains long after its launch."""
 LIFE_YEARS = 0.5
 """Median time constant of the decay."""
 
 ACTIVITY_SIGMA = 1.0
-"""Of the logarithm of a user's number of interactions."""
+"""Standard deviation of the logarithm of a user's number of interactions."""
 
 RATING_MEAN = 2.8
 USER_BIAS, ITEM_BIAS = 0.4, 0.5
@@ -55,22 +55,21 @@ Bools = npt.NDArray[np.bool_]
 
 
 class SyntheticError(BadInput):
-    """The arguments do not fit each other, or files of other arguments are in the way."""
+    """The arguments are inconsistent, or the folder contains files of other arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSpec:
-    """What to generate; the same arguments give the same bytes.
+    """Arguments of the generator; the same arguments give the same bytes.
 
     Attributes:
-        users: Users in users.csv. Where there are few interactions, some have none.
-        items: Items in items.csv.
-        interactions: Good rows of interactions.csv.
-        seed: Another seed gives independent data.
-        clusters: Groups of items that tastes are about.
-        drift: Share of a user's first taste that moves to another cluster in the course of the time span, 0 to 1.
-        broken: Broken lines as a share of the lines below the header, at most a half. They come on top of the good
-            rows, which stay the same.
+        users: Number of users in users.csv; with few interactions, some users have none.
+        items: Number of items in items.csv.
+        interactions: Number of valid rows in interactions.csv.
+        seed: Random seed.
+        clusters: Number of item clusters.
+        drift: Fraction of a user's first preference that moves to another cluster over the two years, 0 to 1.
+        broken: Fraction of malformed lines below the header, 0 to 0.5. They are added to the valid rows.
     """
 
     users: int = 2_000
@@ -82,28 +81,29 @@ class SyntheticSpec:
     broken: float = 0.0
 
     def check(self) -> None:
-        """Raises SyntheticError if the arguments do not fit each other."""
+        """Raise SyntheticError if the arguments are inconsistent."""
         for name, low in (("users", 1), ("items", 4), ("interactions", 1), ("seed", 0), ("clusters", 1)):
             if getattr(self, name) < low:
-                raise SyntheticError(f"--{name}: found {getattr(self, name)}, wanted at least {low}.")
+                raise SyntheticError(f"--{name}: expected at least {low}, got {getattr(self, name)}.")
         for name, high in (("drift", 1.0), ("broken", 0.5)):
             if not 0 <= getattr(self, name) <= high:
-                raise SyntheticError(f"--{name}: found {getattr(self, name):g}, wanted a number from 0 to {high:g}.")
+                raise SyntheticError(f"--{name}: expected a number from 0 to {high:g}, got {getattr(self, name):g}.")
         if self.clusters > self.items // 4:
             raise SyntheticError(
-                f"--clusters: found {self.clusters:,}, wanted at most a quarter of the {self.items:,} items. "
-                "Name fewer clusters or more items."
+                f"--clusters: expected at most a quarter of the {self.items:,} items, got {self.clusters:,}. "
+                "Decrease --clusters or increase --items."
             )
         most = self.users * self.most_of_a_user
         if self.interactions > most:
             raise SyntheticError(
-                f"--interactions: found {self.interactions:,}, wanted at most {most:,}: nobody rates an item twice, "
-                f"nor more than a quarter of the {self.items:,} items. Name more users or items, or fewer interactions."
+                f"--interactions: expected at most {most:,}, got {self.interactions:,}: no user rates an item "
+                f"twice, or more than a quarter of the {self.items:,} items. Increase "
+                "--users or --items, or decrease --interactions."
             )
 
     @property
     def most_of_a_user(self) -> int:
-        """InteractionBlock that one user has at most, apart from rounding."""
+        """Maximum number of interactions of a user, apart from rounding."""
         return self.items // 4
 
     @property
@@ -112,7 +112,7 @@ class SyntheticSpec:
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for each part of the data, so that no part depends on how much another one draws."""
+    """Return a separate generator for each part of the data, so that the parts are independent of each other."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
@@ -121,16 +121,16 @@ _ITEMS, _USERS = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """The items, in the order of their clusters; a place in that order is a slot.
+    """The items, sorted by cluster; a position in this order is a slot.
 
     Attributes:
-        number: int64 [items], what items.csv calls the item of each slot, from 1.
+        number: int64 [items], item id of each slot in items.csv, from 1.
         cluster: int64 [items].
         starts: int64 [clusters + 1], the first slot of each cluster.
         weight: float64 [items], the Zipf weight.
         launch: float64 [items], months since the start of the time span; negative before it.
         life: float64 [items], months, the time constant of the decay.
-        bias: float64 [items], on the rating.
+        bias: float64 [items], rating bias.
     """
 
     number: Ints
@@ -147,14 +147,14 @@ class Items:
         count, clusters = arguments.items, arguments.clusters
         sizes = random.dirichlet(np.full(clusters, 5.0))
         cluster = random.choice(clusters, count, p=sizes)
-        # Each cluster has an item from before the time span, so that there is something to choose in every month.
+        # Each cluster has an item from before the first month, so that every month has items to choose from.
         cluster[:clusters] = np.arange(clusters)
         launch = np.where(
             np.arange(count) < (count + 1) // 2, -PERIODS * random.random(count), PERIODS * random.random(count)
         )
         weight = random.permutation(np.arange(1, count + 1) ** -ZIPF_EXPONENT)
         life = 12 * LIFE_YEARS * np.exp(0.7 * random.standard_normal(count))
-        # Popular items are somewhat better liked, as everywhere.
+        # Popular items have higher ratings, as in real data.
         popular = np.log(weight) - np.log(weight).mean()
         bias = ITEM_BIAS * (0.3 * popular / max(popular.std(), 1e-9) + 0.954 * random.standard_normal(count))
         order = np.argsort(cluster, kind="stable")
@@ -163,7 +163,7 @@ class Items:
         return Items(number[order], cluster[order], starts, weight[order], launch[order], life[order], bias[order])
 
     def weights(self, period: int | Ints, slots: slice | Ints = slice(None)) -> Floats:
-        """w(i, t) of slots in a month, float64 of the shape that the two have together; 0 before the launch."""
+        """Return w(i, t) of slots in a month, float64, broadcast over both; 0 before the launch."""
         launch, life = self.launch[slots], self.life[slots]
         age = np.maximum(period + 0.5 - launch, 0)
         weights = self.weight[slots] * (LIFE_FLOOR + (1 - LIFE_FLOOR) * np.exp(-age / life))
@@ -172,16 +172,16 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Users:
-    """The users; the number of the user in users.csv is the place here plus 1.
+    """The users; the id of a user in users.csv is the position here plus 1.
 
     Attributes:
-        homes: int32 [users, HOMES], the clusters of each user's taste; the same one may stand there twice.
-        shares: float64 [users, HOMES], of the taste, at the start of the time span; the last is 0 then.
-        counts: int64 [users], interactions of each user.
-        joined: int64 [users], seconds since `START` when the user's interactions begin.
-        left: int64 [users], when they end.
-        bias: float64 [users], on the rating.
-        drift: Share of the first home that moves to the last one.
+        homes: int32 [users, HOMES], clusters of each user's preference; they may repeat.
+        shares: float64 [users, HOMES], fractions of the preference in the first month; the last is 0.
+        counts: int64 [users], number of interactions of each user.
+        joined: int64 [users], start of the user's interactions, seconds since `START`.
+        left: int64 [users], end of the user's interactions, seconds since `START`.
+        bias: float64 [users], rating bias.
+        drift: Fraction of the first home that moves to the last one.
     """
 
     homes: npt.NDArray[np.int32]
@@ -209,7 +209,7 @@ class Users:
         return Users(homes, shares, counts, joined.astype(np.int64), left.astype(np.int64), bias, arguments.drift)
 
     def taste(self, users: Ints, periods: Ints) -> Floats:
-        """The shares of the users' homes in the given months, float64 [n, HOMES]."""
+        """Return the fractions of the users' homes in the given months, float64 [n, HOMES]."""
         shares = self.shares[users]
         moved = shares[:, 0] * self.drift * (periods + 0.5) / PERIODS
         shares[:, 0] -= moved
@@ -218,7 +218,7 @@ class Users:
 
 
 def _counts(activity: Floats, arguments: SyntheticSpec) -> Ints:
-    """How many interactions each user has: in proportion to `activity` as far as nobody gets more than allowed."""
+    """Return the number of interactions of each user: proportional to `activity`, up to the maximum."""
     most = arguments.most_of_a_user
     capped = np.zeros(len(activity), bool)
     expected = activity
@@ -237,14 +237,14 @@ def _counts(activity: Floats, arguments: SyntheticSpec) -> Ints:
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """Everything that is ground_truth.
+    """The ground truth of a dataset.
 
     Attributes:
-        arguments: What was asked for.
+        arguments: Arguments of the generator.
         items: The items.
         users: The users.
         cluster_weights: float64 [PERIODS, clusters], sums of the items' weights.
-        popularity: float64 [PERIODS, clusters], the share of each cluster in the weights of a month.
+        popularity: float64 [PERIODS, clusters], fraction of each cluster in the weights of a month.
     """
 
     arguments: SyntheticSpec
@@ -255,14 +255,14 @@ class GroundTruth:
 
     @staticmethod
     def draw(arguments: SyntheticSpec) -> GroundTruth:
-        """Raises SyntheticError if the arguments do not fit each other."""
+        """Raise SyntheticError if the arguments are inconsistent."""
         arguments.check()
         items = Items.draw(arguments)
         sums = np.stack([np.add.reduceat(items.weights(period), items.starts[:-1]) for period in range(PERIODS)])
         return GroundTruth(arguments, items, Users.draw(arguments), sums, sums / sums.sum(axis=1, keepdims=True))
 
     def tastes(self, users: Ints, periods: Ints) -> Floats:
-        """taste(c | u, t) of each user in the given months, float64 [n, clusters]."""
+        """Return taste(c | u, t) of each user in the given months, float64 [n, clusters]."""
         tastes = np.zeros((len(users), self.arguments.clusters))
         rows = np.arange(len(users))
         for home, share in zip(self.users.homes[users].T, self.users.taste(users, periods).T, strict=True):
@@ -270,17 +270,17 @@ class GroundTruth:
         return tastes
 
     def cluster_chances(self, users: Ints, periods: Ints) -> Floats:
-        """q(c | u, t), float64 [n, clusters]."""
+        """Return q(c | u, t), float64 [n, clusters]."""
         return (1 - EXPLORING) * self.tastes(users, periods) + EXPLORING * self.popularity[periods]
 
     def rating_means(self, users: Ints, periods: Ints, slots: Ints) -> Floats:
-        """m of each row: what the rating would be without noise, rounding and bounds; float64 [n]."""
+        """Return m of each row, the rating before noise, rounding and clipping; float64 [n]."""
         at_home = self.users.homes[users] == self.items.cluster[slots, None]
         match = np.where(at_home, self.users.taste(users, periods), 0.0).sum(axis=1)
         return RATING_MEAN + self.users.bias[users] + self.items.bias[slots] + TASTE_EFFECT * match
 
     def chances(self, users: Ints, periods: Ints, slots: Ints) -> Floats:
-        """p(i | u, t) before anything is taken; the arguments are broadcast, users and periods are of one shape [n]."""
+        """Return p(i | u, t) for a user without interactions; users and periods [n] are broadcast to the slots."""
         by_cluster = self.cluster_chances(users, periods) / self.cluster_weights[periods]
         clusters = self.items.cluster[slots]
         if slots.ndim == 1:

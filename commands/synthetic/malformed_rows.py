@@ -1,4 +1,4 @@
-"""Lines that the ExampleGen must put aside; `files.py` sets them between the good ones."""
+"""Malformed lines that ExampleGen must reject; `files.py` inserts them between the valid ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 Cells = Sequence[bytes]
 
-# What is done to a good row's user, item, rating and timestamp.
+# Functions of a valid row's user, item, rating and timestamp.
 KINDS: dict[str, Callable[[Cells], bytes]] = {
     "no user id": lambda cells: b",".join((b"", *cells[1:])),
     "no item id": lambda cells: b",".join((cells[0], b"", *cells[2:])),
@@ -25,14 +25,17 @@ KINDS: dict[str, Callable[[Cells], bytes]] = {
 }
 
 
-def insert_broken(text: bytes, count: int, random: np.random.Generator, kinds: Counter[str]) -> bytes:
-    """Sets broken lines between good ones.
+def insert_malformed(text: bytes, count: int, random: np.random.Generator, kinds: Counter[str]) -> bytes:
+    """Insert malformed lines between valid ones.
 
     Args:
-        text: Good lines, each with its line break.
-        count: How many lines to break; each is a copy of a good one.
-        random: Says where they go and how they are broken.
-        kinds: Counts how many of each of `KINDS` there are.
+        text: Valid lines, each with its line break.
+        count: Number of malformed lines; each is a malformed copy of a valid line.
+        random: Draws their positions and kinds.
+        kinds: Counter of the kinds; updated.
+
+    Returns:
+        The lines with the malformed ones.
     """
     ends = 1 + np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     starts = np.concatenate([[0], ends[:-1]])

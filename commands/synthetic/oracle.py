@@ -1,20 +1,20 @@
-"""The best figures that any model can reach on synthetic data, from what is planted; `files.py` writes them down.
+"""Upper bounds of the metrics on synthetic data, computed from the ground truth; `files.py` writes them.
 
-Retrieval. Of all lists of 100 items, the one with the most probable items holds the chosen one most often. So nothing
-that scores items for a user and a time has more hits, on average, than the planted p(i | u, t) itself (`planted.py`).
-Its hits are counted on rows that were really drawn, with the definitions of `components/evaluator/metrics.py`:
+Retrieval. Of all lists of 100 items, the list of the most probable items contains the chosen item most often. So no
+model that scores items for a user and a time has more hits, on average, than the true p(i | u, t) (`ground_truth.py`).
+Its hits are counted on sampled rows, with the definitions of `components/evaluator/metrics.py`:
 
     top_100_accuracy         the chosen item is among the 100 largest p(j | u, t) of the whole catalogue
-    top_100_accuracy_unseen  the same without the user's items in train; as in a random split, each of the user's other
-                             rows is in train with probability 1 - `EVAL_FRACTION`
+    top_100_accuracy_unseen  the same without the user's items in the train split; as in a random split, each of the
+                             user's other rows is in the train split with probability 1 - `EVAL_FRACTION`
 
-Users choose among the items that they do not have yet. A model that learns to put those down can therefore come above
-the first figure, but not above the second one.
+Users choose among the items without an earlier interaction. A model that learns to rank those items lower can exceed
+the first bound, but not the second.
 
-`best_without_time` is for models that do not see the time of a request. p is averaged over the months in which the user
-is active,
+`best_without_time` is for models without the time of the request as a feature. p is averaged over the months in
+which the user is active,
 
-    p(i | u) = sum over t of (share of the user's time in t) * p(i | u, t)
+    p(i | u) = sum over t of (fraction of the user's time in t) * p(i | u, t)
 
 Rating. The best prediction in squared error is the expected rating. With stars from 1 to 5 and z(k) = (k + 1/2 - m) /
 `RATING_NOISE`, P(r <= k) = Phi(z(k)) for k from 1 to 4, so
@@ -23,11 +23,11 @@ Rating. The best prediction in squared error is the expected rating. With stars 
     E[r^2] = 25 - sum over k of (2 k + 1) P(r <= k)
 
 and the smallest possible RMSE is the root of the mean of Var[r] = E[r^2] - E[r]^2 over the rows. Without the time, the
-best prediction is the mean of E[r] over the months, weighted with (share of the user's time in t) * p(i | u, t); the
+best prediction is the mean of E[r] over the months, weighted with (fraction of the user's time in t) * p(i | u, t); the
 square of its distance from E[r] comes on top of Var[r].
 
-Standard errors are those of a ratio of sums over users, because the rows of a user are alike (Cochran 1977, Sampling
-Techniques, section 2.11), without the correction for a finite population.
+Standard errors are those of a ratio of sums over users, because the rows of a user are correlated (Cochran 1977,
+Sampling Techniques, section 2.11), without the correction for a finite population.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from commands.synthetic.sampling import InteractionBlock
 
 LIST_LENGTH = 100
 SAMPLE_ROWS, SAMPLE_USERS = 50_000, 2_000
-"""A sample ends with the user with whom it reaches either."""
+"""A sample ends after the user with whom it reaches either of them."""
 EVAL_FRACTION = 0.2
 
 _SAMPLE, _SPLIT = 6, 7
@@ -63,7 +63,7 @@ _ROUNDING = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure measured on a sample, and its standard error; a sample of one user says nothing about it."""
+    """A metric on a sample, and its standard error (None for a sample of one user)."""
 
     value: float
     standard_error: float | None
@@ -71,14 +71,14 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class UpperBounds:
-    """The best possible figures, and what recommending the same popular items to everybody reaches.
+    """Upper bounds of the metrics, and the metrics of the popularity baseline.
 
     Attributes:
-        best: By metric, knowing taste, popularity and the time of the choice.
-        best_without_time: By metric, without the time.
-        popularity: By metric, of the `LIST_LENGTH` most chosen items.
-        sample_rows: Rows that were looked at.
-        sample_users: Users that these are all the rows of.
+        best: Upper bound by metric, given preference, popularity and time.
+        best_without_time: Upper bound by metric, given preference and popularity.
+        popularity: Metrics of the `LIST_LENGTH` most popular items.
+        sample_rows: Number of rows in the sample.
+        sample_users: Number of users in the sample; the sample has all of their rows.
     """
 
     best: dict[str, Estimate]
@@ -92,14 +92,14 @@ class UpperBounds:
 
 
 class Sample:
-    """All rows of users drawn at random, and the number of choices of each item over all rows."""
+    """All rows of randomly drawn users, and the number of interactions of each item over all rows."""
 
     def __init__(self, ground_truth: GroundTruth) -> None:
         counts = ground_truth.users.counts
         order = stream(ground_truth.arguments.seed, _SAMPLE).permutation(len(counts))
         order = order[counts[order] > 0]
-        wanted = int(np.searchsorted(np.cumsum(counts[order]), SAMPLE_ROWS)) + 1
-        self._users = np.sort(order[: min(wanted, SAMPLE_USERS)])
+        enough = int(np.searchsorted(np.cumsum(counts[order]), SAMPLE_ROWS)) + 1
+        self._users = np.sort(order[: min(enough, SAMPLE_USERS)])
         self._blocks: list[InteractionBlock] = []
         self.choices = np.zeros(ground_truth.arguments.items, np.int64)
 
@@ -108,13 +108,13 @@ class Sample:
         self._blocks.append(block.of(self._users))
 
     def rows(self) -> InteractionBlock:
-        """The sampled rows, in the order of `InteractionBlock`."""
+        """Return the sampled rows, in the order of `InteractionBlock`."""
         names = [field.name for field in dataclasses.fields(InteractionBlock)]
         return InteractionBlock(*(np.concatenate([getattr(block, name) for block in self._blocks]) for name in names))
 
 
 def find_upper_bounds(ground_truth: GroundTruth, sample: Sample) -> UpperBounds:
-    """Computes the figures. Memory and time grow with the items, and not with the interactions."""
+    """Compute the bounds. Memory and time grow with the number of items, not of interactions."""
     rows = sample.rows()
     seen = _Seen(rows, stream(ground_truth.arguments.seed, _SPLIT))
     variance = rating_moments(rows.means)[1]
@@ -132,7 +132,7 @@ def find_upper_bounds(ground_truth: GroundTruth, sample: Sample) -> UpperBounds:
 
 
 def rating_moments(means: Floats) -> tuple[Floats, Floats]:
-    """Expectation and variance of the rating for each mean m, float64 [n]."""
+    """Return expectation and variance of the rating for each mean m, float64 [n]."""
     expected, squared = np.full(len(means), 5.0), np.full(len(means), 25.0)
     for k in range(1, 5):
         at_most = _phi((k + 0.5 - means) / RATING_NOISE)
@@ -142,12 +142,12 @@ def rating_moments(means: Floats) -> tuple[Floats, Floats]:
 
 
 def _phi(z: Floats) -> Floats:
-    """The standard normal distribution function."""
+    """Return the standard normal distribution function."""
     return np.array([0.5 * math.erfc(one) for one in (z / -math.sqrt(2)).tolist()])
 
 
 def _squared_bias_without_time(ground_truth: GroundTruth, rows: InteractionBlock) -> Floats:
-    """Of each row, the squared distance of the best prediction without the time from that with it."""
+    """Return each row's squared difference of the best predictions without and with the time."""
     active = _months_active(ground_truth, rows.users)
     expected, chances = np.zeros((2, len(rows.users)))
     for period in range(PERIODS):
@@ -163,9 +163,9 @@ def _squared_bias_without_time(ground_truth: GroundTruth, rows: InteractionBlock
 
 
 class _Seen:
-    """Says which of a user's rows are in train where another one is in eval.
+    """Assigns a user's rows to the train split for each row in the eval split.
 
-    The rows are dealt into 1 / `EVAL_FRACTION` parts; of those, each is eval once and the others are train.
+    The rows are divided into 1 / `EVAL_FRACTION` folds, as in cross-validation: each fold is the eval split once.
     """
 
     def __init__(self, rows: InteractionBlock, random: np.random.Generator) -> None:
@@ -174,12 +174,12 @@ class _Seen:
         self._part = random.integers(0, round(1 / EVAL_FRACTION), len(rows.users))
 
     def before(self, part: slice, scores: Floats, own: Ints) -> Ints:
-        """How many of the user's items in train stand before the chosen one.
+        """Count the user's items in the train split with a higher score than the chosen item.
 
         Args:
-            part: The rows of one user, n of them.
-            scores: float64 [requests, n], of the items of these rows; a higher one stands before.
-            own: int64 [n], the request that each row makes.
+            part: The n rows of one user.
+            scores: float64 [requests, n], scores of the items of these rows.
+            own: int64 [n], request of each row.
         """
         parts = self._part[part]
         found = np.empty(len(parts), np.int64)
@@ -196,7 +196,7 @@ class _Seen:
 
 
 def _ranked_by_month(ground_truth: GroundTruth, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
-    """Ranks each row's item by p(i | u, t)."""
+    """Rank each row's item by p(i | u, t)."""
     ranks = np.zeros(len(rows.users), np.int64)
     items = ground_truth.items
     for period in np.unique(rows.periods).tolist():
@@ -209,7 +209,7 @@ def _ranked_by_month(ground_truth: GroundTruth, rows: InteractionBlock, seen: _S
         chances = factors[np.arange(len(here)), own] * weights[slots]
         for cluster in range(ground_truth.arguments.clusters):
             sorted_weights = np.sort(weights[items.starts[cluster] : items.starts[cluster + 1]])
-            # In its own cluster the item's weight as it is: a rounding error would set it before itself.
+            # In its own cluster the item's exact weight: with a rounding error it would outrank itself.
             sought = np.where(own == cluster, weights[slots], chances / factors[:, cluster])
             ranks[here] += len(sorted_weights) - np.searchsorted(sorted_weights, sought, side="right")
     before = np.zeros_like(ranks)
@@ -222,7 +222,7 @@ def _ranked_by_month(ground_truth: GroundTruth, rows: InteractionBlock, seen: _S
 
 
 def _ranked_without_time(ground_truth: GroundTruth, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
-    """Ranks each row's item by p(i | u)."""
+    """Rank each row's item by p(i | u)."""
     ranks, before = np.zeros(len(rows.users), np.int64), np.zeros(len(rows.users), np.int64)
     strongest = _StrongestFirst(ground_truth)
     for part in seen.users():
@@ -230,9 +230,9 @@ def _ranked_without_time(ground_truth: GroundTruth, rows: InteractionBlock, seen
         factors = ground_truth.cluster_chances(user.repeat(PERIODS), np.arange(PERIODS)) / ground_truth.cluster_weights
         factors *= _months_active(ground_truth, user).T
         chosen = strongest.scores(factors, rows.slots[part])
-        # Deep enough that a hit stays one when all of the user's other items are left out.
+        # Long enough that a hit is found even if all other items of the user are excluded.
         others = strongest.top_scores(factors, LIST_LENGTH + len(chosen))
-        # Sums of another number of items may be rounded otherwise, and no item stands before itself.
+        # Sums of different lengths round differently, and no item may outrank itself.
         ranks[part] = len(others) - np.searchsorted(others, chosen * (1 + _ROUNDING), side="right")
         before[part] = seen.before(part, chosen[None], np.zeros(len(chosen), np.int64))
     return _accuracies(rows, ranks, before)
@@ -241,8 +241,8 @@ def _ranked_without_time(ground_truth: GroundTruth, rows: InteractionBlock, seen
 class _StrongestFirst:
     """Finds a user's largest scores, sums over months of factor(cluster, t) * w(i, t), without scoring every item.
 
-    No score is above (sum of the cluster's factors) * (the item's largest weight). With the items of a cluster in the
-    order of their largest weights, those that can come above a threshold stand together in front.
+    A score is at most (sum of the cluster's factors) * (the item's largest weight). With the items of a cluster sorted
+    by their largest weight, the items that can exceed a threshold are a prefix.
     """
 
     def __init__(self, ground_truth: GroundTruth) -> None:
@@ -254,15 +254,15 @@ class _StrongestFirst:
         self._largest = [largest[order] for order in self._orders]
 
     def scores(self, factors: Floats, slots: Ints) -> Floats:
-        """Exact scores of slots; factors are float64 [PERIODS, clusters]."""
+        """Return the exact scores of slots; factors are float64 [PERIODS, clusters]."""
         weights = self._items.weights(np.arange(PERIODS)[:, None], slots)
         return np.asarray((factors[:, self._items.cluster[slots]] * weights).sum(axis=0))
 
     def top_scores(self, factors: Floats, count: int) -> Floats:
-        """The largest scores, ascending: at least `count` of them, if there are so many items, and none is left out."""
+        """Return the largest scores, ascending: all above a threshold, and at least `count` if possible."""
         first = self.scores(factors, np.concatenate([order[:count] for order in self._orders]))
         threshold = np.partition(first, -count)[-count] if len(first) > count else 0.0
-        # Lower by more than what rounding can do.
+        # Lower by more than the rounding error.
         threshold *= 1 - _ROUNDING
         candidates = [
             order[: np.searchsorted(-largest, -threshold / total, side="right")]
@@ -272,14 +272,14 @@ class _StrongestFirst:
 
 
 def _months_active(ground_truth: GroundTruth, users: Ints) -> Floats:
-    """The share of each user's time in each month, float64 [n, PERIODS]."""
+    """Return the fraction of each user's time in each month, float64 [n, PERIODS]."""
     joined, left = ground_truth.users.joined[users, None], ground_truth.users.left[users, None]
     edges = np.clip(np.arange(PERIODS + 1) * PERIOD_SECONDS, joined, left)
     return np.diff(edges, axis=1) / (left - joined)
 
 
 def _ranked_by_popularity(choices: Ints, rows: InteractionBlock, seen: _Seen) -> dict[str, Estimate]:
-    """Ranks each row's item by how often it was chosen."""
+    """Rank each row's item by its number of interactions."""
     places = np.empty(len(choices), np.int64)
     places[np.argsort(-choices, kind="stable")] = np.arange(len(choices))
     ranks = places[rows.slots]
@@ -300,7 +300,7 @@ def _accuracies(rows: InteractionBlock, ranks: Ints, before: Ints) -> dict[str, 
 
 
 def _mean(users: Ints, values: Floats | Bools) -> Estimate:
-    """A mean over rows, with the standard error of a sample of users."""
+    """Return a mean over rows, with the standard error of a sample of users."""
     owner = np.unique(users, return_inverse=True)[1]
     rows = np.bincount(owner)
     sums = np.bincount(owner, weights=values)
@@ -312,6 +312,6 @@ def _mean(users: Ints, values: Floats | Bools) -> Estimate:
 
 
 def _root(squared: Estimate) -> Estimate:
-    """The root, with its standard error to first order."""
+    """Return the square root, with its standard error to first order."""
     root = math.sqrt(squared.value)
     return Estimate(root, None if squared.standard_error is None else squared.standard_error / (2 * root))

@@ -1,4 +1,4 @@
-"""Streams the interactions in blocks of users, each from a random stream of its own; `files.py` writes them down."""
+"""Samples the interactions in blocks of users, each with its own random stream; `files.py` writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from commands.synthetic.ground_truth import (
 )
 
 BLOCK_ROWS = 1 << 18
-"""A block ends with the user who reaches this many rows."""
+"""A block ends after the user with whom it reaches this number of rows."""
 
 _CHOICES = 2
 _ROUNDS = 30
@@ -31,14 +31,14 @@ _TIME_BITS = 26
 
 @dataclasses.dataclass(frozen=True)
 class InteractionBlock:
-    """The rows of some users: user by user, and each user's by time.
+    """The rows of a block of users, sorted by user and time.
 
     Attributes:
-        users: int64 [n], places in `Users`.
+        users: int64 [n], positions in `Users`.
         slots: int64 [n], slots in `Items`.
         periods: int64 [n], months from the start of the time span.
         times: int64 [n], seconds since 1970.
-        means: float64 [n], what the rating would be without noise, rounding and bounds.
+        means: float64 [n], the rating before noise, rounding and clipping.
         ratings: int8 [n], 1 to 5.
     """
 
@@ -50,14 +50,14 @@ class InteractionBlock:
     ratings: npt.NDArray[np.int8]
 
     def of(self, users: Ints) -> InteractionBlock:
-        """The rows of some users alone."""
+        """Return the rows of some users."""
         chosen = np.isin(self.users, users)
         return InteractionBlock(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
 
 def stream_interactions(ground_truth: GroundTruth) -> Iterator[InteractionBlock]:
-    """Yields all interactions, about `BLOCK_ROWS` at a time. Users without any are in no block."""
-    chooser = _Chooser(ground_truth)
+    """Yield all interactions, about `BLOCK_ROWS` at a time. Users without interactions are in no block."""
+    sampler = _ItemSampler(ground_truth)
     ends = np.cumsum(ground_truth.users.counts)
     first = block = 0
     while first < len(ends):
@@ -65,15 +65,15 @@ def stream_interactions(ground_truth: GroundTruth) -> Iterator[InteractionBlock]
         last = min(int(np.searchsorted(ends, begun + BLOCK_ROWS)), len(ends) - 1)
         users = np.repeat(np.arange(first, last + 1), ground_truth.users.counts[first : last + 1])
         if len(users):
-            yield chooser.interactions(users, stream(ground_truth.arguments.seed, _CHOICES, block))
+            yield sampler.interactions(users, stream(ground_truth.arguments.seed, _CHOICES, block))
         first, block = last + 1, block + 1
 
 
-class _Chooser:
-    """Draws choices from the planted probabilities.
+class _ItemSampler:
+    """Samples items from the ground-truth probabilities.
 
-    Holds 8 bytes an item and month: within (month, cluster) number k, the cumulated share of each item in its cluster's
-    weight, plus k, so that one binary search over all of it finds the item.
+    Stores 8 bytes per item and month: within (month, cluster) number k, the cumulative fraction of each item in its
+    cluster's weight, plus k, so that one binary search over the whole array finds the item.
     """
 
     def __init__(self, ground_truth: GroundTruth) -> None:
@@ -90,11 +90,11 @@ class _Chooser:
         self._popular = by_cluster / by_cluster[:, -1:] + np.arange(PERIODS)[:, None]
 
     def interactions(self, users: Ints, random: np.random.Generator) -> InteractionBlock:
-        """The rows of a block.
+        """Sample the rows of a block.
 
         Args:
-            users: The user of each row, ascending.
-            random: The block's own.
+            users: User of each row, ascending.
+            random: Generator of the block.
         """
         table = self._ground_truth.users
         joined, left = table.joined[users], table.left[users]
@@ -108,11 +108,11 @@ class _Chooser:
         return InteractionBlock(users, slots, periods, START + times, means, ratings)
 
     def _choose(self, users: Ints, periods: Ints, random: np.random.Generator) -> Ints:
-        """A slot for each row, such that no user has one twice.
+        """Sample a slot for each row without replacement per user.
 
-        Each row takes the first of its own independent draws that no earlier row of the same user has. All rows draw at
-        once; where two have the same item, the later one draws again. That comes to the same, whatever the order of the
-        rounds: an item is only ever given up because a still earlier row has it, so it stays taken.
+        Each row takes the first of its independent draws that no earlier row of the same user has. All rows draw
+        simultaneously; if two rows of a user have the same item, the later one draws again. The result does not depend
+        on the order of the rounds: a row loses an item only to an earlier row, which keeps it.
         """
         thresholds = np.cumsum(self._ground_truth.users.taste(users, periods)[:, :-1], axis=1)
         slots = self._draw(users, periods, thresholds, random)
@@ -123,14 +123,14 @@ class _Chooser:
                 return slots
             redrawn = rows[again]
             slots[redrawn] = self._draw(users[redrawn], periods[redrawn], thresholds[redrawn], random)
-            # Users without a repetition are done.
+            # Users without repeated items are finished.
             rows = rows[np.isin(users[rows], np.unique(users[redrawn]), kind="table")]
         for user in np.unique(users[rows]):
             self._finish(user, rows[users[rows] == user], periods, slots, random)
         return slots
 
     def _draw(self, users: Ints, periods: Ints, thresholds: Floats, random: np.random.Generator) -> Ints:
-        """Independent draws from p(i | u, t)."""
+        """Sample independently from p(i | u, t)."""
         clusters = self._ground_truth.arguments.clusters
         first = random.random(len(users))
         taste = (first - EXPLORING) / (1 - EXPLORING)
@@ -140,13 +140,13 @@ class _Chooser:
         sought = periods[exploring] + first[exploring] / EXPLORING
         found = np.searchsorted(self._popular.ravel(), sought, side="right")
         cluster[exploring] = np.minimum(found - periods[exploring] * clusters, clusters - 1)
-        # 32 bits, which a float64 holds exactly even after the number of the month and cluster is added.
+        # 32 bits: a float64 is exact even after the number of the month and cluster is added.
         within = (random.integers(0, 1 << 32, len(users), dtype=np.uint32) + 0.5) / (1 << 32)
         flat = np.searchsorted(self._cumulated.ravel(), periods * clusters + cluster + within, side="right")
         return flat - periods * len(self._ground_truth.items.number)
 
     def _finish(self, user: int, rows: Ints, periods: Ints, slots: Ints, random: np.random.Generator) -> None:
-        """Gives one user's rows different items, drawing exactly among the rest where drawing again took too long."""
+        """Sample one user's remaining rows exactly, without replacement, after too many rounds of rejection."""
         every = np.arange(len(self._ground_truth.items.number))
         taken = np.zeros(len(every), bool)
         chances: dict[int, Floats] = {}
@@ -161,7 +161,7 @@ class _Chooser:
 
 
 def _repeated(users: Ints, slots: Ints, items: int) -> Bools:
-    """Which rows have an item that an earlier row of the same user has."""
+    """Return a mask of the rows whose item is in an earlier row of the same user."""
     bits = len(users).bit_length()
     keys = np.sort(((_counted(users) * items + slots) << bits) | np.arange(len(users)))
     again = np.zeros(len(users), bool)
@@ -171,5 +171,5 @@ def _repeated(users: Ints, slots: Ints, items: int) -> Bools:
 
 
 def _counted(users: Ints) -> Ints:
-    """Numbers the users from 0 in the order in which they stand there."""
+    """Number the users from 0 in order of appearance."""
     return np.cumsum(np.diff(users, prepend=users[:1]) != 0)

@@ -1,4 +1,4 @@
-"""What items.csv and users.csv say about items and users: some of it tells their taste, some of it nothing."""
+"""Generates items.csv and users.csv: some columns correlate with the preferences, others are noise."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from commands.synthetic.ground_truth import Floats, GroundTruth, Ints, Items, Users, stream
 
-GENRE_TELLS = 0.8
-"""Share of the items whose first genre is that of their cluster; the others have any."""
-OCCUPATION_TELLS = 0.6
-"""Share of the users whose occupation is that of their first home's; the others have any."""
+GENRE_CORRELATION = 0.8
+"""Fraction of the items whose first genre is that of their cluster; the others have a random one."""
+OCCUPATION_CORRELATION = 0.6
+"""Fraction of the users whose occupation is that of their first cluster; the others have a random one."""
 NO_AGE = 0.03
-"""Share of the users whose age is not known."""
+"""Fraction of the users with a missing age."""
 
 _GENRES = (
     "Action", "Adventure", "Animation", "Biography", "Comedy", "Crime", "Documentary", "Drama", "Family", "Fantasy",
@@ -40,13 +40,13 @@ _CHUNK = 1 << 16
 
 
 def _names(kind: tuple[str, ...], count: int) -> npt.NDArray[np.object_]:
-    """As many different names as there are clusters."""
+    """Return `count` distinct names."""
     rounds = ["", *(f" {number}" for number in range(2, 2 + count // len(kind)))]
     return np.array([name + suffix for suffix in rounds for name in kind][:count], dtype=object)
 
 
 def item_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
-    """`item_id`, `title`, `year` and `genres`, by id. A year is the launch's: it tells how popularity goes on."""
+    """Yield `item_id`, `title`, `year` and `genres`, by id. The year of the launch correlates with popularity."""
     items: Items = ground_truth.items
     clusters = ground_truth.arguments.clusters
     random = stream(ground_truth.arguments.seed, _ITEM_TABLE)
@@ -54,7 +54,7 @@ def item_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
     genres = _names(_GENRES, clusters)
     for start in range(0, len(order), _CHUNK):
         slots = order[start : start + _CHUNK]
-        first = _telling(items.cluster[slots], GENRE_TELLS, clusters, random)
+        first = _correlated(items.cluster[slots], GENRE_CORRELATION, clusters, random)
         second = random.integers(0, clusters, len(slots))
         both = (random.random(len(slots)) < 0.4) & (second != first)
         adjectives = random.integers(0, len(_ADJECTIVES), len(slots)).tolist()
@@ -72,7 +72,7 @@ def item_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
 
 
 def user_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
-    """`user_id`, `age`, `gender` and `occupation`, by id. Age and gender tell nothing."""
+    """Yield `user_id`, `age`, `gender` and `occupation`, by id. Age and gender are noise."""
     users: Users = ground_truth.users
     clusters = ground_truth.arguments.clusters
     random = stream(ground_truth.arguments.seed, _USER_TABLE)
@@ -87,12 +87,12 @@ def user_tables(ground_truth: GroundTruth) -> Iterator[pa.Table]:
                 "user_id": pa.array(np.arange(start + 1, start + len(homes) + 1)),
                 "age": pa.array(ages.astype(np.int64), mask=unknown),
                 "gender": pa.array(np.where(women, "F", "M")),
-                "occupation": pa.array(occupations[_telling(homes, OCCUPATION_TELLS, clusters, random)]),
+                "occupation": pa.array(occupations[_correlated(homes, OCCUPATION_CORRELATION, clusters, random)]),
             }
         )
 
 
-def _telling(clusters: Ints, share: float, count: int, random: np.random.Generator) -> Ints:
-    """The clusters themselves in `share` of the places, any cluster in the others."""
-    told = random.random(len(clusters)) < share
-    return np.where(told, clusters, random.integers(0, count, len(clusters)))
+def _correlated(clusters: Ints, share: float, count: int, random: np.random.Generator) -> Ints:
+    """Return the clusters themselves with probability `share`, else a random cluster."""
+    own = random.random(len(clusters)) < share
+    return np.where(own, clusters, random.integers(0, count, len(clusters)))

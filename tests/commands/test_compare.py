@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from commands.compare.comparison import SPARKS, Comparison, PresetTraining, headline, print_comparison, spark, summed_up
+from commands.compare.comparison import (
+    SPARKS,
+    Comparison,
+    PresetTraining,
+    headline,
+    print_comparison,
+    spark,
+    summarised,
+)
 from commands.compare.presets import _take_over_metadata as take_over_metadata
 from recipe.training import ValidationSplit
 
@@ -42,7 +50,7 @@ def comparison(*each: PresetTraining) -> Comparison:
         run_id="1",
         recipe="films",
         validation=ValidationSplit(),
-        rows=summed_up(each),
+        rows=summarised(each),
         trained=each,
         plot=None,
         log="log.txt",
@@ -59,7 +67,7 @@ def printed(found: Comparison, width: int = 160) -> str:
 
 
 def test_seeds_become_a_mean_and_a_spread() -> None:
-    (row,) = summed_up([trained("a", seed, accuracy) for seed, accuracy in enumerate((0.30, 0.31, 0.32))])
+    (row,) = summarised([trained("a", seed, accuracy) for seed, accuracy in enumerate((0.30, 0.31, 0.32))])
     assert row.seeds == (0, 1, 2)
     assert row.metrics["top_100_accuracy"] == pytest.approx(0.31)
     assert row.spread["top_100_accuracy"] == pytest.approx(0.01)
@@ -67,12 +75,12 @@ def test_seeds_become_a_mean_and_a_spread() -> None:
 
 
 def test_a_single_seed_has_no_spread() -> None:
-    (row,) = summed_up([trained("a")])
+    (row,) = summarised([trained("a")])
     assert row.spread == {} and row.metrics["rmse"] == 1.0
 
 
 def test_rows_keep_the_order_that_was_asked_for() -> None:
-    rows = summed_up([trained("z"), trained("a"), trained("z", 1)])
+    rows = summarised([trained("z"), trained("a"), trained("z", 1)])
     assert [row.preset for row in rows] == ["z", "a"]
 
 
@@ -81,16 +89,16 @@ def test_one_failed_gate_of_one_seed_fails_the_preset() -> None:
     bound = {"metric": "rmse", "condition": "at_most", "allowed": 0.9, "limit": 0.9, "measured": 1.0, "passed": False,
              "margin": -0.1}  # fmt: skip
     poor = PresetTraining.model_validate(poor.model_dump() | {"bounds": [bound]})
-    (row,) = summed_up([trained("a"), poor])
+    (row,) = summarised([trained("a"), poor])
     assert not row.passed and row.failed_gates == ("rmse",)
 
 
 def test_a_preset_that_could_not_be_trained_spoils_neither_the_others_nor_its_own_seeds() -> None:
-    rows = summed_up([trained("a"), PresetTraining(preset="a", seed=1, error="Trainer failed"), trained("b")])
+    rows = summarised([trained("a"), PresetTraining(preset="a", seed=1, error="Trainer failed"), trained("b")])
     assert rows[0].error == "Trainer failed" and rows[0].metrics["rmse"] == 1.0 and not rows[0].passed
     assert rows[1].passed
     text = printed(comparison(PresetTraining(preset="a", seed=0, error="Trainer: no [/way]"), trained("b")))
-    assert "could not be trained" in text and "Trainer: no [/way]" in text
+    assert "training failed" in text and "Trainer: no [/way]" in text
 
 
 def test_a_metric_that_could_not_be_computed_is_a_dash() -> None:
@@ -113,7 +121,7 @@ def test_the_table_has_what_a_reader_compares() -> None:
     assert "unseen" not in header
     measured, curves = (line for line in text.splitlines() if line.startswith("best"))
     assert re.match(r"best +0\.4100 +0\.8800 +0\.7000 +3 +6\.0 s +pass", measured)
-    assert "▁▅█" in curves and "0.4100 in 3" in curves
+    assert "▁▅█" in curves and "0.4100 (3)" in curves
 
 
 def test_metrics_that_the_evaluator_lacks_have_no_column() -> None:

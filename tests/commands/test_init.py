@@ -164,7 +164,7 @@ def test_pairs_that_repeat_count_once(tmp_path: Path) -> None:
     write(tmp_path / "d" / "x.csv", ("who", "what", "stars", "at"), [*rows(), *rows(7)])
     init_recipe(tmp_path / "schema", tmp_path / "d", EXPLICIT)
     assert loaded(tmp_path / "schema", tmp_path / "d")[0].data.duplicates == "last"
-    assert "# 7 rows repeat a user and an item" in (tmp_path / "schema" / "recipe.yaml").read_text()
+    assert "# 7 rows repeat a pair of user and item" in (tmp_path / "schema" / "recipe.yaml").read_text()
 
 
 def test_a_few_bad_rows_are_allowed_for_and_named(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_lookup_needs_one_row_for_each_key(data: Path, tmp_path: Path) -> None
     (data / "people.csv").write_text(people + people.splitlines()[-1] + "\n")
     written = init_recipe(tmp_path / "schema", data, EXPLICIT)
     assert loaded(tmp_path / "schema", data)[0].data.sources.users is None
-    assert any("people.csv" in line and "not one row for each" in line for line in written.summary)
+    assert any("people.csv" in line and "is not unique" in line for line in written.summary)
 
 
 def test_columns_that_two_tables_have_get_names_of_their_own(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_columns_that_two_tables_have_get_names_of_their_own(tmp_path: Path) -> 
 def test_a_file_can_be_named_and_may_be_gzipped(data: Path, tmp_path: Path) -> None:
     packed = data / "more.csv.gz"
     packed.write_bytes(gzip.compress((data / "ratings.csv").read_bytes()))
-    with pytest.raises(BadInput, match=r"more\.csv\.gz, ratings\.csv all have the columns"):
+    with pytest.raises(BadInput, match=r"several CSVs have the columns .*: more\.csv\.gz, ratings\.csv"):
         init_recipe(tmp_path / "schema", data, EXPLICIT)
     written = init_recipe(tmp_path / "schema", packed, EXPLICIT)
     assert written.data == data
@@ -280,7 +280,7 @@ def test_nothing_is_overwritten(data: Path, tmp_path: Path) -> None:
         if missing:
             (schema_dir / missing).rename(tmp_path / missing)
         there = sorted(schema_dir.iterdir())
-        with pytest.raises(BadInput, match=r"is there already.*Name another folder"):
+        with pytest.raises(BadInput, match=r"file exists.*Choose another folder"):
             init_recipe(schema_dir, data, IMPLICIT)
         assert sorted(schema_dir.iterdir()) == there
         if missing:
@@ -317,10 +317,10 @@ RATINGS = b"who,what,stars,at\n1,2,3,1500000000\n"
 BAD: dict[str, tuple[Callable[[Path], None], ColumnRoles, Sequence[str]]] = {
     "a misspelt column": (
         nothing, ColumnRoles("whom", "what", "stars", "at"),
-        ["ratings.csv:1", "no column 'whom', which --user names", "did you mean 'who'", "who, what, stars, at"],
+        ["ratings.csv:1", "column 'whom' of --user does not exist", "did you mean 'who'", "who, what, stars, at"],
     ),
     "one column twice": (nothing, ColumnRoles("who", "who", None, None), ["--user and --item", "'who'"]),
-    "no CSV": (empty_folder, EXPLICIT, ["there is no .csv"]),
+    "no CSV": (empty_folder, EXPLICIT, ["no .csv or .csv.gz file"]),
     "an empty CSV": (spoilt("ratings.csv", b""), EXPLICIT, ["ratings.csv: the file is empty"]),
     "not UTF-8": (
         spoilt("ratings.csv", RATINGS + "1,caf\xe9,3,1500000000\n".encode("latin-1")), EXPLICIT,
@@ -328,7 +328,7 @@ BAD: dict[str, tuple[Callable[[Path], None], ColumnRoles, Sequence[str]]] = {
     ),
     "ratings in words": (
         spoilt("ratings.csv", RATINGS + b"1,3,good,1500000000\n" * 9), EXPLICIT,
-        ["ratings.csv:3", "expected a number, got 'good'", "9 of 10 rows"],
+        ["ratings.csv:3", "expected a number, got 'good'", "got 9 of 10"],
     ),
     "times in another format": (
         spoilt("ratings.csv", b"who,what,stars,at\n1,2,3,31/05/2024\n"), EXPLICIT,
@@ -375,7 +375,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, tol
 
 
 def test_a_folder_that_is_not_there_is_named_with_the_closest(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such file or folder; did you mean 'data'"):
+    with pytest.raises(BadInput, match="file or folder does not exist; did you mean 'data'"):
         init_recipe(tmp_path / "schema", tmp_path / "dta", EXPLICIT)
 
 
@@ -386,14 +386,15 @@ def test_the_command_says_what_it_found_and_what_to_type_next(tmp_path: Path, ta
     arguments = ("init", tmp_path / "hm", "--data", SAMPLES / "hm", "--user", "customer_id", "--item", "article_id")
     done = tandem(*arguments, "--timestamp", "t_dat")
     assert done.code == 0, done.stderr
-    for part in ("730 interactions of 90 users with 160 items", "articles.csv: the items", "customers.csv: the users",
+    for part in ("Interactions: transactions_train.csv, 730 rows, 90 users, 160 items",
+                 "Items:        articles.csv", "Users:        customers.csv",
                  f"tandem run {tmp_path / 'hm'} --data {SAMPLES / 'hm'}"):  # fmt: skip
         assert part in done.stdout
     checked = tandem("check", tmp_path / "hm", "--data", SAMPLES / "hm")
     assert checked.code == 0, checked.stderr
     again = tandem(*arguments)
     assert (again.code, again.stdout) == (2, "")
-    assert "is there already" in again.stderr and "Traceback" not in again.stderr
+    assert "file exists" in again.stderr and "Traceback" not in again.stderr
     wrong = tandem("init", tmp_path / "new", "--data", SAMPLES / "hm", "--user", "customer", "--item", "article_id")
     assert wrong.code == 2
     assert "did you mean 'customer_id'" in wrong.stderr

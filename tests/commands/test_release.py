@@ -144,13 +144,13 @@ def tandem_raising(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> N
 @pytest.mark.parametrize(
     ("config", "arguments", "words"),
     [
-        (None, ("--version", "40"), ("no version 40", "10, 20, 30")),
+        (None, ("--version", "40"), ("version 40 does not exist", "10, 20, 30")),
         ("model_config_list { config { name: ", (), ("models.config:1", "ModelServerConfig")),
         ('model_config_list { config { name: "films" } }', (), ("no model 'recommender'", "'films'", "--model")),
         (
             'model_config_list { config { name: "recommender" model_version_policy { specific { versions: 10 } } } }',
             (),
-            ("versions 10", "model_version_policy"),
+            ("specific (10)", "model_version_policy"),
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_what_cannot_be_promoted_is_told_and_nothing_is_written(
 def test_an_unknown_label_and_a_folder_without_versions_are_told(tandem: Tandem, folder: Path) -> None:
     assert tandem("promote", "--model-dir", folder, "--label", "gold")[0] == 2
     code, _, told = tandem("promote", "--model-dir", folder.parent / "shoop", "--label", "stable")
-    assert code == 2 and "no such folder" in told
+    assert code == 2 and "folder does not exist" in told
 
 
 # --- rollback ---------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_with_labels_a_rollback_moves_stable_and_touches_no_version(tandem: Tand
     assert tandem("rollback", "--model-dir", folder, "--to", "20")[0] == 0
     assert labels(folder) == {"stable": 20, "canary": 30}
     code, _, told = tandem("rollback", "--model-dir", folder, "--to", "20")
-    assert code == 2 and "stable already" in told
+    assert code == 2 and "already stable" in told
 
 
 def test_without_labels_the_version_before_becomes_the_newest_again(tandem: Tandem, folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_file_without_stable_leaves_the_newest_version_in_charge(
     assert content(folder / str(pushed_versions(str(folder))[-1])) == content(folder / "10")
 
 
-@pytest.mark.parametrize(("to", "word"), [("30", "already"), ("15", "no version 15")])
+@pytest.mark.parametrize(("to", "word"), [("30", "already"), ("15", "version 15 does not exist")])
 def test_a_rollback_to_what_is_served_or_not_there_is_told(tandem: Tandem, folder: Path, to: str, word: str) -> None:
     code, _, told = tandem("rollback", "--model-dir", folder, "--to", to)
     assert code == 2 and word in told

@@ -122,15 +122,15 @@ def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_p
     # What an item lacks is not shown as an empty text or a zero.
     assert titles == {b"best": ("The Best", "1999"), b"latest best": ()}
     model = Model(recommended=[["one", "two", ""]] * 4)
-    heavy, typical, light, stranger = exported_model.sample_users(model, train, chosen, titles, ["title"])  # type: ignore[arg-type]
-    assert model.asked == [user.user_id for user in (heavy, typical, light, stranger)]
+    heavy, typical, light, new_user = exported_model.sample_users(model, train, chosen, titles, ["title"])  # type: ignore[arg-type]
+    assert model.asked == [user.user_id for user in (heavy, typical, light, new_user)]
     assert heavy.user_id == "user18" and heavy.interactions == 22
-    assert heavy.interactions > typical.interactions > light.interactions > stranger.interactions == 0
+    assert heavy.interactions > typical.interactions > light.interactions > new_user.interactions == 0
     assert [item.item_id for item in heavy.liked[:2]] == ["latest best", "best"]
     assert [(item.item_id, item.display, item.chosen) for item in heavy.recommended] == [
         ("one", ("Title of one",), False), ("two", ("Title of two",), True)
     ]  # fmt: skip
-    assert stranger.user_id == exported_model.STRANGER and stranger.liked == ()
+    assert new_user.user_id == exported_model.NEW_USER and new_user.liked == ()
     assert not any(item.chosen for item in typical.recommended)
 
 
@@ -145,6 +145,6 @@ def test_a_model_that_is_gone_or_lacks_a_signature_says_so(tmp_path: Path) -> No
     assert path is not None
     with (
         exported_model.ExportedModel(path) as model,
-        pytest.raises(exported_model.ModelUnavailable, match=r"no signature 'recommend'; it has .*double"),
+        pytest.raises(exported_model.ModelUnavailable, match=r"no signature 'recommend'; signatures: .*double"),
     ):
         model.recommend(["a"])

@@ -160,7 +160,7 @@ def test_slices_stand_worst_first_whichever_way_is_better() -> None:
     ]
     accuracy = charts.slice_chart("top_100_accuracy", scores, 0.5)
     assert [row[0] for row in accuracy.rows] == ["low", "middle", "high"]
-    assert "Worst first: low" in accuracy.takeaway
+    assert "Worst slice: low" in accuracy.caption
     error = charts.slice_chart("rmse", scores, None)
     assert [row[0] for row in error.rows] == ["high", "middle", "low"]
     # Plotly draws the first one at the bottom.
@@ -170,7 +170,7 @@ def test_slices_stand_worst_first_whichever_way_is_better() -> None:
 def test_curves_of_several_runs_lie_over_each_other() -> None:
     runs = {"this run": {"loss": [3.0, 2.0, 1.0]}, "tutorial": {"loss": [4.0, 3.5], "validation_rmse": [1.0, 0.9]}}
     loss, error = charts.curve_charts(runs)
-    assert "This run went from 3 to 1 in 3 epochs." in loss.takeaway
+    assert "This run: 3 in epoch 1, 1 in epoch 3." in loss.caption
     assert loss.header == ("epoch", "this run", "tutorial")
     assert loss.rows == (("1", "3", "4"), ("2", "2", "3.5"), ("3", "1", ""))
     assert [line["name"] for line in json.loads(loss.plot)["data"]] == ["this run", "tutorial"]
@@ -198,7 +198,7 @@ def test_curves_keep_the_names_of_their_columns() -> None:
     (chart,) = charts.curve_charts({"this run": {"loss": [2.0, 1.0], "retrieval_loss": [1.5, 0.5]}})
     assert chart.header == ("epoch", "loss", "retrieval loss")
     (chart,) = charts.curve_charts({"this run": {"validation_top_100_accuracy": [0.25, 0.5]}})
-    assert "went from 25.0% to 50.0%" in chart.takeaway
+    assert "25.0% in epoch 1, 50.0% in epoch 2" in chart.caption
 
 
 def test_curves_that_never_change_or_repeat_another_are_not_drawn() -> None:
@@ -211,9 +211,9 @@ def test_calibration_tells_by_how_much_predictions_are_off() -> None:
         predicted=np.array([2.0, 4.0]), actual=np.array([2.5, 4.0]), error=np.array([0.1, 0.1]),
         counts=np.array([100, 300]), residuals=np.array([0.5] * 100 + [0.0] * 300),
     )  # fmt: skip
-    assert "0.12 away" in charts.calibration_chart(calibration, "rating").takeaway
+    assert "mean: 0.12" in charts.calibration_chart(calibration, "rating").caption
     residuals = charts.residuals_chart(calibration)
-    assert "100% of the predictions" in residuals.takeaway and "0.125 too low" in residuals.takeaway
+    assert "100% of the predicted ratings" in residuals.caption and "+0.125" in residuals.caption
 
 
 def test_charts_use_colours_only_that_the_dark_page_knows_too() -> None:
@@ -233,4 +233,4 @@ def test_times_name_the_first_and_the_last_day() -> None:
     days = [datetime.datetime(2026, 3, day, tzinfo=datetime.UTC).timestamp() for day in (1, 9)]
     histogram = data_statistics.time_histogram({"train": interactions([1.0, 1.0], [int(day) for day in days])})
     assert histogram is not None
-    assert "From 01 March 2026 to 09 March 2026" in charts.times_chart(histogram).takeaway
+    assert "From 01 March 2026 to 09 March 2026" in charts.times_chart(histogram).caption

@@ -225,7 +225,7 @@ def test_it_says_what_the_run_measured_and_did(report: Any, first_run: Any, brow
     text = {id_: browser.run(f"return document.getElementById('{id_}').innerText") for id_ in SECTIONS}
     found = first_run.result
     metrics, rows = found["metrics"], found["rows"]
-    assert "Passed and pushed" in text["verdict"]
+    assert "Blessed and pushed" in text["verdict"]
     assert f"{100 * metrics['top_100_accuracy']:.1f}\u00a0%" in text["metrics"]
     assert f"{metrics['rmse']:.3f}" in text["metrics"]
     for name in ("train", "eval", "catalogue", "read"):
@@ -235,10 +235,10 @@ def test_it_says_what_the_run_measured_and_did(report: Any, first_run: Any, brow
     version = Path(found["pushed_model"]).name
     assert version in text["verdict"] and f"Version {version}" in text["pipeline"]
     assert "interactions.csv" in text["pipeline"]
-    assert "None: the data keeps to the schema." in text["data"]
+    assert "None: the data conforms to the schema." in text["data"]
     assert "user_id" in text["data"] and "L∞" in text["data"]
     # Films that everyone knows: the sample users get titles, not ids.
-    assert "A stranger" in text["users"]
+    assert "A new user" in text["users"]
     names = browser.run("return [...document.querySelectorAll('#users li')].map((one) => one.innerText)")
     assert len(names) > 30 and all(re.match(r"[A-Z0-9]\D+", name) for name in names)
     assert text["users"].count("Recommended") == 4
@@ -267,13 +267,13 @@ def test_an_old_browser_gets_the_numbers_instead_of_the_charts(report: Any, brow
 
 
 def test_the_model_card_is_markdown_and_in_the_page(report: Any, first_run: Any, browser: Browser) -> None:
-    for heading in ("Intended use", "Data", "Metrics", "Limits", "How to get it again"):
+    for heading in ("Intended use", "Data", "Metrics", "Limitations", "Reproduction"):
         assert f"\n## {heading}\n" in report.markdown
     assert report.markdown.startswith("# Model card: movielens\n")
     assert f"| RMSE | {first_run.result['metrics']['rmse']:.3f} |" in report.markdown
     browser.open(report.path)
     headings = browser.run("return [...document.querySelectorAll('#card h4')].map((one) => one.textContent)")
-    assert headings == ["Intended use", "Data", "Metrics", "Limits", "How to get it again"]
+    assert headings == ["Intended use", "Data", "Metrics", "Limitations", "Reproduction"]
     assert browser.run("return document.querySelectorAll('#card table').length") == 3
 
 
@@ -328,7 +328,7 @@ class Balance(html.parser.HTMLParser):
 
 
 def test_what_is_possible_is_told_of_synthetic_data_alone(failed: Path, report: Any) -> None:
-    assert "Best possible" not in failed.read_text() + report.text
+    assert "Upper bound" not in failed.read_text() + report.text
 
 
 def test_the_html_is_well_formed(failed: Path) -> None:
@@ -368,12 +368,12 @@ def test_a_run_of_gates_that_failed_says_which_and_by_how_much(
     assert tandem("report", "--workdir", marks.workdir, "--out", out).code == 0
     browser.open(out)
     verdict = browser.run("return document.getElementById('verdict').innerText").replace("\u00a0", " ")
-    assert "Stopped by its gates" in verdict and "missed 1 of 4 gates" in verdict
-    for told in ("users: light, 20 examples", "missed by 7.0 points", "passed by 13.0 points",
-                 "at least as good as the baseline", "skipped: no model yet"):  # fmt: skip
+    assert "Not blessed" in verdict and "failed 1 of 4 gates" in verdict
+    for told in ("users: light, 20 examples", "failed by 7.0 points", "passed by 13.0 points",
+                 "≥ baseline", "skipped: no model yet"):  # fmt: skip
         assert told in verdict
     possible = browser.run(
-        "return [...document.querySelectorAll('[aria-label=\"Best possible\"] tbody tr')].map((r) => r.innerText)"
+        "return [...document.querySelectorAll('[aria-label=\"Upper bounds\"] tbody tr')].map((r) => r.innerText)"
     )
     # The model's RMSE is 0.9 and the baseline's 0.95; nobody measured mrr.
     assert [row.replace("\u00a0", " ").split("\t") for row in possible] == [

@@ -64,12 +64,14 @@ def test_the_command_writes_what_was_asked_for(tandem: Callable[..., Any], small
     done = tandem("data", "synthetic", *asked, "--out", out)
     assert done.code == 0, done.stderr
     assert [line.split(":")[0].strip() for line in done.stdout.splitlines()[1:]] == [
-        "best possible top_100_accuracy", "best possible top_100_accuracy_unseen", "best possible rmse"
+        "upper bound of top_100_accuracy", "upper bound of top_100_accuracy_unseen", "upper bound of rmse"
     ]  # fmt: skip
     assert sorted(path.name for path in out.parent.rglob("*")) == sorted(["data", *NAMES])
     assert {name: (out / name).read_bytes() for name in NAMES} == {name: (small / name).read_bytes() for name in NAMES}
     refused = tandem("data", "synthetic", "--out", out)
-    assert refused.code == 2 and "holds data of the arguments" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.code == 2 and "contains data of other arguments" in refused.stderr and "Traceback" not in refused.stderr
+    )
 
 
 def test_interactions_and_side_tables_fit(small: Path) -> None:
@@ -135,16 +137,16 @@ def test_any_arguments_that_fit_give_whole_files(data: st.DataObject, tmp_path_f
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"users": 0}, "--users: found 0, wanted at least 1"),
-        ({"items": 3}, "--items: found 3, wanted at least 4"),
-        ({"interactions": 0}, "--interactions: found 0"),
-        ({"seed": -1}, "--seed: found -1"),
-        ({"clusters": 0}, "--clusters: found 0, wanted at least 1"),
-        ({"clusters": 101}, "--clusters: found 101, wanted at most a quarter of the 400 items"),
-        ({"interactions": 60_001}, "--interactions: found 60,001, wanted at most 60,000: nobody rates an item twice"),
-        ({"drift": 1.1}, r"--drift: found 1\.1, wanted a number from 0 to 1"),
-        ({"drift": float("nan")}, "--drift: found nan"),
-        ({"broken": 0.6}, r"--broken: found 0\.6, wanted a number from 0 to 0\.5"),
+        ({"users": 0}, "--users: expected at least 1, got 0"),
+        ({"items": 3}, "--items: expected at least 4, got 3"),
+        ({"interactions": 0}, "--interactions: expected at least 1, got 0"),
+        ({"seed": -1}, "--seed: expected at least 0, got -1"),
+        ({"clusters": 0}, "--clusters: expected at least 1, got 0"),
+        ({"clusters": 101}, "--clusters: expected at most a quarter of the 400 items, got 101"),
+        ({"interactions": 60_001}, "--interactions: expected at most 60,000, got 60,001: no user rates an item twice"),
+        ({"drift": 1.1}, r"--drift: expected a number from 0 to 1, got 1\.1"),
+        ({"drift": float("nan")}, "--drift: expected a number from 0 to 1, got nan"),
+        ({"broken": 0.6}, r"--broken: expected a number from 0 to 0\.5, got 0\.6"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -162,20 +164,20 @@ def test_files_already_there_are_kept_if_they_are_these(tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert sorted(before) == sorted([*NAMES, "notes.txt"])
     assert write_synthetic(arguments, out) == truth
-    with pytest.raises(BadInput, match=r"holds data of the arguments .*'seed': 0.*or name another folder"):
+    with pytest.raises(BadInput, match=r"contains data of other arguments: .*'seed': 0.*or set --out"):
         write_synthetic(dataclasses.replace(arguments, seed=1), out)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with (out / "users.csv").open("a") as stream:
         stream.write("21,3,F,baker\n")
-    with pytest.raises(BadInput, match=r"users\.csv: found \d+ bytes, wanted \d+"):
+    with pytest.raises(BadInput, match=r"users\.csv: expected \d+ bytes, got \d+"):
         write_synthetic(arguments, out)
     (out / "truth.json").write_text("[]")
-    with pytest.raises(BadInput, match=r"truth\.json: is not what this command writes"):
+    with pytest.raises(BadInput, match=r"truth\.json: not written by this command"):
         write_synthetic(arguments, out)
     (out / "truth.json").unlink()
-    with pytest.raises(BadInput, match=r"interactions\.csv, .* is there and truth\.json is not"):
+    with pytest.raises(BadInput, match=r"got interactions\.csv, .* without truth\.json"):
         write_synthetic(arguments, out)
-    with pytest.raises(BadInput, match="is a file; a folder was wanted"):
+    with pytest.raises(BadInput, match="expected a folder, got a file"):
         write_synthetic(arguments, out / "notes.txt")
 
 

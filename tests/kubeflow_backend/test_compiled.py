@@ -238,7 +238,7 @@ def test_a_schema_that_fits_no_command_line_is_refused_before_a_cluster_does() -
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--cache", "sometimes"), "--cache sometimes: none, same-inputs or same-folder was wanted"),
+        (("--cache", "sometimes"), "--cache: expected none, same-inputs or same-folder, got 'sometimes'"),
         (("--set", "training.epoch=3"), "did you mean 'epochs'"),
     ],
 )

@@ -60,7 +60,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory, tandem: Callable[..., Any])
         *("--pipeline-root", "gs://bucket/root", "--out", folder / "pipeline.yaml"),
     )
     assert outcome.code == 0, outcome.stderr
-    assert "Each run must give data_root and push_destination." in outcome.stdout
+    assert "Required parameters of each run: data_root, push_destination" in outcome.stdout
     backend = Backend(folder / "root", environment={"TF_CPP_MIN_LOG_LEVEL": "2"})
     run = Run(backend, folder, {}).again(folder / "pipeline.yaml")
     for task in run.tasks.values():

@@ -56,7 +56,7 @@ def test_recommend_with_filters_and_any_k(ask: Run, client: Recommender) -> None
 
 def test_where_nothing_is_left_recommend_says_so(ask: Run) -> None:
     nothing = ask("recommend", "--user", "1", "--only", "nothing")
-    assert nothing.code == 0 and "Nothing is left to recommend to user 1" in nothing.stdout
+    assert nothing.code == 0 and "No items left to recommend to user 1" in nothing.stdout
     assert _items(ask("recommend", "--user", "1", "--only", "nothing", "--json")) == []
     some = ask("recommend", "--user", "1", "--only", "i0", "--only", "i9")
     assert "Batman (1989)" in some.stdout and "[REC]" in some.stdout and "predicted rating" in some.stdout
@@ -68,9 +68,9 @@ def test_similar_by_id(ask: Run, client: Recommender) -> None:
     assert answer.json["item_id"] == "i3" and answer.json["other_hits"] == []
     assert answer.json["items"][0].keys() == {"item_id", "score", "title"}
     shown = ask("similar", "--item", "i3", "--k", "4")
-    assert shown.code == 0 and "Like item i3" in shown.stdout and "similarity" in shown.stdout
+    assert shown.code == 0 and "Similar to item i3" in shown.stdout and "similarity" in shown.stdout
     assert len(re.findall(r"^\d+ +i\d+ ", shown.stdout, re.MULTILINE)) == 4
-    assert "Also found" not in shown.stdout
+    assert "Other matches" not in shown.stdout
 
 
 def test_similar_by_title_is_of_the_first_hit_and_names_the_others_in_one_line(ask: Run) -> None:
@@ -80,15 +80,15 @@ def test_similar_by_title_is_of_the_first_hit_and_names_the_others_in_one_line(a
     assert (answer.json["item_id"], answer.json["title"]) == ("i0", "Batman (1989)")
     assert [each["item_id"] for each in answer.json["other_hits"]] == ["i1", "i2"]
     shown = ask("similar", "--title", "batman")
-    assert "Like item i0, Batman (1989)" in shown.stdout
-    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("Also found")]
-    assert line == "Also found, for --item ID: i1 Batman & Robin (1997), i2 The Lego Batman Movie"
+    assert "Similar to item i0, Batman (1989)" in shown.stdout
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("Other matches")]
+    assert line == "Other matches, for --item ID: i1 Batman & Robin (1997), i2 The Lego Batman Movie"
 
 
 def test_signs_in_titles_are_shown_as_they_are(ask: Run) -> None:
     shown = ask("similar", "--title", "[rec")
     assert shown.code == 0, shown.stderr
-    assert "Like item i9, [REC]" in shown.stdout
+    assert "Similar to item i9, [REC]" in shown.stdout
 
 
 def test_what_similar_cannot_answer_says_what_to_do(ask: Run) -> None:
@@ -96,9 +96,9 @@ def test_what_similar_cannot_answer_says_what_to_do(ask: Run) -> None:
     assert nothing.code == 2 and "--item ID" in nothing.json["error"] and "'zzz'" in nothing.stderr
     for arguments in ((), ("--item", "i1", "--title", "batman")):
         outcome = ask("similar", *arguments)
-        assert outcome.code == 2 and "either --item ID or --title TEXT" in outcome.stderr
+        assert outcome.code == 2 and "exactly one of --item ID and --title TEXT" in outcome.stderr
     unknown = ask("similar", "--item", "nothing")
-    assert unknown.code == 0 and "does not know it" in unknown.stdout
+    assert unknown.code == 0 and "not in the catalogue" in unknown.stdout
     assert _items(ask("similar", "--item", "nothing", "--json")) == []
     too_many = ask("similar", "--item", "i1", "--k", "11")
     assert too_many.code == 2 and "at most 10" in too_many.stderr
