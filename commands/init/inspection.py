@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from commands.init.feature_inference import InferredFeature, infer_feature
 from components.example_gen.csv_reader import Header, read_batches, read_header
 from components.example_gen.data_errors import BadRow, DataError, shown
+from components.example_gen.hashing import hash_values, mix
 from components.example_gen.rows import parse
-from components.example_gen.split import hash_values, mix
 from components.example_gen.table_layout import Column
 from components.example_gen.times import parse_times
 from recipe import BadInput

@@ -41,11 +41,12 @@ from components.example_gen.csv_reader import WHOLE_FILE, ByteRange, find_byte_r
 from components.example_gen.data_errors import BadRow, DataError
 from components.example_gen.duplicates import merge
 from components.example_gen.examples import Shard, encode
+from components.example_gen.hashing import hash_values
 from components.example_gen.join import LookupTable, LookupTablePart, assemble, join_all, one_chunk
 from components.example_gen.negatives import sample_negatives
-from components.example_gen.rows import ARROW_TYPES, read_rows, reason
+from components.example_gen.rows import ARROW_TYPES, Mask, read_rows, reason
 from components.example_gen.spill import Spill, count_partitions, read_spilled, write_rows
-from components.example_gen.split import Mask, Splitter, hash_values, splitter_of
+from components.example_gen.splitters import Splitter, splitter_of
 from components.example_gen.table_layout import (
     INTERACTIONS,
     ITEMS,

@@ -12,11 +12,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
-from components.example_gen.split import Hashes, Mask, mix
-
-Codes = npt.NDArray[np.int64]
+from components.example_gen.duplicates import Codes
+from components.example_gen.hashing import Hashes, mix
+from components.example_gen.rows import Mask
 
 _DENSE = 4
 """A user who needs more than one in this many items without interaction gets them from a shuffled list."""

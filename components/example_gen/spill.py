@@ -16,7 +16,7 @@ from typing import IO, Self
 import numpy as np
 import pyarrow as pa
 
-from components.example_gen.split import hash_values
+from components.example_gen.hashing import hash_values
 
 PARTITION_BYTES = 32 << 20
 """Approximate bytes of input per partition, which needs about ten times as much memory."""

@@ -54,7 +54,7 @@ def test_a_docstring_of_gate_does_not_train_again(edit: Edit) -> None:
 @pytest.mark.parametrize(
     ("file", "components"),
     [
-        ("components/example_gen/split.py", {"InteractionExampleGen"}),
+        ("components/example_gen/splitters.py", {"InteractionExampleGen"}),
         ("components/schema_gen/executor.py", {"ImportSchemaGen"}),
         ("components/example_validator/anomalies.py", {"ExampleValidator"}),
         ("components/transform/preprocessing.py", {"Transform", *TRAINS}),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.example_gen.hashing import hash_values
 from components.example_gen.negatives import SampledNegatives, sample_negatives
-from components.example_gen.split import hash_values
 
 CASES = st.integers(1, 30).flatmap(
     lambda size: st.tuples(

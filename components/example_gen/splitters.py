@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -18,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.example_gen.duplicates import codes
+from components.example_gen.hashing import hash_bytes, hash_values, mix
 from components.example_gen.join import one_chunk
+from components.example_gen.rows import Mask
 from recipe.columns import Columns
 from recipe.data import Data
 from recipe.splits import ByUserSplit, LeaveLastNSplit, RandomSplit, TimeSplit
-
-Hashes = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
 
 SUMMARY_SIZE = 1 << 16
 """Number of distinct timestamps that `Timestamps` counts exactly; with more, neighbours share a bucket."""
@@ -41,34 +39,10 @@ def random_split(columns: Sequence[pa.Array], eval_fraction: float, seed: int) -
         eval_fraction: Fraction of the rows, 0 to 1.
         seed: Random seed.
     """
-    hashes = np.full(len(columns[0]), _hash_bytes(str(seed).encode()), dtype=np.uint64)
+    hashes = np.full(len(columns[0]), hash_bytes(str(seed).encode()), dtype=np.uint64)
     for column in columns:
         hashes = mix(hashes ^ hash_values(column))
     return hashes < np.uint64(int(eval_fraction * 2**64))
-
-
-def hash_values(column: pa.Array) -> Hashes:
-    """Return a 64-bit hash of each value, the same on every machine."""
-    if pa.types.is_string(column.type):
-        # Ids repeat, so each one is hashed once.
-        coded = column.dictionary_encode()
-        distinct = np.array([_hash_bytes(value.encode()) for value in coded.dictionary.to_pylist()], dtype=np.uint64)
-        return np.asarray(distinct[coded.indices.to_numpy()], dtype=np.uint64)
-    # Adding 0.0 makes -0.0 and 0.0 equal.
-    values = column.to_numpy() if pa.types.is_integer(column.type) else column.to_numpy().astype(np.float64) + 0.0
-    return mix(values.view(np.uint64))
-
-
-def _hash_bytes(value: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
-
-
-def mix(values: Hashes) -> Hashes:
-    """Apply SplitMix64's output function after one step (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclasses.dataclass(frozen=True)

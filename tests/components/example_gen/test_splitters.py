@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingestion import make_data
 
-from components.example_gen import split
-from components.example_gen.split import SPLITTERS, Timestamps, leave_last_n, random_split, splitter_of
+from components.example_gen import splitters
+from components.example_gen.splitters import SPLITTERS, Timestamps, leave_last_n, random_split, splitter_of
 from recipe.splits import Split
 
 Row = tuple[str, str, int, float]
@@ -89,7 +89,7 @@ def test_timestamps_add_up_in_any_order(parts: list[list[int]]) -> None:
 def test_many_timestamps_are_counted_in_bounded_memory() -> None:
     times = np.random.default_rng(0).integers(0, 10**12, 600_000)
     summary = Timestamps.merge(Timestamps.of(part) for part in np.split(times, 12))
-    assert len(summary.starts) <= split.SUMMARY_SIZE
+    assert len(summary.starts) <= splitters.SUMMARY_SIZE
     assert summary.counts.sum() == len(times)
     assert (times >= summary.cut(0.2)).mean() == pytest.approx(0.2, abs=1e-3)
 
