@@ -1,4 +1,4 @@
-"""The requests of TensorFlow Serving's API, answered from the models this server holds; gRPC and REST both end here."""
+"""The requests of TensorFlow Serving's API on the models of this server, for gRPC and REST."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tensorflow_serving.apis import (
 
 from serving.api import example_requests
 from serving.api.prometheus import ServingMetrics
-from serving.api.servables import DEFAULT_SIGNATURE, Servable, ServableVersions, State, TimeRemaining
+from serving.api.served_models import DEFAULT_SIGNATURE, Servable, ServableVersions, State, TimeRemaining
 from serving.api.status import ServingError, failed_precondition, invalid_argument, not_found, unavailable
 from serving.config.errors import ConfigError
 from serving.config.model_config import ModelSettings, model_settings
 
 _SIGNATURE_DEF = "signature_def"
-_UNLOAD_S = 60.0  # how long calls on a model taken out of the configuration get to finish
+_UNLOAD_S = 60.0  # seconds that running requests get to finish on a model removed from the configuration
 _logger = logging.getLogger(__name__)
 
 
 class ServerCore:
-    """Holds the models, finds the servable a ModelSpec asks for and runs the request on it."""
+    """The models of a server: finds the servable of a ModelSpec and runs the request on it."""
 
     def __init__(
         self,
@@ -45,18 +45,20 @@ class ServerCore:
         allow_labels_for_unavailable: bool = False,
         on_models: Callable[[Mapping[str, ServableVersions]], None] | None = None,
     ) -> None:
-        """Args:
-        make_versions: follows one model's folder; not started yet.
-        metrics: what ReloadConfigResponse reports from.
-        allow_labels_for_unavailable: a new label may name a version that is not available (yet).
-        on_models: told which models there are whenever the configuration changed them.
+        """Make a core without models; `apply` adds them.
+
+        Args:
+            make_versions: makes the versions of one model, not started.
+            metrics: source of ReloadConfigResponse's metrics.
+            allow_labels_for_unavailable: allow a new label on a version that is not available yet.
+            on_models: called with all models whenever the configuration has changed them.
         """
         self._make_versions = make_versions
         self.metrics = metrics
         self._allow_labels_for_unavailable = allow_labels_for_unavailable
         self._on_models = on_models
         self._models: dict[str, ServableVersions] = {}
-        # Models taken out of the configuration: they answer nothing but GetModelStatus.
+        # Models removed from the configuration: they answer GetModelStatus only.
         self._removed: dict[str, ServableVersions] = {}
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._reloading = threading.Lock()
@@ -64,19 +66,19 @@ class ServerCore:
 
     @property
     def models(self) -> Mapping[str, ServableVersions]:
-        """The versions of each model, by the model's name."""
+        """The versions of each model by the model's name."""
         return self._models
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
     def apply(self, settings: Sequence[ModelSettings]) -> list[ServableVersions]:
-        """Takes a configuration as a whole: labels first, then models added, changed and removed.
+        """Apply a configuration: labels first, then added, changed and removed models.
 
-        The order is TensorFlow Serving's: a label can therefore only name a version that was available before this
-        call, unless that is allowed.
+        The order is TensorFlow Serving's: a label can therefore only point to a version that was available before this
+        call, unless labels on unavailable versions are allowed.
 
         Returns:
-            The models that are new; they have started to load.
+            The new models, which have started to load.
 
         Raises:
             ServingError: FAILED_PRECONDITION for a label on a version that is not available; nothing is changed then.
@@ -86,11 +88,11 @@ class ServerCore:
             return self._replace_models(settings)
 
     def configure(self, settings: Sequence[ModelSettings]) -> None:
-        """`apply`, and waits until each new model was tried.
+        """Apply a configuration and wait for the first poll of each new model.
 
         Raises:
             ServingError: as `apply`, or UNKNOWN for new models without a version that loads; they stay configured and
-                load when they can.
+                load as soon as a version does.
         """
         new = self.apply(settings)
         for versions in new:
@@ -103,10 +105,10 @@ class ServerCore:
             )
 
     def reload(self, request: model_management_pb2.ReloadConfigRequest) -> model_management_pb2.ReloadConfigResponse:
-        """ModelService.HandleReloadConfigRequest.
+        """Answer ModelService.HandleReloadConfigRequest.
 
         Raises:
-            ServingError: INVALID_ARGUMENT for a configuration TensorFlow Serving refuses, else see `configure`.
+            ServingError: INVALID_ARGUMENT for a configuration that TensorFlow Serving rejects, else see `configure`.
         """
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid_argument(
@@ -137,13 +139,13 @@ class ServerCore:
                     raise failed_precondition(
                         f"Request to assign label to version {version} of model {model.name}, which is not currently "
                         f"available for inference. Label {label}; available versions: {found}. Load the version "
-                        "first, then assign the label (a new label may go first with "
-                        "--allow-version-labels-for-unavailable-models)"
+                        "first, then assign the label (--allow-version-labels-for-unavailable-models allows a new "
+                        "label on it)"
                     )
         return {model.name: dict(model.labels) for model in settings}
 
     def _replace_models(self, settings: Sequence[ModelSettings]) -> list[ServableVersions]:
-        """Makes the models those of `settings`; the new ones, started."""
+        """Add, change and remove models; return the new ones, started."""
         models: dict[str, ServableVersions] = {}
         new = []
         for model in settings:
@@ -158,7 +160,7 @@ class ServerCore:
         removed = [versions for name, versions in self._models.items() if name not in models]
         self._models = models
         for versions in removed:
-            _logger.info("model %s: no longer in the configuration, unloading", versions.name)
+            _logger.info("model %s: removed from the configuration, unloading", versions.name)
             self._removed[versions.name] = versions
             threading.Thread(
                 target=versions.stop, args=(_UNLOAD_S,), name=f"remove-{versions.name}", daemon=True
@@ -172,16 +174,16 @@ class ServerCore:
     # -- end --------------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """From now on new requests get UNAVAILABLE, which clients retry elsewhere; those under way go on."""
+        """Reject new requests with UNAVAILABLE, which clients retry on another server; running ones continue."""
         self._draining = True
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Blocks until no request is running on any model; False after `timeout` seconds."""
+        """Wait until no request is running on any model; False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         return all(versions.wait_until_idle(deadline - time.monotonic()) for versions in self._models.values())
 
     def stop(self, timeout: float) -> None:
-        """Unloads every model; calls still running get up to `timeout` seconds to finish."""
+        """Unload all models; running requests get up to `timeout` seconds to finish."""
         deadline = time.monotonic() + timeout
         for versions in self._models.values():
             versions.stop(max(0.0, deadline - time.monotonic()))
@@ -191,11 +193,11 @@ class ServerCore:
     def predict(
         self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
     ) -> predict_pb2.PredictResponse:
-        """PredictionService.Predict.
+        """Answer PredictionService.Predict.
 
         Args:
             request: see `Servable.predict`.
-            time_remaining: tells for how many seconds more somebody waits for the answer; None for ever.
+            time_remaining: returns the seconds until the client's deadline; None for no deadline.
 
         Raises:
             ServingError: NOT_FOUND for the model or version, else see `Servable.predict`.
@@ -205,19 +207,19 @@ class ServerCore:
             return servable.predict(request, time_remaining)
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> NoReturn:
-        """PredictionService.Classify; see `example_requests.reject_classify`."""
+        """Reject PredictionService.Classify; see `example_requests.reject_classify`."""
         _require_model_spec(request)
         with self._servable(request.model_spec) as servable:
             example_requests.reject_classify(servable, request.model_spec)
 
     def regress(self, request: regression_pb2.RegressionRequest) -> NoReturn:
-        """PredictionService.Regress; see `example_requests.reject_regress`."""
+        """Reject PredictionService.Regress; see `example_requests.reject_regress`."""
         _require_model_spec(request)
         with self._servable(request.model_spec) as servable:
             example_requests.reject_regress(servable, request.model_spec)
 
     def multi_inference(self, request: inference_pb2.MultiInferenceRequest) -> NoReturn:
-        """PredictionService.MultiInference; the first task's ModelSpec selects the version."""
+        """Reject PredictionService.MultiInference; the first task's ModelSpec selects the version."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with self._servable(spec) as servable:
             example_requests.reject_multi_inference(servable, request)
@@ -225,7 +227,7 @@ class ServerCore:
     def get_model_metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """PredictionService.GetModelMetadata; `signature_def` is the one metadata field there is.
+        """Answer PredictionService.GetModelMetadata; `signature_def` is the only metadata field.
 
         Raises:
             ServingError: INVALID_ARGUMENT for another field or none, NOT_FOUND for the model or version.
@@ -233,11 +235,11 @@ class ServerCore:
         _require_model_spec(request)
         if not request.metadata_field:
             raise invalid_argument(
-                f"GetModelMetadataRequest must specify at least one metadata_field; ask for {_SIGNATURE_DEF}"
+                f"GetModelMetadataRequest must specify at least one metadata_field; expected {_SIGNATURE_DEF}"
             )
         for field in request.metadata_field:
             if field != _SIGNATURE_DEF:
-                raise invalid_argument(f"Metadata field {field} is not supported; ask for {_SIGNATURE_DEF}")
+                raise invalid_argument(f"Metadata field {field} is not supported; expected {_SIGNATURE_DEF}")
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         with self._servable(request.model_spec) as servable:
             signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
@@ -249,12 +251,12 @@ class ServerCore:
     def get_model_status(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        """ModelService.GetModelStatus: every version seen, newest first, or the one asked for by its number.
+        """Answer ModelService.GetModelStatus: every version seen so far, newest first, or the one with this number.
 
-        A label picks nothing here, as in TensorFlow Serving: all versions are reported.
+        A label has no effect, as in TensorFlow Serving: all versions are reported.
 
         Raises:
-            ServingError: NOT_FOUND for a model or version that was never seen.
+            ServingError: NOT_FOUND for a model or version that was not seen.
         """
         _require_model_spec(request)
         spec = request.model_spec
@@ -271,10 +273,10 @@ class ServerCore:
         return response
 
     def signature_def(self, spec: model_pb2.ModelSpec, signature_name: str) -> meta_graph_pb2.SignatureDef:
-        """The SignatureDef by which a JSON body is read; an empty name means `serving_default`.
+        """Return the SignatureDef for a JSON body; an empty name means `serving_default`.
 
         Raises:
-            ServingError: INVALID_ARGUMENT for an unknown signature (REST's code for it), NOT_FOUND for the model.
+            ServingError: INVALID_ARGUMENT for an unknown signature (REST's code), NOT_FOUND for the model or version.
         """
         key = signature_name or DEFAULT_SIGNATURE
         with self._servable(spec) as servable:
@@ -301,7 +303,7 @@ class ServerCore:
             yield servable
 
     def _version(self, spec: model_pb2.ModelSpec) -> int | None:
-        """The version a request names by number or label, None for the latest."""
+        """Return the version that a request selects by number or label; None for the latest."""
         choice = spec.WhichOneof("version_choice")
         if choice == "version_label":
             labels = self._labels.get(spec.name, {})

@@ -1,8 +1,8 @@
-"""Classify, Regress and MultiInference, which this server rejects: Tandem exports no signature of their form.
+"""Classify, Regress and MultiInference: rejected, because Tandem exports no signature of their form.
 
-Codes and messages are TensorFlow Serving's for a signature of another form. It looks at the form (one input `inputs`;
-outputs `classes` and `scores`, or `outputs`) and not at the signature's method name, since TensorFlow 2 exports every
-signature with the one of Predict.
+Codes and messages are TensorFlow Serving's for a signature of another form. It checks the form (one input
+`inputs`; outputs `classes` and `scores`, or `outputs`) and not the signature's method name, because TensorFlow 2
+exports every signature with the one of Predict.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import grpc
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import inference_pb2, model_pb2
 
-from serving.api.servables import DEFAULT_SIGNATURE, Servable
+from serving.api.served_models import DEFAULT_SIGNATURE, Servable
 from serving.api.status import ServingError, invalid_argument
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"

@@ -30,18 +30,18 @@ _logger = logging.getLogger(__name__)
 
 
 def add_services(server: grpc.Server, core: ServerCore) -> None:
-    """Registers PredictionService and ModelService; call it before the server starts."""
+    """Register PredictionService and ModelService; call it before the server starts."""
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(core), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), server)
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """tensorflow.serving.PredictionService; Predict, Classify and Regress are counted, as in TensorFlow Serving."""
+    """tensorflow.serving.PredictionService; counts Predict, Classify and Regress, as TensorFlow Serving does."""
 
     def __init__(self, core: ServerCore) -> None:
         self._core = core
 
-    def Predict(  # noqa: N802 - the method's name on the wire
+    def Predict(  # noqa: N802 - the method's name in the service
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
         return self._counted("Predict", self._core.predict, request, context, context.time_remaining)
@@ -59,21 +59,21 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def MultiInference(  # noqa: N802
         self, request: inference_pb2.MultiInferenceRequest, context: grpc.ServicerContext
     ) -> inference_pb2.MultiInferenceResponse:
-        return _answer(self._core.multi_inference, request, context)
+        return _answered(self._core.multi_inference, request, context)
 
     def GetModelMetadata(  # noqa: N802
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        return _answer(self._core.get_model_metadata, request, context)
+        return _answered(self._core.get_model_metadata, request, context)
 
     def _counted(
         self, api: str, method: Callable[..., _Response], request: Any, context: grpc.ServicerContext, *more: Any
     ) -> _Response:
         started = time.perf_counter()
-        code, answer = _run(method, context, request, *more)
+        code, result = _run(method, context, request, *more)
         elapsed = time.perf_counter() - started
         self._core.metrics.record_request(request.model_spec.name, api, _ENTRYPOINT, code, elapsed)
-        return _deliver(answer, context)
+        return _respond(result, context)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -85,22 +85,22 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def GetModelStatus(  # noqa: N802
         self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        return _answer(self._core.get_model_status, request, context)
+        return _answered(self._core.get_model_status, request, context)
 
     def HandleReloadConfigRequest(  # noqa: N802
         self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
     ) -> model_management_pb2.ReloadConfigResponse:
-        return _answer(self._core.reload, request, context)
+        return _answered(self._core.reload, request, context)
 
 
-def _answer(method: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext) -> _Response:
-    return _deliver(_run(method, context, request)[1], context)
+def _answered(method: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext) -> _Response:
+    return _respond(_run(method, context, request)[1], context)
 
 
 def _run(
     method: Callable[..., _Response], context: grpc.ServicerContext, *arguments: Any
 ) -> tuple[grpc.StatusCode, _Response | ServingError]:
-    if not context.is_active():  # the deadline passed in the queue: nobody waits for the answer
+    if not context.is_active():  # the deadline passed in the queue
         failure = ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline exceeded before the request was started")
         return failure.code, failure
     try:
@@ -114,8 +114,8 @@ def _run(
     return failure.code, failure
 
 
-def _deliver(answer: _Response | ServingError, context: grpc.ServicerContext) -> _Response:
-    if not isinstance(answer, ServingError):
-        return answer
-    context.abort(answer.code, answer.wire_message)
+def _respond(result: _Response | ServingError, context: grpc.ServicerContext) -> _Response:
+    if not isinstance(result, ServingError):
+        return result
+    context.abort(result.code, result.wire_message)
     raise AssertionError("abort raises")

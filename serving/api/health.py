@@ -1,7 +1,7 @@
-"""The standard gRPC health service (grpc.health.v1): the server as a whole, its services, and each model by its name.
+"""The standard gRPC health service (grpc.health.v1) for the server, its services and each model by name.
 
-"" and the services are SERVING once every configured model answers; a model's name is, once that model does. All turn
-NOT_SERVING when the server drains.
+"" and the services are SERVING when every configured model has an available version, and a model's name when that model
+has one. All are NOT_SERVING while the server drains.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 if TYPE_CHECKING:
-    from serving.api.servables import ServableVersions
+    from serving.api.served_models import ServableVersions
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-# The full names are what the protocol asks for, the short ones what TensorFlow Serving registers.
+# The protocol specifies the full names; TensorFlow Serving registers the short ones.
 _SERVICES = (
     health.OVERALL_HEALTH,
     "tensorflow.serving.PredictionService",
@@ -30,7 +30,7 @@ _SERVICES = (
 
 
 class Health:
-    """Keeps the health service's answers in step with the models."""
+    """Health service that reports the state of the models."""
 
     def __init__(self) -> None:
         self._servicer = health.HealthServicer()
@@ -40,11 +40,11 @@ class Health:
             self._servicer.set(service, _NOT_SERVING)
 
     def add_to(self, server: grpc.Server) -> None:
-        """Registers the service; call it before the server starts."""
+        """Register the service; call it before the server starts."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     def follow(self, models: Mapping[str, ServableVersions]) -> None:
-        """These are the models from now on, by their names."""
+        """Set the models to report, by name."""
         with self._lock:
             for name in set(self._models) - set(models):
                 self._servicer.set(name, _SERVICE_UNKNOWN)
@@ -52,15 +52,15 @@ class Health:
         self.update()
 
     def update(self) -> None:
-        """Looks anew which models answer."""
+        """Update the reported states from the models."""
         with self._lock:
-            answering = {name: bool(versions.available()) for name, versions in self._models.items()}
-            for name, answers in answering.items():
-                self._servicer.set(name, _SERVING if answers else _NOT_SERVING)
-            every = bool(answering) and all(answering.values())
+            available = {name: bool(versions.available()) for name, versions in self._models.items()}
+            for name, is_available in available.items():
+                self._servicer.set(name, _SERVING if is_available else _NOT_SERVING)
+            every = bool(available) and all(available.values())
             for service in _SERVICES:
                 self._servicer.set(service, _SERVING if every else _NOT_SERVING)
 
     def drain(self) -> None:
-        """Everything is NOT_SERVING from now on, whatever the models do."""
+        """Report NOT_SERVING for everything from now on."""
         self._servicer.enter_graceful_shutdown()

@@ -1,8 +1,8 @@
-"""JSON bodies of the REST API to Predict requests and back, as TensorFlow Serving reads and writes them.
+"""Conversion of the REST API's JSON bodies to Predict requests and back, as in TensorFlow Serving.
 
-A request carries `instances` (row format: one element a batch row) or `inputs` (column format: one list an input).
-Strings that are not text are objects `{"b64": "…"}`; outputs whose name ends in `_bytes` come back that way.
-Every input of the signature has to be there: TensorFlow Serving applies a signature's defaults on gRPC only.
+A request has `instances` (row format: one element per batch row) or `inputs` (column format: one list per input).
+Binary strings are objects `{"b64": "…"}`, as are outputs whose name ends in `_bytes`. Every input of the signature is
+required: TensorFlow Serving applies a signature's defaults on gRPC only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2
 from serving.api import tensor_proto
 from serving.api.status import ServingError, invalid_argument
 
-_DEBUG_LIMIT = 256  # characters of a JSON value that an error message shows
+_DEBUG_LIMIT = 256  # characters of a JSON value in an error message
 _BYTES_SUFFIX = "_bytes"
 _INT_RANGES = {
     types_pb2.DT_INT8: (-(2**31), 2**31),
@@ -52,22 +52,22 @@ _Defaults = Mapping[str, tensor_pb2.TensorProto]
 
 
 class Format(enum.Enum):
-    """How a body lays tensors out; the answer uses the same."""
+    """Format of a request body; the response has the same."""
 
     ROW = "instances"
     COLUMN = "inputs"
 
 
 def fill_predict_request(body: bytes, request: predict_pb2.PredictRequest, signature_def: SignatureLookup) -> Format:
-    """Reads a `:predict` body into `request` (whose model name and version are set).
+    """Read a `:predict` body into `request`, whose model name and version are set.
 
     Args:
         body: JSON text.
-        request: gets the signature name and the inputs.
-        signature_def: gives the SignatureDef by name ("" for the default one).
+        request: receives the signature name and the inputs.
+        signature_def: returns a SignatureDef by name; "" is the default one.
 
     Raises:
-        ServingError: INVALID_ARGUMENT with the place and the reason.
+        ServingError: INVALID_ARGUMENT, with the place and the reason.
     """
     document = parse(body)
     fill_signature_name(document, request.model_spec)
@@ -95,10 +95,10 @@ def fill_predict_request(body: bytes, request: predict_pb2.PredictRequest, signa
 
 
 def predict_response_json(response: predict_pb2.PredictResponse, layout: Format) -> bytes:
-    """Writes a `:predict` answer: `predictions` for rows, `outputs` for columns; one output alone is not named.
+    """Write a `:predict` response: `predictions` for rows, `outputs` for columns; a single output is not named.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, outputs that do not share their batch dimension cannot be laid out as rows.
+        ServingError: INVALID_ARGUMENT, outputs with different batch sizes cannot be written as rows.
     """
     outputs = {name: response.outputs[name] for name in sorted(response.outputs)}
     if not outputs:
@@ -122,15 +122,15 @@ def predict_response_json(response: predict_pb2.PredictResponse, layout: Format)
 
 
 def dump(document: Any) -> bytes:
-    """JSON text; strings that are not UTF-8 go out byte for byte, as from TensorFlow Serving."""
+    """Write JSON; strings that are not UTF-8 are written as they are, as by TensorFlow Serving."""
     return json.dumps(document, ensure_ascii=False, indent=4).encode("utf-8", "surrogateescape")
 
 
 def fill_signature_name(document: dict[str, Any], spec: model_pb2.ModelSpec) -> None:
-    """Takes the body's `signature_name`, where it has one.
+    """Read the body's `signature_name`, if it has one.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, it is not a string.
+        ServingError: INVALID_ARGUMENT, not a string.
     """
     if "signature_name" in document:
         if not isinstance(document["signature_name"], str):
@@ -139,7 +139,7 @@ def fill_signature_name(document: dict[str, Any], spec: model_pb2.ModelSpec) -> 
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """A request's JSON object.
+    """Parse a request's JSON object.
 
     Raises:
         ServingError: INVALID_ARGUMENT, not JSON, or not an object.
@@ -147,13 +147,13 @@ def parse(body: bytes) -> dict[str, Any]:
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     try:
-        # What follows the first value is ignored, as by TensorFlow Serving's parser.
+        # Text after the first value is ignored, as by TensorFlow Serving's parser.
         document, _ = json.JSONDecoder().raw_decode(body.decode("utf-8-sig").lstrip())
     except json.JSONDecodeError as error:
         raise invalid_argument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
     except UnicodeDecodeError as error:
         raise invalid_argument(f"JSON Parse error: not UTF-8 text at offset: {error.start}") from error
-    except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer with thousands of digits
         raise invalid_argument(f"JSON Parse error: {type(error).__name__}: {error}") from error
     if not isinstance(document, dict):
         raise format_error(document, "Is not object")
@@ -191,7 +191,7 @@ def _fill_from_rows(
             )
             raise invalid_argument(
                 f"Failed to process element: {position} of 'instances' list. JSON object: {_debug(element)} keys must "
-                f"be equal to: {','.join(sorted(inputs))}. Missing: {missing}. REST takes every input, with or "
+                f"be equal to: {','.join(sorted(inputs))}. Missing: {missing}. REST requires every input, with or "
                 "without a default in the signature"
             )
     for name, column in columns.items():
@@ -210,7 +210,7 @@ def _fill_from_columns(value: Any, inputs: _Inputs, defaults: _Defaults, request
         if name not in value:
             hint = _default_hint(name, defaults, Format.COLUMN)
             raise invalid_argument(
-                f"Missing named input: {name} in 'inputs' object{hint}. REST takes every input, with or without a "
+                f"Missing named input: {name} in 'inputs' object{hint}. REST requires every input, with or without a "
                 f"default in the signature: {','.join(sorted(inputs))}"
             )
         column = _Column(name, inputs[name].dtype)
@@ -219,17 +219,19 @@ def _fill_from_columns(value: Any, inputs: _Inputs, defaults: _Defaults, request
 
 
 def _default_hint(name: str, defaults: _Defaults, layout: Format) -> str:
-    """What to send for an input that may be left out on gRPC."""
+    """Return the default of an input that may be omitted on gRPC, as a hint in an error message."""
     if name not in defaults:
         return ""
     value = _json_values(name, defaults[name])
-    if layout is Format.ROW and isinstance(value, list) and len(value) == 1:  # the one row that stands for all
+    if (
+        layout is Format.ROW and isinstance(value, list) and len(value) == 1
+    ):  # the default's only row, which applies to all
         value = value[0]
     return f" (for its default send {_debug(value)})"
 
 
 class _Column:
-    """Collects the values of one input, all elements of one shape."""
+    """The values of one input; all elements have one shape."""
 
     def __init__(self, name: str, dtype: int) -> None:
         self.name = name
@@ -249,7 +251,9 @@ class _Column:
                 if expected != got
                 else f"Expecting shape {tensor_proto.shape_text(self._shape)} but got: {tensor_proto.shape_text(shape)}"
             )
-            raise invalid_argument(f"{difference} (an input has one shape in all instances: pad the shorter lists)")
+            raise invalid_argument(
+                f"{difference} (an input has the same shape in all instances: pad the shorter lists)"
+            )
 
     def _flatten(self, value: Any, shape: tuple[int, ...], level: int) -> None:
         if not isinstance(value, list):
@@ -270,7 +274,7 @@ class _Column:
             self._flatten(element, shape, level + 1)
 
     def tensor(self, rows: int | None) -> tensor_pb2.TensorProto:
-        """All values; `rows` is the batch dimension put before the elements' shape, None for none."""
+        """Make a tensor of all values; `rows` is the batch dimension before the elements' shape, None for no such."""
         shape = (self._shape or ()) if rows is None else (rows, *(self._shape or ()))
         tensor = tensor_pb2.TensorProto(dtype=self._dtype)
         for size in shape:
@@ -292,7 +296,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _tensor_value(value: Any, dtype: int) -> Any:
-    """One JSON value as the wire field of `dtype` takes it."""
+    """Convert one JSON value for the TensorProto field of `dtype`."""
     if dtype == types_pb2.DT_STRING:
         if isinstance(value, str):
             try:
@@ -321,10 +325,10 @@ def _tensor_value(value: Any, dtype: int) -> Any:
 
 
 def decode_base64(value: dict[str, Any]) -> bytes:
-    """The bytes of a `{"b64": "…"}`.
+    """Decode a `{"b64": "…"}`.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, another object, or not base64.
+        ServingError: INVALID_ARGUMENT, not such an object, or not base64.
     """
     text = value.get("b64")
     if len(value) != 1 or not isinstance(text, str):
@@ -336,7 +340,7 @@ def decode_base64(value: dict[str, Any]) -> bytes:
 
 
 def _json_values(name: str, tensor: tensor_pb2.TensorProto) -> Any:
-    """A tensor as nested lists (a scalar as the value)."""
+    """Return a tensor as nested lists, and a scalar as its value."""
     array = tensor_proto.to_ndarray(name, tensor)
     if tensor.dtype == types_pb2.DT_STRING:
         values: list[Any] = [
@@ -364,12 +368,12 @@ def _nest(values: list[Any], shape: tuple[int, ...]) -> Any:
 
 
 def is_object(value: Any) -> bool:
-    """True for a JSON object that is not a string in base64."""
+    """Whether a JSON value is an object, and not a base64 string."""
     return isinstance(value, dict) and not (len(value) == 1 and isinstance(value.get("b64"), str))
 
 
 def json_type(value: Any) -> str:
-    """What TensorFlow Serving calls the type of a JSON value."""
+    """Return TensorFlow Serving's name of a JSON value's type."""
     if isinstance(value, bool):
         return str(value)
     if value is None:
@@ -387,5 +391,5 @@ def _debug(value: Any) -> str:
 
 
 def format_error(value: Any, reason: str) -> ServingError:
-    """INVALID_ARGUMENT that shows the value's beginning."""
+    """Make an INVALID_ARGUMENT error with the beginning of the value."""
     return invalid_argument(f"JSON Value: {_debug(value)} {reason}")

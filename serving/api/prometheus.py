@@ -1,7 +1,7 @@
-"""What the server counts and times, under TensorFlow Serving's own names, labels and buckets, as a Prometheus page.
+"""The server's metrics as a Prometheus page, with TensorFlow Serving's names, labels and buckets.
 
-A page for TensorFlow Serving's dashboards and alerts has to spell `:tensorflow:serving:request_count` without the
-`_total` that Prometheus' own client adds, so the page is written here; each metric takes about a microsecond a call.
+Dashboards and alerts for TensorFlow Serving expect `:tensorflow:serving:request_count` without the `_total` that
+Prometheus' client library adds, so this module writes the page itself. Recording a value takes about 1 µs.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ import grpc
 
 from serving.api.status import ServingError
 
-# A model's name as a client spells it becomes a label: beyond this many, new ones count together, so that nonsense
-# names cannot fill the server's memory.
+# The model's name in a request becomes a label value. Beyond this number of cells, new ones count together, so that
+# arbitrary names cannot fill the server's memory.
 _MAX_CELLS = 1000
 _OTHER = "(other)"
 
 
 class _Metric(ABC):
-    """One metric; a cell for each set of label values."""
+    """A metric with a cell for each combination of label values."""
 
     kind: str
 
     def __init__(self, name: str, *labels: str) -> None:
-        """Args:
-        name: as in TensorFlow's monitoring, `/tensorflow/serving/request_count`.
-        labels: names, in TensorFlow Serving's order.
+        """Make a metric without values.
+
+        Args:
+            name: as in TensorFlow's monitoring, such as `/tensorflow/serving/request_count`.
+            labels: names, in TensorFlow Serving's order.
         """
         self.name = name
         self._labels = labels
@@ -39,14 +41,14 @@ class _Metric(ABC):
 
     @property
     def prometheus_name(self) -> str:
-        """`:tensorflow:serving:request_count`."""
+        """The name on the page, such as `:tensorflow:serving:request_count`."""
         return self.name.replace("/", ":")
 
     def _label_text(self, values: tuple[str, ...]) -> list[str]:
         return [f'{label}="{_escaped(value)}"' for label, value in zip(self._labels, values, strict=True)]
 
     def lines(self) -> Iterator[str]:
-        """The metric's part of the page; none before the first value."""
+        """Yield the metric's lines of the page; none before the first value."""
         samples = list(self._samples())
         if samples:
             yield f"# TYPE {self.prometheus_name} {self.kind}"
@@ -57,11 +59,11 @@ class _Metric(ABC):
 
     @abstractmethod
     def first_value(self) -> int:
-        """What ReloadConfigResponse reports of it: the first cell's integer."""
+        """Return the first cell's integer, for ReloadConfigResponse."""
 
 
 class Counter(_Metric):
-    """Only ever goes up."""
+    """Counter: a number per cell that only increases."""
 
     kind = "counter"
 
@@ -70,7 +72,7 @@ class Counter(_Metric):
         self._cells: dict[tuple[str, ...], int] = {}
 
     def increment(self, *values: str, by: int = 1) -> None:
-        """Adds to the cell of these label values."""
+        """Increase the cell of these label values."""
         with self._lock:
             cells = self._cells
             if values not in cells and len(cells) >= _MAX_CELLS:
@@ -78,7 +80,7 @@ class Counter(_Metric):
             cells[values] = cells.get(values, 0) + by
 
     def value(self, *values: str) -> int:
-        """What the cell of these label values has reached."""
+        """Return the value of the cell of these label values."""
         with self._lock:
             return self._cells.get(values, 0)
 
@@ -94,17 +96,19 @@ class Counter(_Metric):
 
 
 class Distribution(_Metric):
-    """Counts of values in buckets that grow exponentially (TensorFlow's Sampler)."""
+    """Histogram with exponential buckets (TensorFlow's Sampler)."""
 
     kind = "histogram"
 
     def __init__(self, name: str, *labels: str, scale: float, growth: float, buckets: int) -> None:
-        """Args:
-        name: see `_Metric`.
-        labels: see `_Metric`.
-        scale: upper limit of the first bucket.
-        growth: factor from one limit to the next.
-        buckets: how many, besides the last one without a limit.
+        """Make a histogram without values.
+
+        Args:
+            name: see `_Metric`.
+            labels: see `_Metric`.
+            scale: upper limit of the first bucket.
+            growth: factor from one limit to the next.
+            buckets: number of buckets, without the last one, which has no limit.
         """
         super().__init__(name, *labels)
         self._limits = [scale * growth**power for power in range(buckets)]
@@ -112,8 +116,8 @@ class Distribution(_Metric):
         self._cells: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
 
     def record(self, value: float, *values: str) -> None:
-        """Counts `value` in the cell of these label values."""
-        # TensorFlow's bucket holds values below its limit, not those equal to it.
+        """Count `value` in the cell of these label values."""
+        # TensorFlow's buckets hold values below their limit, not equal to it.
         bucket = bisect.bisect_right(self._limits, value)
         with self._lock:
             cell = self._cells.get(values)
@@ -125,7 +129,7 @@ class Distribution(_Metric):
             cell[1][0] += value
 
     def first_value(self) -> int:
-        return 0  # a distribution has no integer value; TensorFlow Serving reports its protobuf default
+        return 0  # a histogram has no integer value; TensorFlow Serving reports protobuf's default
 
     def _samples(self) -> Iterator[str]:
         with self._lock:
@@ -141,9 +145,9 @@ class Distribution(_Metric):
 
 
 class ServingMetrics:
-    """Every metric of one server. Times are in microseconds.
+    """All metrics of a server. Times are in microseconds.
 
-    Names, labels and buckets are those in TensorFlow Serving's sources: servables/tensorflow/util.cc and
+    Names, labels and buckets are from TensorFlow Serving's sources: servables/tensorflow/util.cc and
     saved_model_warmup_util.cc, batching/batching_session.cc and batching_util.h, and TensorFlow's
     cc/saved_model/loader.cc.
     """
@@ -169,30 +173,30 @@ class ServingMetrics:
         )
 
     def record_request(self, model: str, api: str, entrypoint: str, code: grpc.StatusCode, seconds: float) -> None:
-        """Counts a request and, where it succeeded, its time.
+        """Count a request and, if it succeeded, its latency.
 
         Args:
-            model: its name as in the request.
-            api: `Predict`, `Classify`, … on gRPC; `predict`, … on REST, "" for what has no method.
+            model: the model's name in the request.
+            api: `Predict`, `Classify` or `Regress` on gRPC; `predict`, `classify`, `regress` or "" on REST.
             entrypoint: `GRPC` or `REST`.
-            code: how it ended.
-            seconds: from the request's arrival to its answer.
+            code: the response's status code.
+            seconds: from the request's arrival to its response.
         """
         if code is grpc.StatusCode.OK:
             self.request_latency.record(seconds * 1e6, model, api, entrypoint)
         self.request_count.increment(model, code.name)
 
     def record_warmup(self, path: Path, seconds: float, error: BaseException | None) -> None:
-        """Times the warm-up of a version's folder; `error` is what it ended with."""
+        """Record the latency of a warm-up; `error` is its error, None for success."""
         code = error.code.name if isinstance(error, ServingError) else "OK" if error is None else "UNKNOWN"
         self.warmup_latency.record(seconds * 1e6, str(path), code)
 
     def first_value(self, name: str) -> int:
-        """The integer of the metric of that name (`/tensorflow/…`), 0 where there is none."""
+        """Return the integer of a metric by name (`/tensorflow/…`); 0 for an unknown name."""
         return next((metric.first_value() for metric in self._metrics() if metric.name == name), 0)
 
     def page(self) -> str:
-        """The page in Prometheus' text format."""
+        """Return the page in Prometheus' text format."""
         metrics = sorted(self._metrics(), key=lambda metric: metric.name)
         return "\n".join(line for metric in metrics for line in metric.lines()) + "\n"
 
@@ -205,5 +209,5 @@ def _latency(name: str, *labels: str) -> Distribution:
 
 
 def _escaped(value: str) -> str:
-    # A line feed would end the sample; TensorFlow Serving leaves it in.
+    # A line feed would end the sample; TensorFlow Serving does not escape it.
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,6 +1,6 @@
 """TensorFlow Serving's REST API over a ServerCore, on the standard library's threading HTTP server.
 
-Beside it, on the same port, the Prometheus page.
+The same port has the Prometheus page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import grpc
 from serving.api.status import ServingError, invalid_argument
 from serving.config.server_options import PROMETHEUS_PATH
 
-# `core` and `json_tensor` import TensorFlow. The port is bound before that, so that one in use is told at once.
+# `core` and `json_tensor` import TensorFlow. The port is bound before, so that a port in use is reported immediately.
 if TYPE_CHECKING:
     from tensorflow_serving.apis import model_pb2
 
@@ -38,12 +38,12 @@ _MAX_BODY_BYTES = 1 << 30
 _ENTRYPOINT = "REST"
 _JSON = "application/json"
 _HANDSHAKE_TIMEOUT_S = 10.0
-_IDLE_TIMEOUT_S = 75.0  # a kept-alive connection without a request is closed, so that its thread goes
+_IDLE_TIMEOUT_S = 75.0  # closes idle kept-alive connections, so that their threads end
 _logger = logging.getLogger(__name__)
 
 
 class RestServer:
-    """Listens from construction on, answers from `start` on; callers in between wait in the socket's queue."""
+    """HTTP server that binds when it is made and answers after `start`; earlier requests wait in the socket's queue."""
 
     def __init__(
         self,
@@ -54,17 +54,17 @@ class RestServer:
         metrics_path: str | None = PROMETHEUS_PATH,
         max_body_bytes: int | None = None,
     ) -> None:
-        """Binds.
+        """Bind the port.
 
         Args:
-            host: the address.
-            port: 0 for a free one.
+            host: the address to bind.
+            port: 0 selects a free one.
             tls: HTTPS with this context; None for HTTP.
-            metrics_path: where the Prometheus page is; None for nowhere.
-            max_body_bytes: larger request bodies are refused; None for 1 GiB.
+            metrics_path: path of the Prometheus page; None for no page.
+            max_body_bytes: larger request bodies are rejected; None for 1 GiB.
 
         Raises:
-            OSError: the port is in use or the host is not one of this machine's.
+            OSError: the port is in use, or the host is not an address of this machine.
         """
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         self._http = _HttpServer((host, port), _Handler, family)
@@ -75,11 +75,11 @@ class RestServer:
 
     @property
     def port(self) -> int:
-        """The port bound: the one asked for, or the one the system chose for 0."""
+        """The bound port; for 0, the one that the system selected."""
         return int(self._http.server_address[1])
 
     def start(self, core: ServerCore) -> None:
-        """Answers from `core`, in threads of its own."""
+        """Answer requests from `core`, in threads of its own."""
         self._http.core = core
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, name="rest", daemon=True
@@ -87,7 +87,7 @@ class RestServer:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Closes the port; requests being answered get up to `grace` seconds to finish."""
+        """Close the port; running requests get up to `grace` seconds to finish."""
         if self._thread is not None:
             self._http.shutdown()
         self._http.server_close()
@@ -95,7 +95,7 @@ class RestServer:
 
 
 class _InFlight:
-    """Counts requests being answered, so that stopping can wait for them."""
+    """Number of running requests, for which `stop` waits."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -117,7 +117,7 @@ class _InFlight:
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = False  # idle kept-alive connections would hold the stop; those in flight are waited for by count
+    block_on_close = False  # would wait for idle kept-alive connections; `stop` waits for running requests instead
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[_Handler], family: socket.AddressFamily) -> None:
@@ -131,17 +131,17 @@ class _HttpServer(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Runs in the connection's own thread, so that a slow handshake holds up nobody else."""
+        """Do the TLS handshake in the connection's thread, so that a slow one blocks no other connection."""
         if self.tls is None:
             super().finish_request(request, client_address)
             return
         request.settimeout(_HANDSHAKE_TIMEOUT_S)
-        # SSLSocket takes the socket over; the handler closes this one, the server would close the other.
+        # SSLSocket takes over the socket; this closes it, the server closes the original one.
         with self.tls.wrap_socket(request, server_side=True) as secured:
             super().finish_request(secured, client_address)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host up in DNS, which can take seconds
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks up the host in DNS, which can take seconds
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def shutdown(self) -> None:
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._model = self._method = ""
             code, status, body, kind = self._answer()
             elapsed = time.perf_counter() - started
-            # Before the answer goes out: who has it finds it counted.
+            # Counted before the response is sent, so that its client finds it counted.
             if code is not None and self.server.core is not None:
                 self.server.core.metrics.record_request(self._model, self._method, _ENTRYPOINT, code, elapsed)
             self.send_response(status)
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = _respond  # noqa: N815 - named by the standard library
 
     def _answer(self) -> tuple[grpc.StatusCode | None, int, bytes, str]:
-        """Status code (None for what is no request of the API), HTTP status, body and its content type."""
+        """Return status code (None if it is no API request), HTTP status, body and content type."""
         try:
             body = self._body()
             path = urllib.parse.urlsplit(self.path).path
@@ -221,8 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._chunked_body()
         text = self.headers.get("Content-Length", "0")
         if not text.isascii() or not text.isdigit() or int(text) > self.server.max_body_bytes:
-            self.close_connection = True  # where the next request would begin is not known
-            raise invalid_argument(f"Content-Length: {text} is not a number from 0 to {self.server.max_body_bytes}")
+            self.close_connection = True  # the start of the next request is unknown
+            raise invalid_argument(
+                f"Content-Length: expected a number from 0 to {self.server.max_body_bytes}, got {text}"
+            )
         return self._read_exactly(int(text))
 
     def _chunked_body(self) -> bytes:
@@ -237,7 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
             total += size
             if size < 0 or total > self.server.max_body_bytes:
                 self.close_connection = True
-                raise invalid_argument("Malformed chunked request body, or one above the size limit")
+                raise invalid_argument(
+                    f"Malformed chunked request body, or a body above {self.server.max_body_bytes} bytes"
+                )
             if size == 0:
                 while self.rfile.readline(65536).strip():
                     pass  # trailers
@@ -249,14 +253,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if len(body) != size:
             self.close_connection = True
-            raise invalid_argument(f"The request body ended after {len(body)} of {size} bytes")
+            raise invalid_argument(f"Request body: expected {size} bytes, got {len(body)}")
         return body
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answers what the HTTP parser itself refuses in the API's error form."""
+        """Send errors of the HTTP parser in the API's error format."""
         body = _error_json(explain or message or "Malformed request")
         self.close_connection = True
-        self.request_version = "HTTP/1.1"  # a line that does not parse counts as HTTP/0.9, which has no status line
+        self.request_version = "HTTP/1.1"  # a malformed request line counts as HTTP/0.9, which has no status line
         self.send_response(code)
         self.send_header("Content-Type", _JSON)
         self.send_header("Content-Length", str(len(body)))
@@ -297,7 +301,7 @@ def _regress(core: ServerCore, match: re.Match[str], body: bytes) -> bytes:
 
 
 def _fill_spec_of_examples(match: re.Match[str], body: bytes, spec: model_pb2.ModelSpec) -> None:
-    """Read what `:classify` and `:regress` need to be rejected: the signature's name, and no example."""
+    """Read the signature's name, which is all that rejecting `:classify` and `:regress` needs."""
     from serving.api import json_tensor
 
     _fill_model_spec(match, spec)
@@ -325,7 +329,7 @@ def _metadata(core: ServerCore, match: re.Match[str]) -> bytes:
     _fill_model_spec(match, request.model_spec)
     response = core.get_model_metadata(request)
     signatures = get_model_metadata_pb2.SignatureDefMap.FromString(response.metadata["signature_def"].value)
-    # Not the response as a whole: TensorFlow Serving does without the Any wrapper's @type.
+    # Not the response as a whole: TensorFlow Serving omits the Any wrapper's @type.
     document = {
         "model_spec": json_format.MessageToDict(
             response.model_spec, always_print_fields_with_no_presence=True, preserving_proto_field_name=True

@@ -1,10 +1,10 @@
-"""Failures as TensorFlow Serving reports them: a canonical code and a message, on gRPC and on REST alike."""
+"""Errors as TensorFlow Serving reports them, on gRPC and REST: a canonical code and a message."""
 
 from __future__ import annotations
 
 import grpc
 
-_MESSAGE_LIMIT = 1024  # TensorFlow Serving cuts messages here, so that they fit into HTTP/2 trailers
+_MESSAGE_LIMIT = 1024  # TensorFlow Serving truncates messages here, so that they fit into HTTP/2 trailers
 _CODES_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _HTTP_STATUS = {
     grpc.StatusCode.OK: 200,
@@ -25,11 +25,11 @@ _HTTP_STATUS = {
 
 
 class ServingError(Exception):
-    """A request or a load that failed.
+    """A failed request or load.
 
     Attributes:
-        code: canonical status code, the one TensorFlow Serving answers in the same situation.
-        message: begins with TensorFlow Serving's own wording, where it has one, and goes on with found and wanted.
+        code: canonical status code, as TensorFlow Serving's.
+        message: starts with TensorFlow Serving's message, if it has one, followed by the details.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
@@ -39,47 +39,47 @@ class ServingError(Exception):
 
     @property
     def number(self) -> int:
-        """The code as the number in `tensorflow.error.Code` (the same as gRPC's)."""
+        """The code as a number of `tensorflow.error.Code`, which is gRPC's."""
         return int(self.code.value[0])
 
     @property
     def wire_message(self) -> str:
-        """The message, cut at TensorFlow Serving's limit."""
+        """The message, truncated at TensorFlow Serving's limit."""
         if len(self.message) <= _MESSAGE_LIMIT:
             return self.message
         return self.message[:_MESSAGE_LIMIT] + "...TRUNCATED"
 
     @property
     def http_status(self) -> int:
-        """The HTTP status that TensorFlow Serving's REST API gives this code."""
+        """The HTTP status of the code in TensorFlow Serving's REST API."""
         return _HTTP_STATUS.get(self.code, 500)
 
 
 def invalid_argument(message: str) -> ServingError:
-    """The request is at fault."""
+    """Make the error of an invalid request."""
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def not_found(message: str) -> ServingError:
-    """The model or the version is not served here."""
+    """Make the error of a model or version that is not served."""
     return ServingError(grpc.StatusCode.NOT_FOUND, message)
 
 
 def failed_precondition(message: str) -> ServingError:
-    """The server is not in a state in which it can do this."""
+    """Make the error of a request that the server's state does not allow."""
     return ServingError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def resource_exhausted(message: str) -> ServingError:
-    """The time or the room for it ran out."""
+    """Make the error of exhausted time or memory."""
     return ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
 
 def unavailable(message: str) -> ServingError:
-    """Nothing is wrong with the request; another try may be answered."""
+    """Make the error of a valid request that a retry may answer."""
     return ServingError(grpc.StatusCode.UNAVAILABLE, message)
 
 
 def code_from_number(number: int) -> grpc.StatusCode:
-    """`tensorflow.error.Code` (as on a TensorFlow OpError) to gRPC's enum; UNKNOWN for a number outside it."""
+    """Convert a `tensorflow.error.Code`, as of a TensorFlow OpError, to gRPC's enum; UNKNOWN for other numbers."""
     return _CODES_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)

@@ -1,7 +1,7 @@
-"""TensorProto to numpy and back, as TensorFlow Serving's C++ does it.
+"""Conversion of TensorProto to numpy and back, as in TensorFlow Serving's C++.
 
-Hand-built, because `tf.make_tensor_proto` costs about ten times as much and `tf.make_ndarray` does not read strings
-from `tensor_content`. Answers carry typed fields (`float_val`, `string_val`, …) as TensorFlow Serving's do by default.
+`tf.make_tensor_proto` takes about ten times as long, and `tf.make_ndarray` does not read strings from `tensor_content`.
+Responses use typed fields (`float_val`, `string_val`, …), TensorFlow Serving's default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serving.api.status import ServingError, invalid_argument
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# A few bytes can claim a huge shape, since the last value stands for all that are left out: do not allocate for those.
+# A few bytes can have a huge shape, because the last value is repeated: limits what is allocated for them.
 _IMPLICIT_ELEMENTS_LIMIT = 1 << 24
 
 
@@ -44,37 +44,35 @@ _FIELDS: dict[int, _Field] = {
 
 
 def dtype_name(dtype: int) -> str:
-    """`DT_STRING` for 7 and so on; the number itself for one that TensorFlow does not know."""
+    """Return the name of a DataType, such as `DT_STRING` for 7; the number if it is unknown."""
     return str(types_pb2.DataType.Name(dtype)) if dtype in types_pb2.DataType.values() else f"DataType {dtype}"
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """`[-1,100]`: -1 for a dimension of any size."""
+    """Return a shape as text, such as `[-1,100]`; -1 is any size."""
     return "[" + ",".join(str(size) for size in shape) + "]"
 
 
 def to_ndarray(alias: str, tensor: tensor_pb2.TensorProto) -> Array:
-    """Decodes one input.
+    """Decode one input.
 
     Args:
         alias: the input's name, for the error message.
-        tensor: values in the typed field or in `tensor_content`; fewer values than elements mean that the last one
-            is repeated, none at all mean zeros (or empty strings), as in TensorFlow.
+        tensor: values in the typed field or in `tensor_content`. If it has fewer values than elements, the last one is
+            repeated; without values, all are zero or '', as in TensorFlow.
 
     Returns:
         An array of the tensor's shape; strings as an object array of bytes.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, values that do not fit the shape or a dtype that cannot be sent.
+        ServingError: INVALID_ARGUMENT, values that do not match the shape, or an unsupported dtype.
     """
     field = _FIELDS.get(tensor.dtype)
     if field is None:
-        raise _parsing_error(alias, f"{dtype_name(tensor.dtype)} is not a dtype this server takes")
+        raise _parsing_error(alias, f"dtype {dtype_name(tensor.dtype)} is not supported")
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     if tensor.tensor_shape.unknown_rank or any(size < 0 for size in shape):
-        raise _parsing_error(
-            alias, f"its shape {shape_text(shape)} is not fully known; send the size of each dimension"
-        )
+        raise _parsing_error(alias, f"expected a shape with the size of each dimension, got {shape_text(shape)}")
     elements = math.prod(shape)
     if tensor.tensor_content:
         flat = _from_content(alias, tensor, field, elements)
@@ -84,22 +82,22 @@ def to_ndarray(alias: str, tensor: tensor_pb2.TensorProto) -> Array:
 
 
 def fill(tensor: tensor_pb2.TensorProto, value: Any, dtype: int) -> None:
-    """Encodes one output into an empty tensor.
+    """Encode one output into an empty tensor.
 
     Args:
-        tensor: gets dtype, shape and values; in place, since a large answer is not worth a second copy.
-        value: what the session returned for it: an array or a scalar; strings as bytes in an object array.
+        tensor: receives dtype, shape and values, without a copy of a large response.
+        value: the session's value: an array or a scalar; strings as bytes in an object array.
         dtype: the output's `DataType` in the signature.
 
     Raises:
-        ServingError: UNIMPLEMENTED for a dtype without a wire form here (complex, quantised, resources).
+        ServingError: UNIMPLEMENTED for an unsupported dtype (complex, quantised, resources).
     """
     field = _FIELDS.get(dtype)
     if field is None:
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, f"Output of dtype {dtype_name(dtype)} cannot be returned")
     array = np.asarray(value, dtype=field.dtype)
     tensor.dtype = dtype
-    tensor.tensor_shape.SetInParent()  # a scalar's shape has no dimension, but it is there
+    tensor.tensor_shape.SetInParent()  # a scalar has a shape without dimensions
     for size in array.shape:
         tensor.tensor_shape.dim.add().size = size
     if dtype == types_pb2.DT_HALF:
@@ -111,10 +109,10 @@ def _from_values(alias: str, tensor: tensor_pb2.TensorProto, field: _Field, elem
     values = getattr(tensor, field.name)
     if len(values) > elements:
         raise _parsing_error(
-            alias, f"{len(values)} values in {field.name} for {elements} elements of {_described(tensor)}"
+            alias, f"expected {elements} values of {_described(tensor)} in {field.name}, got {len(values)}"
         )
     if len(values) < elements and elements > _IMPLICIT_ELEMENTS_LIMIT:
-        raise _parsing_error(alias, f"only {len(values)} values for {elements} elements of {_described(tensor)}")
+        raise _parsing_error(alias, f"expected {elements} values of {_described(tensor)}, got {len(values)}")
     if tensor.dtype == types_pb2.DT_HALF:
         flat: Array = np.array(values, dtype=np.uint16).view(np.float16)
     elif tensor.dtype == types_pb2.DT_STRING:
@@ -124,7 +122,7 @@ def _from_values(alias: str, tensor: tensor_pb2.TensorProto, field: _Field, elem
         try:
             flat = np.array(values, dtype=field.dtype)
         except OverflowError as error:
-            raise _parsing_error(alias, f"a value does not fit {dtype_name(tensor.dtype)}: {error}") from error
+            raise _parsing_error(alias, f"a value is out of range for {dtype_name(tensor.dtype)}: {error}") from error
     if len(values) == elements:
         return flat
     rest: Any = flat[-1] if len(values) else (b"" if tensor.dtype == types_pb2.DT_STRING else 0)
@@ -135,16 +133,18 @@ def _from_content(alias: str, tensor: tensor_pb2.TensorProto, field: _Field, ele
     content = tensor.tensor_content
     if tensor.dtype == types_pb2.DT_STRING:
         return _strings_from_content(alias, content, elements)
-    wanted = elements * np.dtype(field.dtype).itemsize
-    if len(content) != wanted:
-        raise _parsing_error(alias, f"{len(content)} bytes of tensor_content, wanted {wanted} for {_described(tensor)}")
+    size = elements * np.dtype(field.dtype).itemsize
+    if len(content) != size:
+        raise _parsing_error(
+            alias, f"expected {size} bytes of tensor_content for {_described(tensor)}, got {len(content)}"
+        )
     return np.frombuffer(content, dtype=field.dtype)
 
 
 def _strings_from_content(alias: str, content: bytes, elements: int) -> Array:
-    """TensorFlow packs strings as all lengths, each a varint, then all bytes."""
+    """Read TensorFlow's encoding of strings: all lengths as varints, then all bytes."""
     if elements > len(content):  # every string takes at least its length's one byte
-        raise _parsing_error(alias, f"{len(content)} bytes of tensor_content for {elements} strings")
+        raise _parsing_error(alias, f"expected tensor_content of {elements} strings, got {len(content)} bytes")
     lengths = []
     position = 0
     for _ in range(elements):
@@ -160,7 +160,9 @@ def _strings_from_content(alias: str, content: bytes, elements: int) -> Array:
                 break
         lengths.append(length)
     if position + sum(lengths) != len(content):
-        raise _parsing_error(alias, f"tensor_content holds {len(content) - position} bytes, wanted {sum(lengths)}")
+        raise _parsing_error(
+            alias, f"expected {sum(lengths)} bytes of strings in tensor_content, got {len(content) - position}"
+        )
     flat = np.empty(elements, dtype=object)
     for index, length in enumerate(lengths):
         flat[index] = content[position : position + length]

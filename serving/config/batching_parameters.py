@@ -1,6 +1,6 @@
-"""TensorFlow Serving's batching parameters file, read and checked; `batching.py` does the batching.
+"""TensorFlow Serving's batching parameters file, read and checked; `serving.server.batching` applies it.
 
-Imports no TensorFlow: a wrong file is told before its seconds of start-up.
+Imports no TensorFlow, so that a wrong file is reported before the seconds that its import takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serving.config.text_proto import read_text_proto
 
 @dataclass(frozen=True)
 class BatchingParameters:
-    """TensorFlow Serving's `BatchingParameters`, with its defaults."""
+    """TensorFlow Serving's `BatchingParameters` with its defaults."""
 
     max_batch_size: int = 1000
     batch_timeout_s: float = 0.0
@@ -23,29 +23,29 @@ class BatchingParameters:
     num_batch_threads: int = max(1, os.cpu_count() or 1)
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
-    # TensorFlow Serving's name for the threads where no parameters file is given.
+    # TensorFlow Serving's name of the threads without a parameters file.
     thread_pool_name: str = "model_server_batch_threads"
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> BatchingParameters:
-        """Reads a batching parameters file.
+        """Read a batching parameters file.
 
         Raises:
-            ConfigFileError: not readable, or values that TensorFlow Serving refuses (or that only it has).
+            ConfigFileError: the file cannot be read, or has values that TensorFlow Serving rejects or only it supports.
         """
         message = read_text_proto(path, BatchingParametersProto())
         defaults = cls()
         if message.enable_large_batch_splitting.value or message.HasField("max_execution_batch_size"):
             raise ConfigFileError(
                 f"{path}: enable_large_batch_splitting and max_execution_batch_size are not supported by this server; "
-                "raise max_batch_size to the largest request instead"
+                "raise max_batch_size to the size of the largest request instead"
             )
 
         def number(field: str, default: int, least: int) -> int:
             value = int(getattr(message, field).value) if message.HasField(field) else default
             if value < least:
-                wanted = "positive" if least else "non-negative"
-                raise ConfigFileError(f"{path}: {field} must be {wanted}; was {value}")
+                expected = "positive" if least else "non-negative"
+                raise ConfigFileError(f"{path}: {field} must be {expected}; was {value}")
             return value
 
         parameters = cls(
@@ -75,5 +75,5 @@ class BatchingParameters:
             )
 
     def padded(self, rows: int) -> int:
-        """The smallest allowed batch size that holds `rows`."""
+        """Return the smallest allowed batch size of at least `rows`."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)

@@ -1,7 +1,7 @@
-"""Which models a server serves, from which folders, which versions of each, and the labels on them.
+"""The served models, their folders, version policies and version labels.
 
-Read from TensorFlow Serving's model config file (text proto `ModelServerConfig`), from a HandleReloadConfigRequest, or
-made from `--model-dir`. Refuses what TensorFlow Serving refuses, in its words. Imports no TensorFlow.
+From TensorFlow Serving's model config file (text proto `ModelServerConfig`), a HandleReloadConfigRequest or
+`--model-dir`. Rejects what TensorFlow Serving rejects, with its messages. Imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _PLATFORM = "tensorflow"
 
 @dataclass(frozen=True)
 class Latest:
-    """The `number` highest versions that load."""
+    """The `number` highest versions that load (`latest {}`)."""
 
     number: int = 1
 
-    def wanted(self, on_disk: Iterable[int]) -> list[int]:
-        """Versions to try, best first; `limit` of them are served."""
+    def selected(self, on_disk: Iterable[int]) -> list[int]:
+        """Return the versions to load, highest first, until `limit` of them have loaded."""
         return sorted(on_disk, reverse=True)
 
     @property
@@ -38,8 +38,8 @@ class Latest:
 class Every:
     """Every version on disk (`all {}`)."""
 
-    def wanted(self, on_disk: Iterable[int]) -> list[int]:
-        """Versions to try, highest first."""
+    def selected(self, on_disk: Iterable[int]) -> list[int]:
+        """Return the versions to load, highest first."""
         return sorted(on_disk, reverse=True)
 
     @property
@@ -49,12 +49,12 @@ class Every:
 
 @dataclass(frozen=True)
 class Specific:
-    """These versions and no other."""
+    """These versions only (`specific {}`)."""
 
     versions: frozenset[int]
 
-    def wanted(self, on_disk: Iterable[int]) -> list[int]:
-        """Versions to try, highest first."""
+    def selected(self, on_disk: Iterable[int]) -> list[int]:
+        """Return the versions to load, highest first."""
         return sorted(self.versions.intersection(on_disk), reverse=True)
 
     @property
@@ -67,13 +67,13 @@ VersionPolicy = Latest | Every | Specific
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model as configured.
+    """Configuration of one model.
 
     Attributes:
-        name: in requests.
-        base_path: holds a folder a version, named by its number.
-        policy: which of them are served.
-        labels: label to version number.
+        name: the model's name in requests.
+        base_path: folder that holds the numbered versions.
+        policy: selects the versions to serve.
+        labels: version number by label.
     """
 
     name: str
@@ -83,16 +83,16 @@ class ModelSettings:
 
 
 def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelSettings]:
-    """The models of a model config file.
+    """Read the models of a model config file.
 
     Raises:
-        ConfigFileError: not readable, not a ModelServerConfig, or one that TensorFlow Serving would not start with.
+        ConfigFileError: the file cannot be read, is no ModelServerConfig, or TensorFlow Serving would reject it.
     """
     config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
     if config.WhichOneof("config") != "model_config_list":
         raise ConfigFileError(
-            f"{path}: found no model_config_list; wanted model_config_list {{ config {{ name: … base_path: … "
-            f'model_platform: "{_PLATFORM}" }} }}'
+            f"{path}: expected model_config_list {{ config {{ name: … base_path: … model_platform: "
+            f'"{_PLATFORM}" }} }}, got no model_config_list'
         )
     try:
         return model_settings(config)
@@ -101,7 +101,7 @@ def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelSettings]:
 
 
 def model_settings(config: model_server_config_pb2.ModelServerConfig) -> list[ModelSettings]:
-    """The models of a ModelServerConfig with a model_config_list.
+    """Return the models of a ModelServerConfig with a model_config_list.
 
     Raises:
         ConfigError: TensorFlow Serving rejects it; the message is TensorFlow Serving's.

@@ -1,7 +1,6 @@
-"""TLS and mutual TLS, from TensorFlow Serving's `--ssl_config_file` (text proto `SSLConfig`, PEM texts inside it).
+"""TLS and mutual TLS from TensorFlow Serving's `--ssl_config_file` (text proto `SSLConfig` with PEM texts).
 
-TensorFlow Serving secures gRPC alone; here the same certificate secures REST, too: a port in clear text beside it would
-give away what the other hides.
+TensorFlow Serving encrypts gRPC only; this server uses the certificate for REST, too, so that no port is unencrypted.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from serving.config.text_proto import read_text_proto
 
 @dataclass(frozen=True)
 class Tls:
-    """What the server shows and what it asks of clients.
+    """The server's key and certificate, and the verification of clients.
 
     Attributes:
         server_key: private key, PEM.
         server_cert: certificate chain, PEM.
-        custom_ca: certificates that clients' certificates are checked against, PEM; "" for the system's.
-        client_verify: clients must show a valid certificate.
+        custom_ca: certificate authorities that verify clients, PEM; "" for the system's.
+        client_verify: require a valid client certificate.
     """
 
     server_key: str
@@ -36,31 +35,31 @@ class Tls:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Tls:
-        """Reads an SSL config file.
+        """Read an SSL config file.
 
         Raises:
-            ConfigFileError: not readable, without key or certificate, or with ones that do not fit together.
+            ConfigFileError: the file cannot be read, has no key or certificate, or they do not match.
         """
         message = read_text_proto(path, SSLConfig())
         for field in ("server_key", "server_cert"):
             if not getattr(message, field):
-                raise ConfigFileError(f"{path}: {field} is missing; put the PEM text there, '\\n' between its lines")
+                raise ConfigFileError(f"{path}: {field} is missing; expected a PEM text with '\\n' between its lines")
         if message.client_verify and not message.custom_ca:
             raise ConfigFileError(
-                f"{path}: client_verify without custom_ca; put the PEM text of the authority that signed the clients' "
-                "certificates into custom_ca"
+                f"{path}: client_verify without custom_ca; set custom_ca to the PEM text of the authority that signed "
+                "the clients' certificates"
             )
         tls = cls(message.server_key, message.server_cert, message.custom_ca, message.client_verify)
         try:
             tls.ssl_context()
         except (ssl.SSLError, ValueError) as error:
             raise ConfigFileError(
-                f"{path}: server_key, server_cert and custom_ca are not PEM texts that fit together: {error}"
+                f"{path}: expected PEM texts that match in server_key, server_cert and custom_ca: {error}"
             ) from error
         return tls
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC port."""
+        """Return the credentials of the gRPC port."""
         return grpc.ssl_server_credentials(
             [(self.server_key.encode(), self.server_cert.encode())],
             root_certificates=self.custom_ca.encode() or None,
@@ -68,13 +67,13 @@ class Tls:
         )
 
     def ssl_context(self) -> ssl.SSLContext:
-        """For the REST port.
+        """Return the SSL context of the REST port.
 
         Raises:
-            ssl.SSLError: texts that are not PEM, or a key that is not the certificate's.
+            ssl.SSLError: a text is not PEM, or the key is not the certificate's.
         """
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # OpenSSL reads a chain from files only. mkstemp's are readable by this user alone.
+        # OpenSSL reads certificate chains from files only. Only this user can read the temporary file.
         with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
             file.write(f"{self.server_key.strip()}\n{self.server_cert.strip()}\n")
             file.flush()

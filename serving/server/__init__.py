@@ -1,1 +1,1 @@
-"""The model server process: versions of SavedModels, their lifecycle, warm-up and request batching."""
+"""The model server: versions of SavedModels, their lifecycle, warm-up and request batching."""

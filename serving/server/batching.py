@@ -1,9 +1,9 @@
-"""Request batching: concurrent Predict requests of one signature, run as one along dimension 0.
+"""Request batching: concurrent Predict requests of one signature are merged along dimension 0.
 
-Parameters and their meaning are those of TensorFlow Serving's `--batching_parameters_file`. Two things are kinder here
-than there, and fail no request that it answers: requests that cannot be merged (a scalar input of another value, inputs
-of different numbers of rows, other shapes without padding) run apart instead of being refused, and when a merged run
-fails, each of its requests runs alone, so that only those at fault fail.
+Parameters and their meaning are those of TensorFlow Serving's `--batching_parameters_file`. There are two differences,
+neither of which fails a request that TensorFlow Serving answers: requests that cannot be merged (a scalar input of
+another value, inputs of different numbers of rows, other shapes without padding) run separately instead of being
+rejected, and if a merged run fails, each of its requests runs alone, so that only the faulty ones fail.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from serving.api.status import invalid_argument, resource_exhausted, unavailable
 from serving.api.tensor_proto import Array
 from serving.config.batching_parameters import BatchingParameters
 
-# Runs the signature on its inputs, in their order; raises what the graph raises.
+# Runs the signature on its inputs, in the signature's order; raises the graph's errors.
 Executor = Callable[..., Sequence[Any]]
 
 
 class _Task:
-    """One request: its inputs, and the thread that waits for its outputs."""
+    """One request: its inputs, and the event for which its thread waits."""
 
     def __init__(self, feeds: list[Array], rows: int, deadline: float | None) -> None:
         self.feeds = feeds
@@ -39,6 +39,8 @@ class _Task:
 
 
 class _Batch:
+    """Requests of one queue that run together."""
+
     def __init__(self, queue: BatchQueue) -> None:
         self.queue = queue
         self.tasks: list[_Task] = []
@@ -48,7 +50,7 @@ class _Batch:
 
 
 class BatchQueue:
-    """The requests of one signature and one choice of outputs. Made by `Batcher.queue`."""
+    """Queue of the requests of one signature and one choice of outputs; see `Batcher.queue`."""
 
     def __init__(self, batcher: Batcher, executor: Executor) -> None:
         self._batcher = batcher
@@ -57,18 +59,18 @@ class BatchQueue:
         self.open: dict[tuple[Any, ...], _Batch] = {}
 
     def run(self, feeds: list[Array], deadline: float | None = None) -> Sequence[Any]:
-        """Blocks until the outputs are there.
+        """Run a request in a batch, and wait for its outputs.
 
         Args:
             feeds: the inputs, in the executor's order.
-            deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
+            deadline: the client's deadline as `time.monotonic()`; None for no deadline.
 
         Returns:
             The outputs, in the executor's order.
 
         Raises:
             ServingError: INVALID_ARGUMENT for more rows than max_batch_size, UNAVAILABLE for a full queue,
-                RESOURCE_EXHAUSTED when the deadline passes in the queue; otherwise what the executor raises.
+                RESOURCE_EXHAUSTED when the deadline passes in the queue; otherwise the executor's error.
         """
         rows = _rows(feeds)
         if not rows:
@@ -82,7 +84,7 @@ class BatchQueue:
 
 
 class Batcher:
-    """The batch threads, shared by every queue of a server, as in TensorFlow Serving's SharedBatchScheduler."""
+    """Batch threads of a server, shared by all queues, as TensorFlow Serving's SharedBatchScheduler."""
 
     def __init__(self, parameters: BatchingParameters, metrics: ServingMetrics) -> None:
         self.parameters = parameters
@@ -94,17 +96,17 @@ class Batcher:
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
     def queue(self, executor: Executor) -> BatchQueue:
-        """A queue for requests that this executor runs."""
+        """Make a queue for the requests of an executor."""
         return BatchQueue(self, executor)
 
     def stop(self) -> None:
-        """Ends the threads once every queue is empty."""
+        """Stop the threads as soon as all queues are empty."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def submit(self, queue: BatchQueue, task: _Task) -> None:
-        """Puts a request into an open batch, or opens one; see `BatchQueue.run`."""
+        """Add a request to an open batch, or open one; see `BatchQueue.run`."""
         limit = self.parameters.max_batch_size
         if task.rows > limit:
             raise invalid_argument(f"Task size {task.rows} is larger than maximum input batch size {limit}")
@@ -136,7 +138,7 @@ class Batcher:
             self._changed.notify()
 
     def _key(self, feeds: list[Array]) -> tuple[Any, ...]:
-        """Requests with the same key can be concatenated."""
+        """Return a key; requests with the same key can be concatenated."""
         if self.parameters.pad_variable_length_inputs:
             return tuple(feed.ndim or _scalar(feed) for feed in feeds)
         return tuple(feed.shape[1:] if feed.ndim else _scalar(feed) for feed in feeds)
@@ -154,7 +156,7 @@ class Batcher:
                     task.done.set()
 
     def _next_batch(self) -> _Batch | None:
-        """The next full or ripe batch, queue by queue in turn (the lock is held); None at the end."""
+        """Return the next batch that is full or timed out, by queue in turn (with the lock held); None at the end."""
         while True:
             now = time.monotonic()
             wait: float | None = None
@@ -220,7 +222,7 @@ class Batcher:
             if not output.ndim or output.shape[0] != size:
                 raise invalid_argument(
                     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
-                    f"input tensors: {output.shape}, wanted {size} rows"
+                    f"input tensors: {output.shape}, expected {size} rows"
                 )
         start = 0
         for task in tasks:
@@ -229,7 +231,7 @@ class Batcher:
 
 
 def _rows(feeds: list[Array]) -> int:
-    """The rows of a request that can be merged with others; 0 for one that runs by itself."""
+    """Return the number of rows; 0 for a request that cannot be merged."""
     sizes = {feed.shape[0] for feed in feeds if feed.ndim}
     return sizes.pop() if len(sizes) == 1 else 0
 
@@ -239,18 +241,18 @@ def _scalar(feed: Array) -> tuple[str, Any]:
 
 
 def _merged(parts: list[Array], padding: int) -> Array:
-    """The parts below each other, brought to one length, and `padding` times the last part's first row."""
+    """Concatenate the parts, padded to one shape, and `padding` copies of the last part's first row."""
     first = parts[0]
     if not first.ndim:
         return first
     if any(part.shape[1:] != first.shape[1:] for part in parts):
         longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-        parts = [_lengthened(part, longest) for part in parts]
+        parts = [_padded(part, longest) for part in parts]
     return np.concatenate([*parts, *[parts[-1][:1]] * padding])
 
 
-def _lengthened(part: Array, sizes: list[int]) -> Array:
-    """A tensor as large as `sizes` behind its first dimension, filled up with its first element."""
+def _padded(part: Array, sizes: list[int]) -> Array:
+    """Pad a tensor to `sizes` after its first dimension with its first element, as TensorFlow Serving does."""
     if list(part.shape[1:]) == sizes:
         return part
     if not part.size:

@@ -34,35 +34,39 @@ from serving.config.errors import ConfigFileError
 from serving.config.model_config import ModelSettings
 from serving.config.server_options import CommandLine, ServerOptions
 
-# TensorFlow is imported in ModelServer.start: a wrong option or file, a missing folder or a port in use is told before.
+# ModelServer.start imports TensorFlow after it has checked options and files and has bound the ports.
 if TYPE_CHECKING:
     from serving.api.core import ServerCore
-    from serving.api.servables import ServableVersions
+    from serving.api.served_models import ServableVersions
     from serving.config.batching_parameters import BatchingParameters
     from serving.config.ssl_config import Tls
     from serving.server.batching import Batcher
 
-# How long a stopping server answers UNAVAILABLE before it closes its ports.
+# Seconds for which a stopping server answers UNAVAILABLE before it closes its ports.
 _REFUSING_S = 0.2
-# Merging needs requests that wait together: TensorFlow Serving asks for twice max_batch_size client threads.
+# Requests can only be merged if they wait together: TensorFlow Serving recommends 2 * max_batch_size client threads.
 _MAX_BATCHING_THREADS = 128
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _logger = logging.getLogger("serving.server")  # not __name__, which is __main__ under `python -m`
 
 
 class ServerStartError(Exception):
-    """The server cannot start as configured: no such folder, a wrong file, or a port that cannot be bound."""
+    """The server cannot start: a missing folder, a wrong configuration file, or a port that cannot be bound."""
 
 
 class NoLoadableVersionError(Exception):
-    """A model's folder holds no version that loads, and the caller did not want to wait for one."""
+    """No version in a model's folder loads, and `fail_fast` is set."""
 
 
 class ModelServer:
-    """Serves models from folders of versions. Also a context manager: starts on entry, stops on exit.
+    """Serves models from folders of versions. As a context manager, it starts on entry and stops on exit.
 
-    The ports are bound in `start`. Calls are answered as soon as every version found at the first look was tried, so
-    that a version that failed to load can be asked for its status; callers before that wait in the socket's queue.
+        with ModelServer("work/movielens/serving/movielens", port=0, rest_port=0) as server:
+            server.wait_until_available(timeout=60)
+            print(server.port, server.rest_port)
+
+    `start` binds the ports. Requests are answered after the first poll, when every version was loaded or rejected, so
+    that the status of a rejected version can be requested; earlier requests wait in the socket's queue.
     """
 
     def __init__(
@@ -76,25 +80,27 @@ class ModelServer:
         poll_interval_s: float = CommandLine.poll_interval_s,
         options: ServerOptions | None = None,
     ) -> None:
-        """Args:
-        model_dir: holds a folder a version, named by its number, as a Pusher writes them; None with
-            `options.model_config_file`.
-        model_name: the model's name in requests.
-        host: the address to bind; anything but loopback opens the server to the network, without authentication
-            unless `options.ssl_config_file` asks for client certificates.
-        port: gRPC; 0 picks a free one.
-        rest_port: REST; 0 picks a free one.
-        poll_interval_s: seconds between looks for a new version.
-        options: what else TensorFlow Serving has flags for.
+        """Make a server; `start` starts it.
+
+        Args:
+            model_dir: folder that holds the numbered versions, as the Pusher writes them; None with
+                `options.model_config_file`.
+            model_name: the model's name in requests.
+            host: address to bind; any address but loopback opens the server to the network, without authentication
+                unless `options.ssl_config_file` requires client certificates.
+            port: gRPC port; 0 selects a free one.
+            rest_port: REST port; 0 selects a free one.
+            poll_interval_s: seconds between two looks for a new version.
+            options: the options that TensorFlow Serving has, too.
         """
         self.options = options or ServerOptions()
         if (model_dir is None) == (self.options.model_config_file is None):
-            raise ValueError("give ModelServer one of model_dir and options.model_config_file")
+            raise ValueError("expected either model_dir or options.model_config_file")
         self._model_dir = None if model_dir is None else Path(model_dir)
         self.model_name = model_name
         self.host = host
         self.metrics = ServingMetrics()
-        self._wanted_ports = (port, rest_port)
+        self._requested_ports = (port, rest_port)
         self._poll_interval_s = poll_interval_s
         self._health = Health()
         self._grpc: grpc.Server | None = None
@@ -108,25 +114,25 @@ class ModelServer:
 
     @property
     def port(self) -> int:
-        """The gRPC port bound. Known after `start`."""
+        """The bound gRPC port; available after `start`."""
         self._require_started()
         return self._port
 
     @property
     def rest_port(self) -> int:
-        """The REST port bound. Known after `start`."""
+        """The bound REST port; available after `start`."""
         self._require_started()
         assert self._rest is not None
         return self._rest.port
 
     def start(self) -> None:
-        """Reads the configuration, binds the ports and starts loading, in the background.
+        """Read the configuration, bind the ports and start to load versions in the background.
 
         Raises:
-            ServerStartError: no such folder, a wrong configuration file, or a port that cannot be bound.
+            ServerStartError: a missing folder, a wrong configuration file, or a port that cannot be bound.
         """
         if self._grpc is not None:
-            raise RuntimeError("ModelServer.start was called before; make a new ModelServer")
+            raise RuntimeError("ModelServer.start was already called; make a new ModelServer")
         try:
             settings = self._settings()
             batching = self.options.batching()
@@ -161,24 +167,24 @@ class ModelServer:
             ).start()
 
     def available_versions(self) -> dict[str, int | None]:
-        """The highest version that answers now, by each model's name; None where none does."""
+        """Return the highest available version by model name; None without an available version."""
         self._require_started()
         assert self._core is not None
         return {name: max(versions.available(), default=None) for name, versions in self._core.models.items()}
 
     def wait_until_available(self, timeout: float | None = None, *, fail_fast: bool = False) -> int:
-        """Blocks until a version of every model answers on both ports.
+        """Wait until every model has an available version, and both ports are open.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
-            fail_fast: give up when every version of a model was tried and none loads, instead of waiting for another.
+            timeout: seconds to wait; None waits without limit.
+            fail_fast: raise if no version of a model loads, instead of waiting for another one.
 
         Returns:
-            The highest version of the first model; 0 where the configuration lists none.
+            The highest version of the first model; 0 if the configuration has no model.
 
         Raises:
-            NoLoadableVersionError: only with `fail_fast`; says why each version did not load.
-            TimeoutError: a model does not answer after `timeout` seconds; says what became of each version.
+            NoLoadableVersionError: only with `fail_fast`; with the reason for each version.
+            TimeoutError: a model has no available version after `timeout` seconds; with the status of each version.
         """
         self._require_started()
         assert self._core is not None and self._opening is not None
@@ -190,20 +196,20 @@ class ModelServer:
         found = []
         for versions in self._core.models.values():
             if fail_fast and versions.wait_until_polled(left()) and not versions.available():
-                raise NoLoadableVersionError(f"no version in {versions.base_path} loads: {_what_became(versions)}")
+                raise NoLoadableVersionError(f"no version in {versions.base_path} loads: {_statuses_text(versions)}")
             version = versions.wait_until_available(left())
             if version is None:
-                raise TimeoutError(_no_answer(versions, timeout))
+                raise TimeoutError(_timed_out(versions, timeout))
             found.append(version)
         self._opening.join(left())
         if self._opening.is_alive():
-            raise TimeoutError(f"the ports are not open after {timeout} s")
+            raise TimeoutError(f"the ports did not open within {timeout} s")
         return found[0] if found else 0
 
     def stop(self, grace: float = 5.0) -> None:
-        """Takes no new calls, lets those running finish for up to `grace` seconds, unloads. Can be called twice.
+        """Reject new requests, let running ones finish for up to `grace` seconds, and unload. Can be called twice.
 
-        While they finish, the health service answers NOT_SERVING and everything else UNAVAILABLE.
+        Meanwhile, the health service answers NOT_SERVING, and all other requests get UNAVAILABLE.
         """
         with self._opening_lock:
             self._stopping.set()
@@ -211,7 +217,7 @@ class ModelServer:
         self._health.drain()
         if self._core is not None:
             self._core.drain()
-            # A call that arrives while gRPC stops ends as CANCELLED, which nobody retries: turn clients away before.
+            # A request that arrives while gRPC stops ends as CANCELLED, which clients do not retry: reject it before.
             time.sleep(min(_REFUSING_S, grace))
             self._core.wait_until_idle(deadline - time.monotonic())
         drained = self._grpc.stop(max(0.0, deadline - time.monotonic())) if self._grpc is not None else None
@@ -242,20 +248,20 @@ class ModelServer:
         if not self._model_dir.is_dir():
             found = "is not a folder" if self._model_dir.exists() else "does not exist"
             raise ConfigFileError(
-                f"model folder {self._model_dir} {found}; give the folder that holds the numbered versions "
-                f"(such as {self._model_dir}/1/saved_model.pb)"
+                f"model folder {self._model_dir} {found}; expected the folder that holds the numbered versions (such "
+                f"as {self._model_dir}/1/saved_model.pb)"
             )
         return [ModelSettings(self.model_name, self._model_dir)]
 
     def _bind(self, tls: Tls | None, metrics_path: str | None, batching: BatchingParameters | None) -> grpc.Server:
-        port, rest_port = self._wanted_ports
+        port, rest_port = self._requested_ports
         limit = self.options.max_message_bytes
         server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=self._threads(batching), thread_name_prefix="grpc"),
             options=[
-                # Without this, two servers share a port and each gets some of the calls.
+                # Without this, two servers can share a port, and each gets some of the requests.
                 ("grpc.so_reuseport", 0),
-                # As in TensorFlow Serving: tensors are larger than gRPC's 4 MiB.
+                # As in TensorFlow Serving: tensors can exceed gRPC's default of 4 MiB.
                 ("grpc.max_receive_message_length", limit or -1),
                 ("grpc.max_send_message_length", -1),
             ],
@@ -292,12 +298,12 @@ class ModelServer:
     def _cannot_bind(self, api: str, port: int, option: str, reason: str) -> str:
         return (
             f"cannot listen on {join_host_port(self.host, port)} for {api} (in use, or not an address of this "
-            f"machine): {' '.join(reason.split())}; choose another with --{option} (0 picks a free one)"
+            f"machine): {' '.join(reason.split())}; select another port with --{option} (0 selects a free one)"
         )
 
     def _follower(self, batching: BatchingParameters | None) -> Callable[[ModelSettings], ServableVersions]:
         from serving.server.batching import Batcher
-        from serving.server.loading import ServableLoader
+        from serving.server.servable_loader import ServableLoader
         from serving.server.versions import ServableVersions
 
         self._batcher = None if batching is None else Batcher(batching, self.metrics)
@@ -323,8 +329,8 @@ class ModelServer:
                 self._rest.start(core)
 
     def _follow_config_file(self, core: ServerCore, applied: Sequence[ModelSettings]) -> None:
-        """Takes up what the model config file says whenever it says something else; what fails is tried again."""
-        told = ""
+        """Apply the model config file whenever it changes; a rejected file is retried at the next poll."""
+        logged = ""
         while not self._stopping.wait(self.options.model_config_file_poll_wait_s):
             try:
                 settings = self.options.models()
@@ -332,12 +338,12 @@ class ModelServer:
                     continue
                 core.apply(settings)
             except (ConfigFileError, ServingError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    _logger.error("%s was not taken up: %s", self.options.model_config_file, told)
+                if str(error) != logged:
+                    logged = str(error)
+                    _logger.error("%s was not applied: %s", self.options.model_config_file, logged)
             else:
-                applied, told = settings, ""
-                _logger.info("%s taken up", self.options.model_config_file)
+                applied, logged = settings, ""
+                _logger.info("%s applied", self.options.model_config_file)
 
     def _require_started(self) -> None:
         if self._grpc is None:
@@ -345,38 +351,39 @@ class ModelServer:
 
 
 def join_host_port(host: str, port: int) -> str:
-    """`127.0.0.1:8500`, `[::1]:8500`."""
+    """Join host and port, such as `127.0.0.1:8500` or `[::1]:8500`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _what_became(versions: ServableVersions) -> str:
+def _statuses_text(versions: ServableVersions) -> str:
     try:
         statuses = versions.statuses()
     except ServingError:
-        return "it holds no version folder (a number, with a saved_model.pb in it)"
+        return "expected folders named by a number with a saved_model.pb in them, got none"
     return "; ".join(
         f"version {each.version} is {each.state.name}" + (f": {each.error.message}" if each.error else "")
         for each in statuses
     )
 
 
-def _no_answer(versions: ServableVersions, timeout: float | None) -> str:
+def _timed_out(versions: ServableVersions, timeout: float | None) -> str:
     return (
-        f"no version of model {versions.name} answers after {timeout} s; {versions.base_path}: {_what_became(versions)}"
+        f"no version of model {versions.name} is available after {timeout} s; {versions.base_path}: "
+        f"{_statuses_text(versions)}"
     )
 
 
 def main(options: CommandLine) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    # Blocked here, before any thread exists, so that every thread inherits it and sigtimedwait below gets them: a
-    # signal is then handled at a defined place, never in the middle of a lock.
+    # Blocked before any thread exists, so that all threads inherit it and sigwait below receives the signals: at a
+    # defined place, never while a lock is held.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     logging.basicConfig(
         stream=sys.stderr,
         level=options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else TensorFlow greets with a page of CPU features
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else TensorFlow logs its CPU features
     server = ModelServer(
         options.model_dir,
         model_name=options.model_name,
@@ -390,7 +397,7 @@ def main(options: CommandLine) -> int:
         server.start()
     except ServerStartError as error:
         return _fail(error, 2)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # the session loader announces its deprecation
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # the session loader logs its deprecation
     try:
         version = _wait(server, options.fail_fast)
     except NoLoadableVersionError as error:
@@ -399,7 +406,7 @@ def main(options: CommandLine) -> int:
     if version is not None:
         print(json.dumps(_announcement(server, version)), flush=True)
         received = signal.sigwait(_SIGNALS)
-        _logger.info("%s: draining; a second one stops at once", signal.Signals(received).name)
+        _logger.info("%s: draining; a second signal stops the server immediately", signal.Signals(received).name)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     server.stop(options.drain_s)
     return 0
@@ -418,7 +425,7 @@ def _announcement(server: ModelServer, version: int) -> dict[str, object]:
 
 
 def _wait(server: ModelServer, fail_fast: bool) -> int | None:
-    """The first version that answers; None when a signal came first."""
+    """Wait for an available version; return it, or None if a signal comes first."""
     while True:
         try:
             return server.wait_until_available(0.1, fail_fast=fail_fast)
@@ -438,6 +445,6 @@ def run(options: CommandLine) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is drained and unloaded by now. Taking TensorFlow's modules apart as well would cost seconds, and now
-    # and then one of its threads, or of gRPC's, is still there when its library is not: that aborts the process.
+    # All requests are finished and all models are unloaded. Python's shutdown would take seconds to free TensorFlow's
+    # modules, and sometimes aborts because a thread of TensorFlow or gRPC still runs.
     os._exit(exit_code)

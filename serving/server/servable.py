@@ -1,6 +1,6 @@
-"""One loaded version of a SavedModel: a TensorFlow 1 session, as TensorFlow Serving runs it, behind Predict requests.
+"""One loaded version of a SavedModel: a TensorFlow 1 session, as in TensorFlow Serving, that runs Predict requests.
 
-`versions.py` loads and unloads these; `core.py` sends them requests.
+`versions.py` loads and unloads servables; `api/core.py` sends them requests.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tensorflow_serving.apis import predict_pb2
 
 from serving.api import tensor_proto
 from serving.api.prometheus import ServingMetrics
-from serving.api.servables import DEFAULT_SIGNATURE, TimeRemaining
+from serving.api.served_models import DEFAULT_SIGNATURE, TimeRemaining
 from serving.api.status import ServingError, code_from_number, invalid_argument
 from serving.server.batching import Batcher, BatchQueue, Executor
 
 _SERVE_TAG = "serve"
 _INIT_OP = "__saved_model_init_op"  # names an operation, not tensors
-# A client picks outputs by name, in any subset; each subset compiles an executor of its own. Beyond this many the
-# executor with all outputs answers, so that a client cannot fill the server's memory with executors.
+# A client selects any subset of the outputs, and each subset has its own executor. Beyond this number, the executor
+# with all outputs is used, so that a client cannot fill the server's memory with executors.
 _MAX_EXECUTORS_PER_SIGNATURE = 16
-_RUNTIME = "TF1"  # what TensorFlow Serving calls sessions in its runtime_latency
+_RUNTIME = "TF1"  # TensorFlow Serving's label for sessions in runtime_latency
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _Input:
 
 
 class _Signature:
-    """One SignatureDef, checked and compiled."""
+    """A SignatureDef with its compiled executors."""
 
     def __init__(
         self,
@@ -86,24 +86,24 @@ class _Signature:
         response: predict_pb2.PredictResponse,
         time_remaining: TimeRemaining | None,
     ) -> float:
-        """Fills in the outputs; the seconds that the graph (and the batch queue) took."""
+        """Fill in the outputs; return the seconds in the graph, and in the batch queue."""
         feeds = self._feeds(request)
-        wanted = self._wanted_outputs(request)
-        fetched_aliases, executor = self._executor(wanted)
+        requested = self._requested_outputs(request)
+        fetched_aliases, executor = self._executor(requested)
         started = time.perf_counter()
         try:
-            queue = self._queues.get(fetched_aliases)  # none without batching
+            queue = self._queues.get(fetched_aliases)  # None without batching
             values = executor(*feeds) if queue is None else queue.run(feeds, _deadline(time_remaining))
         except tf.errors.OpError as error:
             raise self._failure(error, request) from error
         elapsed = time.perf_counter() - started
         for alias, value in zip(fetched_aliases, values, strict=True):
-            if alias in wanted:
+            if alias in requested:
                 tensor_proto.fill(response.outputs[alias], value, self._definition.outputs[alias].dtype)
         return elapsed
 
     def _feeds(self, request: predict_pb2.PredictRequest) -> list[tensor_proto.Array]:
-        """Inputs in the executor's order, defaults filled in, dtype and shape checked against the signature."""
+        """Return the inputs in the executor's order with defaults, their dtypes and shapes checked."""
         sent = request.inputs
         definition = self._definition
         if len(sent) > len(self._inputs) or (len(sent) < len(self._inputs) and not definition.defaults):
@@ -116,47 +116,47 @@ class _Signature:
             )
         feeds = []
         used = 0
-        for position, wanted in enumerate(self._inputs):
-            if wanted.alias in sent:
+        for position, expected in enumerate(self._inputs):
+            if expected.alias in sent:
                 used += 1
-                feeds.append(self._checked(position, wanted, sent[wanted.alias]))
-            elif wanted.default is not None:
-                feeds.append(wanted.default)
+                feeds.append(self._checked(position, expected, sent[expected.alias]))
+            elif expected.default is not None:
+                feeds.append(expected.default)
             else:
                 raise invalid_argument(
-                    f"Signature input alias: {wanted.alias}(feed name: {wanted.tensor_name}) not found in request and "
-                    f"no default value provided. Inputs expected to be in the request {_braced(sent)}, or default "
-                    f"input alias set: {_braced(definition.defaults)}. Signature {self.name} wants {wanted.alias} as "
-                    f"{wanted.describe()}."
+                    f"Signature input alias: {expected.alias}(feed name: {expected.tensor_name}) not found in request "
+                    f"and no default value provided. Inputs expected to be in the request {_braced(sent)}, or default "
+                    f"input alias set: {_braced(definition.defaults)}. Signature {self.name} expects {expected.alias} "
+                    f"as {expected.describe()}."
                 )
         if used != len(sent):
             raise invalid_argument(
                 f"Inputs contains invalid name. Used request inputs: {_joined(set(sent) & set(definition.inputs))}, "
-                f"request input: {_joined(sent)}. Signature {self.name} takes {_joined(definition.inputs)}."
+                f"request input: {_joined(sent)}. Signature {self.name} has {_joined(definition.inputs)}."
             )
         return feeds
 
-    def _checked(self, position: int, wanted: _Input, tensor: Any) -> tensor_proto.Array:
-        if tensor.dtype != wanted.dtype:
+    def _checked(self, position: int, expected: _Input, tensor: Any) -> tensor_proto.Array:
+        if tensor.dtype != expected.dtype:
             found = f"{tensor_proto.dtype_name(tensor.dtype)} {_sent_shape(tensor.tensor_shape)}"
             raise invalid_argument(
-                f"Expects arg[{position}] to be {_short(wanted.dtype)} but {_short(tensor.dtype)} is provided: input "
-                f"{wanted.alias} of signature {self.name} is {wanted.describe()}, the request carries {found}"
+                f"Expects arg[{position}] to be {_short(expected.dtype)} but {_short(tensor.dtype)} is provided: input "
+                f"{expected.alias} of signature {self.name}: expected {expected.describe()}, got {found}"
             )
-        value = tensor_proto.to_ndarray(wanted.alias, tensor)
-        if wanted.shape is not None and (
-            len(value.shape) != len(wanted.shape)
-            or any(want not in (-1, size) for want, size in zip(wanted.shape, value.shape, strict=True))
+        value = tensor_proto.to_ndarray(expected.alias, tensor)
+        if expected.shape is not None and (
+            len(value.shape) != len(expected.shape)
+            or any(want not in (-1, size) for want, size in zip(expected.shape, value.shape, strict=True))
         ):
             raise invalid_argument(
-                f"Incompatible shape for input {wanted.alias} of signature {self.name}: the request carries "
-                f"{tensor_proto.shape_text(value.shape)}, the signature wants "
-                f"{tensor_proto.shape_text(wanted.shape)} (-1 is any size)"
+                f"Incompatible shape for input {expected.alias} of signature {self.name}: expected "
+                f"{tensor_proto.shape_text(expected.shape)} (-1 is any size), got "
+                f"{tensor_proto.shape_text(value.shape)}"
             )
         return value
 
     def _failure(self, error: tf.errors.OpError, request: predict_pb2.PredictRequest) -> ServingError:
-        """The op's own error; where the request's inputs differ in rows, which only the graph can judge, these too."""
+        """Return the op's error, with the inputs' shapes if their numbers of rows differ (only the graph checks it)."""
         code = code_from_number(error.error_code)
         shapes = {alias: request.inputs[alias].tensor_shape for alias in sorted(request.inputs)}
         rows = {shape.dim[0].size for shape in shapes.values() if shape.dim}
@@ -164,10 +164,10 @@ class _Signature:
             return ServingError(code, error.message)
         sent = ", ".join(f"{alias} {_sent_shape(shape)}" for alias, shape in shapes.items())
         return invalid_argument(
-            f"{error.message}\nSignature {self.name} was sent inputs with different numbers of rows: {sent}"
+            f"{error.message}\nSignature {self.name} expects inputs with one number of rows, got: {sent}"
         )
 
-    def _wanted_outputs(self, request: predict_pb2.PredictRequest) -> tuple[str, ...]:
+    def _requested_outputs(self, request: predict_pb2.PredictRequest) -> tuple[str, ...]:
         if not request.output_filter:
             return self._outputs
         seen: set[str] = set()
@@ -182,17 +182,17 @@ class _Signature:
             seen.add(alias)
         return tuple(sorted(seen))
 
-    def _executor(self, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Executor]:
-        executor = self._executors.get(wanted)
+    def _executor(self, requested: tuple[str, ...]) -> tuple[tuple[str, ...], Executor]:
+        executor = self._executors.get(requested)
         if executor is not None:
-            return wanted, executor
+            return requested, executor
         with self._lock:
-            executor = self._executors.get(wanted)
+            executor = self._executors.get(requested)
             if executor is None:
                 if len(self._executors) >= _MAX_EXECUTORS_PER_SIGNATURE:
                     return self._outputs, self._executors[self._outputs]
-                executor = self._executors[wanted] = self._compile(wanted)
-        return wanted, executor
+                executor = self._executors[requested] = self._compile(requested)
+        return requested, executor
 
     def _compile(self, outputs: tuple[str, ...]) -> Executor:
         executor = self._compiler(
@@ -203,13 +203,13 @@ class _Signature:
         return executor
 
     def release(self) -> None:
-        """Gives the executors back; the session can close only afterwards."""
+        """Release the executors; the session can close only afterwards."""
         self._queues.clear()
         self._executors.clear()
 
 
 class Servable:
-    """A loaded SavedModel version. Thread-safe; `close` only when no call is running."""
+    """A loaded SavedModel version. Thread-safe; call `close` only when no request is running."""
 
     def __init__(
         self,
@@ -235,17 +235,17 @@ class Servable:
     def load(
         cls, name: str, version: int, path: Path, *, metrics: ServingMetrics, batcher: Batcher | None = None
     ) -> Servable:
-        """Loads the MetaGraph tagged `serve` from a SavedModel folder.
+        """Load the MetaGraph tagged `serve` from a SavedModel folder.
 
         Args:
             name: the model's name.
             version: the version's number.
             path: the SavedModel folder.
-            metrics: times the graph.
-            batcher: merges concurrent Predict requests; None for none.
+            metrics: records latencies.
+            batcher: merges concurrent Predict requests; None for no batching.
 
         Raises:
-            ServingError: with the code TensorFlow gave (NOT_FOUND for missing variables, DATA_LOSS for damaged ones).
+            ServingError: with TensorFlow's code (NOT_FOUND for missing variables, DATA_LOSS for damaged ones).
         """
         graph = tf.Graph()
         session = tf.compat.v1.Session(graph=graph)
@@ -260,17 +260,17 @@ class Servable:
     def predict(
         self, request: predict_pb2.PredictRequest, time_remaining: TimeRemaining | None = None
     ) -> predict_pb2.PredictResponse:
-        """Runs one signature.
+        """Run one signature.
 
         Args:
-            request: `model_spec.signature_name` empty means `serving_default`; inputs that the signature gives
-                defaults for may be left out; `output_filter` picks outputs, empty means all.
-            time_remaining: tells for how many seconds more somebody waits for the answer; a request that waits in a
-                batch queue for longer is not run.
+            request: an empty `model_spec.signature_name` means `serving_default`; inputs with a default may be omitted;
+                `output_filter` selects outputs, and an empty one all of them.
+            time_remaining: returns the seconds until the client's deadline; a request that waits longer in a batch
+                queue is not run.
 
         Raises:
             ServingError: FAILED_PRECONDITION for an unknown signature (TensorFlow Serving's code for it),
-                INVALID_ARGUMENT for inputs or outputs that do not match it, else the model's own error.
+                INVALID_ARGUMENT for inputs or outputs that do not match it, else the model's error.
         """
         key = request.model_spec.signature_name or DEFAULT_SIGNATURE
         signature = self._signatures.get(key)
@@ -288,7 +288,7 @@ class Servable:
         options = config_pb2.CallableOptions()
         options.feed.extend(inputs)
         options.fetch.extend(outputs)
-        # The public Session.run costs twice as much a call: it looks up and checks feeds and fetches every time.
+        # The public Session.run takes twice as long: it looks up and checks feeds and fetches in every call.
         executor: Executor = self._session._make_callable_from_options(options)
         return executor
 
@@ -302,11 +302,11 @@ class Servable:
             )
         return ServingError(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"Signature {key} has sparse or composite inputs or outputs; Predict takes dense tensors only",
+            f"Signature {key} has sparse or composite inputs or outputs; Predict supports dense tensors only",
         )
 
     def close(self) -> None:
-        """Frees the session and its variables."""
+        """Close the session and free its variables."""
         for signature in self._signatures.values():
             signature.release()
         self._signatures.clear()
@@ -335,7 +335,7 @@ def _load_error(path: Path, error: Exception) -> ServingError:
         return error
     if isinstance(error, tf.errors.OpError):
         return ServingError(code_from_number(error.error_code), f"Loading SavedModel {path} failed: {error.message}")
-    if isinstance(error, OSError):  # what the loader raises for a saved_model.pb that does not parse
+    if isinstance(error, OSError):  # the loader's error for a saved_model.pb that does not parse
         return ServingError(grpc.StatusCode.DATA_LOSS, f"Loading SavedModel {path} failed: {error}")
     _logger.debug("loading %s", path, exc_info=error)
     return ServingError(grpc.StatusCode.INTERNAL, f"Loading SavedModel {path} failed: {type(error).__name__}: {error}")

@@ -1,7 +1,8 @@
-"""The life of a model's versions: found on disk, loaded, warmed up, made available, unloaded after their last call.
+"""Lifecycle of a model's versions: found on disk, loaded, warmed up, available, unloaded after their last request.
 
-States and their order are TensorFlow Serving's (START, LOADING, AVAILABLE, UNLOADING, END), and so are the policies
-(latest n, all, specific). A new version is loaded before an old one is let go, so that there is always one to answer.
+States and their order are TensorFlow Serving's (START, LOADING, AVAILABLE, UNLOADING, END), and so are the version
+policies (latest n, all, specific). A new version is loaded before an old one is unloaded, so that one is always
+available.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from pathlib import Path
 
 import grpc
 
-from serving.api.servables import State, VersionStatus
+from serving.api.served_models import State, VersionStatus
 from serving.api.status import ServingError, not_found
 from serving.config.model_config import ModelSettings
 from serving.server.servable import Servable
 
 _VERSION_FOLDER = re.compile(r"[0-9]{1,19}")
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
-_MAX_ENDED = 100  # versions at END that status still reports; a server that runs for months must not grow
+_MAX_ENDED = 100  # versions at END that the status still reports; bounds the memory of a server that runs for months
 
 _logger = logging.getLogger(__name__)
 
 
 class _Harness:
-    """A servable with the number of calls that are using it."""
+    """A servable with the number of requests that use it."""
 
     def __init__(self, servable: Servable) -> None:
         self.servable = servable
-        self.calls = 0
+        self.requests = 0
 
 
 _Fingerprint = tuple[tuple[str, int, int], ...]
@@ -42,11 +43,11 @@ Loader = Callable[[str, int, Path], Servable]
 
 
 class ServableVersions:
-    """Follows one model's base path and hands out its available versions.
+    """Follows one model's base path and provides its available versions.
 
-    Each poll serves the versions that the policy asks for and that load; of "latest n" the n highest that load. One
-    that does not load is logged, reported at END with the reason and skipped until its files change (it may have been
-    half written); what was served stays meanwhile. Without any version on disk the served ones stay (TensorFlow
+    Each poll loads the versions that the policy selects; of "latest n" the n highest that load. A version that does not
+    load is logged, reported at END with the reason and skipped until its files change (it may be incomplete); the
+    available versions stay available meanwhile. Without any version on disk, the available ones stay (TensorFlow
     Serving's `servable_versions_always_present`).
     """
 
@@ -58,11 +59,13 @@ class ServableVersions:
         poll_interval_s: float = 1.0,
         on_change: Callable[[ServableVersions], None] | None = None,
     ) -> None:
-        """Args:
-        settings: the model's name, its base path and its version policy.
-        loader: makes a servable of a version's folder (`loading.py`).
-        poll_interval_s: seconds between looks at the folder.
-        on_change: called, from the thread that follows the folder, when a version became available or was let go.
+        """Make the versions of a model; `start` starts to follow its folder.
+
+        Args:
+            settings: the model's name, its base path and its version policy.
+            loader: loads a version (`servable_loader.py`).
+            poll_interval_s: seconds between two polls of the folder.
+            on_change: called, from the thread that follows the folder, when a version became available or unavailable.
         """
         self.name = settings.name
         self._settings = settings
@@ -84,23 +87,23 @@ class ServableVersions:
 
     @contextmanager
     def servable(self, version: int | None = None) -> Iterator[Servable]:
-        """The version asked for, or the latest; it stays loaded until the block is left.
+        """Hold this version, or the latest one, loaded for the length of the block.
 
         Raises:
-            ServingError: NOT_FOUND, that version (or any) is not available.
+            ServingError: NOT_FOUND, the version is not available.
         """
         with self._changed:
             number = version if version is not None else max(self._available, default=None)
             harness = self._available.get(number) if number is not None else None
             if harness is None:
                 raise self._not_available(version)
-            harness.calls += 1
+            harness.requests += 1
         try:
             yield harness.servable
         finally:
             with self._changed:
-                harness.calls -= 1
-                if not harness.calls:
+                harness.requests -= 1
+                if not harness.requests:
                     self._changed.notify_all()
 
     def _not_available(self, version: int | None) -> ServingError:
@@ -109,10 +112,10 @@ class ServableVersions:
         return not_found(f"Servable not found for request: {request}. Available versions: {available}.")
 
     def statuses(self, version: int | None = None) -> list[VersionStatus]:
-        """What became of each version seen so far, newest first, or of the one asked for.
+        """Return the status of every version seen so far, newest first, or of this one.
 
         Raises:
-            ServingError: NOT_FOUND, never seen.
+            ServingError: NOT_FOUND, no such version was seen.
         """
         with self._changed:
             if version is None:
@@ -127,46 +130,46 @@ class ServableVersions:
 
     @property
     def base_path(self) -> Path:
-        """Where its versions are looked for."""
+        """The folder that holds the numbered versions."""
         return self._settings.base_path
 
     def available(self) -> list[int]:
-        """The versions that answer now, ascending."""
+        """Return the numbers of the available versions, ascending."""
         with self._changed:
             return sorted(self._available)
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Blocks until no call is running; False after `timeout` seconds."""
+        """Wait until no request is running; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not any(harness.calls for harness in self._available.values()), max(0.0, timeout)
+                lambda: not any(harness.requests for harness in self._available.values()), max(0.0, timeout)
             )
 
     def wait_until_available(self, timeout: float | None = None) -> int | None:
-        """Blocks until a version answers; its number, or None after `timeout` seconds."""
+        """Wait for an available version; return its number, or None after `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._available), timeout)
             return max(self._available, default=None)
 
     def wait_until_polled(self, timeout: float | None = None) -> bool:
-        """Blocks until every version found at the first look was tried; False after `timeout` seconds."""
+        """Wait until every version of the first poll was loaded or rejected; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._polls > 0, timeout)
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts to follow the folder, in a thread of its own."""
+        """Start to follow the folder, in a thread of its own."""
         self._thread = threading.Thread(target=self._follow, name=f"versions-{self.name}", daemon=True)
         self._thread.start()
 
     def reconfigure(self, settings: ModelSettings) -> None:
-        """Follows another policy or folder from now on; what is served and still wanted stays loaded."""
+        """Apply another version policy or folder; available versions that it selects stay loaded."""
         self._settings = settings
         self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """Stops following and unloads; calls still running get up to `timeout` seconds to finish."""
+        """Stop following and unload all versions; running requests get up to `timeout` seconds to finish."""
         deadline = time.monotonic() + timeout
         self._stopping.set()
         self._wake.set()
@@ -184,7 +187,9 @@ class ServableVersions:
             try:
                 self.poll()
             except Exception:
-                _logger.exception("model %s: looking at %s failed; trying again", self.name, self._settings.base_path)
+                _logger.exception(
+                    "model %s: polling %s failed; the next poll retries", self.name, self._settings.base_path
+                )
             with self._changed:
                 self._polls += 1
                 self._changed.notify_all()
@@ -192,26 +197,26 @@ class ServableVersions:
             self._wake.clear()
 
     def poll(self) -> None:
-        """One look at the folder: loads what the policy asks for and lets go of what it replaces."""
+        """Poll the folder once: load the versions that the policy selects and unload those that they replace."""
         settings = self._settings
         on_disk = self._versions_on_disk(settings.base_path)
         self._failed = {number: seen for number, seen in self._failed.items() if number in on_disk}
         keep: set[int] = set()
-        for number in settings.policy.wanted(on_disk):
+        for number in settings.policy.selected(on_disk):
             if len(keep) == settings.policy.limit:
                 break
             if number not in self._available and not self._try_to_load(number, on_disk[number]):
                 continue
             keep.add(number)
         if self._stopping.is_set() or settings is not self._settings:
-            return  # a configuration that came meanwhile says what to keep
+            return  # another configuration was applied meanwhile
         if keep:
             self._warned = ""
             self._retire_others(keep)
         elif not self._available:
             self._warn_once(
-                f"no versions of model {self.name} that load under {settings.base_path}; waiting. Versions are folders "
-                "named by a number, such as 1/saved_model.pb"
+                f"no version of model {self.name} in {settings.base_path} loads; waiting. Expected folders named by a "
+                "number, such as 1/saved_model.pb"
             )
 
     def _try_to_load(self, number: int, path: Path) -> bool:
@@ -226,11 +231,11 @@ class ServableVersions:
         return False
 
     def _versions_on_disk(self, base_path: Path) -> dict[int, Path]:
-        """Version folders that hold a graph; a number without one is still being written."""
+        """Return the version folders with a graph; one without it is still being written."""
         try:
             entries = sorted(base_path.iterdir())
         except OSError as error:
-            # Not a reason to let go of what is served: network file systems go and come back.
+            # The available versions stay: network file systems fail and recover.
             self._warn_once(f"Could not find base path {base_path} for model {self.name}: {error}")
             return {}
         return {
@@ -250,23 +255,23 @@ class ServableVersions:
             with self._changed:
                 serving = max(self._available, default=None)
             _logger.error(
-                "version %d of model %s skipped, it does not load: %s; %s",
+                "version %d of model %s skipped: %s; %s",
                 number,
                 self.name,
                 failure.message,
-                "no version is served yet" if serving is None else f"version {serving} stays",
+                "no version is available" if serving is None else f"version {serving} stays available",
             )
             self._set_status(VersionStatus(number, State.END, failure))
             return False
         with self._changed:
-            if self._stopping.is_set():  # nobody would unload it any more
+            if self._stopping.is_set():  # stop() would not unload it
                 servable.close()
                 self._set_status(VersionStatus(number, State.END))
                 return False
             self._available[number] = _Harness(servable)
         self._set_status(VersionStatus(number, State.AVAILABLE))
         _logger.info("version %d of model %s: available", number, self.name)
-        self._tell()
+        self._notify()
         return True
 
     def _retire_others(self, keep: set[int]) -> None:
@@ -275,14 +280,14 @@ class ServableVersions:
             for number in others:
                 self._retire(number, deadline=None)
         if others:
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._on_change is not None:
             self._on_change(self)
 
     def _retire(self, number: int, deadline: float | None) -> None:
-        """Takes a version out of service (the lock is held) and unloads it when its last call is done."""
+        """Make a version unavailable (with the lock held) and unload it after its last request."""
         self._set_status(VersionStatus(number, State.UNLOADING))
         harness = self._available.pop(number)
         unload = threading.Thread(
@@ -294,12 +299,14 @@ class ServableVersions:
     def _unload(self, number: int, harness: _Harness, deadline: float | None) -> None:
         with self._changed:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._changed.wait_for(lambda: not harness.calls, timeout):
-                _logger.warning("version %d of model %s: %d calls cut off", number, self.name, harness.calls)
+            if not self._changed.wait_for(lambda: not harness.requests, timeout):
+                _logger.warning(
+                    "version %d of model %s: timed out waiting for %d requests", number, self.name, harness.requests
+                )
                 return
         harness.servable.close()
         with self._changed:
-            # The same number may have been pushed and loaded anew while this one was let go.
+            # The same number may have been pushed and loaded again meanwhile.
             if number not in self._available and self._statuses[number].state == State.UNLOADING:
                 self._set_status(VersionStatus(number, State.END))
         _logger.info("version %d of model %s: unloaded", number, self.name)
@@ -320,7 +327,7 @@ class ServableVersions:
 
 
 def _fingerprint(path: Path) -> _Fingerprint:
-    """Names, sizes and times of a version's files: changes when more of it gets written."""
+    """Return names, sizes and times of a version's files; they change while it is being written."""
     found = []
     for folder, _, names in os.walk(path):
         for name in names:
@@ -328,7 +335,7 @@ def _fingerprint(path: Path) -> _Fingerprint:
             try:
                 entry = os.stat(file)
             except OSError:
-                continue  # went away while we looked
+                continue  # deleted meanwhile
             found.append((file, entry.st_size, entry.st_mtime_ns))
     return tuple(sorted(found))
 

@@ -1,4 +1,4 @@
-"""Warm-up: replays the requests a SavedModel carries before the version takes traffic, as TensorFlow Serving does."""
+"""Warm-up: runs the requests in a SavedModel before its version becomes available, as TensorFlow Serving does."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MAX_RECORDS = 1000
 
 
 def run_warmup(servable: Servable, path: Path) -> int:
-    """Sends every request of the version's warm-up file to it.
+    """Run every request of the version's warm-up file.
 
     Args:
-        servable: the version just loaded.
+        servable: the loaded version.
         path: the version's folder.
 
     Returns:
-        How many requests ran; 0 where there is no warm-up file.
+        The number of requests; 0 without a warm-up file.
 
     Raises:
-        ServingError: a record that is not a PredictionLog, a request that fails, or more than 1,000 records. The
-            version is then not fit to serve: TensorFlow Serving fails the load, too.
+        ServingError: a record that is not a PredictionLog of Predict, a request that fails, or more than 1,000 records.
+            TensorFlow Serving fails the load, too.
     """
     warmup_path = path / WARMUP_REQUESTS
     if not warmup_path.exists():
@@ -37,9 +37,7 @@ def run_warmup(servable: Servable, path: Path) -> int:
         for record in tf.compat.v1.io.tf_record_iterator(str(warmup_path)):
             records += 1
             if records > MAX_RECORDS:
-                raise invalid_argument(
-                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {warmup_path}; write fewer"
-                )
+                raise invalid_argument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {warmup_path}")
             _replay(servable, record, records, warmup_path)
     except tf.errors.OpError as error:
         raise ServingError(

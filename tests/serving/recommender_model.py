@@ -120,11 +120,11 @@ class RecommenderModel(tf.Module):
     def find_items(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         text = tf.strings.lower(text, encoding="utf-8")
 
-        def scores(wanted: tf.Tensor) -> tf.Tensor:
-            length = tf.strings.length(wanted)
-            starts = tf.cast(tf.strings.substr(self.tails, 0, length) == wanted, tf.float32)
+        def scores(text: tf.Tensor) -> tf.Tensor:
+            length = tf.strings.length(text)
+            starts = tf.cast(tf.strings.substr(self.tails, 0, length) == text, tf.float32)
             within = tf.math.unsorted_segment_max(starts, self.tail_items, self.count)
-            first = tf.cast(tf.strings.substr(self.lower, 0, length) == wanted, tf.float32)
+            first = tf.cast(tf.strings.substr(self.lower, 0, length) == text, tf.float32)
             return tf.where(length > 0, within + first, 0.0)
 
         found = tf.map_fn(scores, text, fn_output_signature=tf.TensorSpec([self.count], tf.float32))

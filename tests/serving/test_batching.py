@@ -48,7 +48,7 @@ class _Recorder:
         self.runs.append(list(feeds))
         values = feeds[0]
         if self._fails_on is not None and (values == self._fails_on).any():
-            raise tf.errors.InvalidArgumentError(None, None, f"{self._fails_on} is refused")
+            raise tf.errors.InvalidArgumentError(None, None, f"{self._fails_on} is rejected")
         offset = feeds[1] if len(feeds) > 1 and not feeds[1].ndim else 0
         texts = np.array([str(each).encode() for each in values.ravel()], object)
         return [values * 10 + offset, texts.reshape(values.shape)]
@@ -105,7 +105,7 @@ def test_scalars_of_different_value_are_never_merged() -> None:
 
 
 @pytest.mark.parametrize("requests", [[[[], []]], [[[1, 2], [[5]]]], [[np.int32(7)]], [[]]])
-def test_requests_without_common_rows_run_by_themselves(requests: list[list[Any]]) -> None:
+def test_requests_without_common_rows_run_separately(requests: list[list[Any]]) -> None:
     """An empty batch, an input of one row for all, scalars only: TensorFlow Serving refuses these with batching on."""
     ran: list[int] = []
 
@@ -150,13 +150,13 @@ def test_failing_row_fails_its_own_request_only() -> None:
     assert len(recorder.runs) == 6
 
 
-def test_more_rows_than_a_batch_holds_are_refused() -> None:
+def test_more_rows_than_max_batch_size_are_rejected() -> None:
     with pytest.raises(ServingError, match="Task size 65 is larger than maximum input batch size 64") as failure:
         _batcher().queue(_Recorder()).run([np.arange(65)])
     assert failure.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_full_queue_turns_requests_away() -> None:
+def test_full_queue_rejects_requests() -> None:
     recorder = _Recorder()
     recorder.gate.clear()
     batcher = _batcher(max_batch_size=1, max_enqueued_batches=2, num_batch_threads=1)
@@ -181,7 +181,7 @@ def test_request_whose_deadline_passed_in_the_queue_is_not_run() -> None:
     assert recorder.runs == []
 
 
-def test_stopped_batcher_refuses_and_finishes_what_it_has() -> None:
+def test_stopped_batcher_rejects_new_requests_and_finishes_its_queue() -> None:
     recorder = _Recorder()
     batcher = _batcher(batch_timeout_s=60.0)
     queue = batcher.queue(recorder)
@@ -201,7 +201,7 @@ _REQUESTS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(_REQUESTS, st.integers(9, 20), st.booleans(), st.sampled_from([0.0, 0.01]))
-def test_every_request_gets_what_it_would_get_alone(
+def test_batched_request_gets_the_response_of_a_single_one(
     requests: list[tuple[int, int, int]], size: int, padded: bool, timeout: float
 ) -> None:
     allowed = (5, size) if padded else ()
@@ -254,7 +254,7 @@ def test_parameters_file_and_its_defaults(tmp_path: Path) -> None:
         ("\nmax_batch_sise { value: 64 }", "batching.config:2: "),
     ],
 )
-def test_wrong_parameters_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_parameters_are_rejected(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "batching.config"
     file.write_text(text)
     with pytest.raises(ConfigFileError) as failure:
@@ -262,7 +262,7 @@ def test_wrong_parameters_are_refused(tmp_path: Path, text: str, message: str) -
     assert message in str(failure.value) and str(file) in str(failure.value)
 
 
-def test_parameters_file_without_batching_is_refused(tmp_path: Path) -> None:
+def test_parameters_file_without_batching_is_rejected(tmp_path: Path) -> None:
     options = ServerOptions(batching_parameters_file=tmp_path / "batching.config")
     with pytest.raises(ServerStartError, match="add --enable-batching"):
         ModelServer(tmp_path, port=0, rest_port=0, options=options).start()
@@ -297,9 +297,9 @@ def test_served_answers_are_those_without_batching(batching: ModelServer, stubs:
     filtered.output_filter.append("item_ids")
     requests.append(filtered)
     wrong = predict_request("recommend", user_id=["1", "2"], age=np.array([1, 2, 3], np.float32))
-    refused = batched.prediction.Predict.future(wrong, timeout=30)
+    rejected = batched.prediction.Predict.future(wrong, timeout=30)
     calls = [batched.prediction.Predict.future(request, timeout=60) for request in requests]
-    assert refused.exception().code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert rejected.exception().code() is grpc.StatusCode.INVALID_ARGUMENT
     for request, call in zip(requests, calls, strict=True):
         want = stubs.prediction.Predict(request, timeout=60)
         answer = call.result()
@@ -315,7 +315,7 @@ def test_served_answers_are_those_without_batching(batching: ModelServer, stubs:
     batched.channel.close()
 
 
-def test_call_whose_deadline_passed_in_the_queue_is_not_run_by_the_server(tmp_path: Path, spinning: Path) -> None:
+def test_server_does_not_run_a_request_whose_deadline_passed_in_the_queue(tmp_path: Path, spinning: Path) -> None:
     push(spinning, tmp_path, 1)
     file = tmp_path / "batching.config"
     file.write_text("max_batch_size { value: 1 } num_batch_threads { value: 1 } max_enqueued_batches { value: 100 }")

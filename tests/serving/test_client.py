@@ -35,11 +35,11 @@ from tandem_client import (
 )
 
 
-def test_recommend_is_the_signatures_answer_in_plain_values(recommender: Recommender, stubs: Stubs) -> None:
+def test_recommend_returns_the_signatures_outputs_as_plain_values(recommender: Recommender, stubs: Stubs) -> None:
     answer = recommender.recommend("1", k=3)
     response = stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=30)
     raw = {name: tf.make_ndarray(tensor)[0] for name, tensor in response.outputs.items()}
-    wanted = Recommendations(
+    expected = Recommendations(
         user_id="1",
         items=tuple(
             Recommendation(
@@ -51,14 +51,14 @@ def test_recommend_is_the_signatures_answer_in_plain_values(recommender: Recomme
             for place in range(3)
         ),
     )
-    assert answer == wanted
+    assert answer == expected
     assert "é" in answer.items[0].display["title"]
     with pytest.raises(AttributeError):
         answer.items[0].score = 1.0  # type: ignore[misc]
 
 
 def test_batch_keeps_the_order_of_users(recommender: Recommender) -> None:
-    users = ["2", "nobody", "1"]
+    users = ["2", "unseen", "1"]
     assert recommender.recommend_batch(users) == [recommender.recommend(user) for user in users]
     assert len(recommender.recommend_batch(users)[0].items) == 10
 
@@ -85,7 +85,7 @@ def test_context_reaches_the_model(recommender: Recommender) -> None:
 
 
 def test_rate(recommender: Recommender, stubs: Stubs) -> None:
-    users, items = ["1", "2", "nobody"], ["i4", "i5", "nothing"]
+    users, items = ["1", "2", "unseen"], ["i4", "i5", "nothing"]
     ratings = recommender.rate_batch(users, items)
     response = stubs.prediction.Predict(predict_request("rate", user_id=users, item_id=items), timeout=30)
     assert ratings == pytest.approx(tf.make_ndarray(response.outputs["rating"]).tolist())
@@ -93,25 +93,25 @@ def test_rate(recommender: Recommender, stubs: Stubs) -> None:
     assert recommender.rate("1", "i4", context={"age": 500}) == pytest.approx(ratings[0] + 0.5)
 
 
-def test_strangers_clicks_make_recommendations_personal(recommender: Recommender, stubs: Stubs) -> None:
+def test_history_of_a_new_user_changes_recommendations(recommender: Recommender, stubs: Stubs) -> None:
     clicks = ["i4", "i5", "i6"]
-    answer = recommender.recommend("nobody", k=100, history=clicks)
-    response = stubs.prediction.Predict(predict_request("recommend", user_id=["nobody"], history=[clicks]), timeout=30)
+    answer = recommender.recommend("unseen", k=100, history=clicks)
+    response = stubs.prediction.Predict(predict_request("recommend", user_id=["unseen"], history=[clicks]), timeout=30)
     found = [each.item_id for each in answer.items]
     assert found == [each.decode() for each in tf.make_ndarray(response.outputs["item_ids"])[0]]
     assert not set(clicks) & set(found)
-    assert found != [each.item_id for each in recommender.recommend("nobody", k=100).items]
+    assert found != [each.item_id for each in recommender.recommend("unseen", k=100).items]
     assert recommender.recommend("1", history=clicks) != recommender.recommend("1")
     rated = stubs.prediction.Predict(
-        predict_request("rate", user_id=["nobody"], item_id=["i9"], history=[clicks]), timeout=30
+        predict_request("rate", user_id=["unseen"], item_id=["i9"], history=[clicks]), timeout=30
     )
-    (wanted,) = tf.make_ndarray(rated.outputs["rating"]).tolist()
-    assert recommender.rate("nobody", "i9", history=clicks) == pytest.approx(wanted)
-    assert recommender.rate("nobody", "i9") != pytest.approx(wanted)
+    (expected,) = tf.make_ndarray(rated.outputs["rating"]).tolist()
+    assert recommender.rate("unseen", "i9", history=clicks) == pytest.approx(expected)
+    assert recommender.rate("unseen", "i9") != pytest.approx(expected)
 
 
 def test_histories_of_any_lengths_each_reach_their_user(recommender: Recommender) -> None:
-    users = ["1", "nobody", "nobody", "2"]
+    users = ["1", "unseen", "unseen", "2"]
     histories = [["i4"], [], ["i9", "i8", "i7"], ["i1", "i2"]]
     together = recommender.recommend_batch(users, k=100, histories=histories)
     alone = [
@@ -120,7 +120,7 @@ def test_histories_of_any_lengths_each_reach_their_user(recommender: Recommender
     for one, other in zip(together, alone, strict=True):
         assert [each.item_id for each in one.items] == [each.item_id for each in other.items]
         assert [each.score for each in one.items] == pytest.approx([each.score for each in other.items], rel=1e-4)
-    plain = recommender.recommend("nobody", k=100)
+    plain = recommender.recommend("unseen", k=100)
     assert [each.item_id for each in together[1].items] == [each.item_id for each in plain.items]
     items = ["i20", "i21", "i22", "i23"]
     ratings = recommender.rate_batch(users, items, histories=histories)
@@ -130,15 +130,15 @@ def test_histories_of_any_lengths_each_reach_their_user(recommender: Recommender
     assert ratings[0] != pytest.approx(recommender.rate("1", "i20"))
 
 
-def test_items_that_nobody_knows_and_padding_count_nothing(recommender: Recommender) -> None:
-    plain = recommender.recommend("nobody")
+def test_unknown_items_and_padding_have_no_effect(recommender: Recommender) -> None:
+    plain = recommender.recommend("unseen")
     for nothing in ([], [""], ["never heard of"], ["", "é"]):
-        assert recommender.recommend("nobody", history=nothing) == plain
-    some = recommender.recommend("nobody", history=["i4"])
+        assert recommender.recommend("unseen", history=nothing) == plain
+    some = recommender.recommend("unseen", history=["i4"])
     assert some != plain
     also: Any
     for also in (["", "i4", "never heard of"], ("i4",), np.array(["i4"]), iter(["i4"])):
-        assert recommender.recommend("nobody", history=also) == some
+        assert recommender.recommend("unseen", history=also) == some
 
 
 def test_empty_batches_answer_empty_lists(recommender: Recommender) -> None:
@@ -231,7 +231,7 @@ def test_wrong_inputs_are_named(
         ask(recommender)
     assert message in str(failure.value)
     assert target in str(failure.value) and "'recommender'" in str(failure.value)
-    assert failure.value.code is None, "refused before it was sent"
+    assert failure.value.code is None, "rejected before it was sent"
 
 
 def test_unknown_model_and_version(target: str) -> None:
@@ -274,7 +274,7 @@ def test_dead_server_is_unavailable_with_a_remedy_after_retries() -> None:
         assert time.monotonic() - started < 5
 
 
-def test_server_that_comes_up_during_the_retries_is_reached(target: str) -> None:
+def test_server_that_starts_during_the_retries_is_reached(target: str) -> None:
     port = _free_port()
     with contextlib.ExitStack() as server:
         later = threading.Timer(0.3, lambda: server.enter_context(relayed(target, port=port)))
@@ -302,7 +302,7 @@ def test_slow_answer_is_a_deadline_exceeded(target: str) -> None:
             recommender.recommend_batch(["1"] * 20_000, timeout=0.02)
 
 
-def test_closed_client_says_so(target: str) -> None:
+def test_closed_client_is_an_error(target: str) -> None:
     recommender = Recommender(target)
     recommender.close()
     with pytest.raises(TandemClientError, match="make a new one"):
@@ -313,7 +313,7 @@ def test_closed_client_says_so(target: str) -> None:
     "arguments",
     [{"target": "http://127.0.0.1:8501"}, {"timeout": 0}, {"timeout": float("nan")}, {"retries": 9}],
 )
-def test_wrong_arguments_are_refused_at_once(arguments: dict[str, Any]) -> None:
+def test_invalid_arguments_are_rejected_by_the_constructor(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Recommender(**arguments)
 
@@ -331,7 +331,7 @@ def test_model_without_the_signature(tmp_path: Path, exported: Callable[..., Pat
             recommender.recommend("1")
 
 
-def test_model_without_histories_says_what_its_recipe_lacks_and_a_new_version_with_them_is_noticed(
+def test_model_without_history_is_an_error_until_a_version_with_it_is_served(
     tmp_path: Path, exported: Callable[..., Path], tandem: Callable[..., Any]
 ) -> None:
     push(exported(history=False), tmp_path, 1)
@@ -343,31 +343,31 @@ def test_model_without_histories_says_what_its_recipe_lacks_and_a_new_version_wi
         server.wait_until_available(60)
         target = f"127.0.0.1:{server.port}"
         with Recommender(target, timeout=30) as recommender:
-            plain = recommender.recommend("nobody")
+            plain = recommender.recommend("unseen")
             for ask in (
-                lambda: recommender.recommend("nobody", history=["i4"]),
-                lambda: recommender.recommend("nobody", history=[]),
-                lambda: recommender.rate("nobody", "i1", history=["i4"]),
+                lambda: recommender.recommend("unseen", history=["i4"]),
+                lambda: recommender.recommend("unseen", history=[]),
+                lambda: recommender.rate("unseen", "i1", history=["i4"]),
             ):
                 with pytest.raises(InvalidRequest) as failure:
                     ask()
                 assert message in str(failure.value)
-                assert failure.value.code is None, "refused before it was sent"
+                assert failure.value.code is None, "rejected before it was sent"
             with pytest.raises(InvalidRequest, match="has no input history"):
-                recommender.recommend("nobody", context={"history": "i4"})
-            outcome = tandem("recommend", "--user", "nobody", "--history", "i4", "--target", target)
+                recommender.recommend("unseen", context={"history": "i4"})
+            outcome = tandem("recommend", "--user", "unseen", "--history", "i4", "--target", target)
             assert outcome.code == 2 and message in outcome.stderr
-            outcome = tandem("recommend", "--user", "nobody", "--target", target)
+            outcome = tandem("recommend", "--user", "unseen", "--target", target)
             assert outcome.code == 0, outcome.stderr
             push(exported(), tmp_path, 2)
             deadline = time.monotonic() + 30
             while (2, "AVAILABLE") not in [(each.version, each.state) for each in recommender.status()]:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            assert recommender.recommend("nobody", history=["i4"]) != plain
+            assert recommender.recommend("unseen", history=["i4"]) != plain
 
 
-def test_column_that_is_called_history_is_context(tmp_path: Path) -> None:
+def test_column_named_history_is_context(tmp_path: Path) -> None:
     module = tf.Module()
 
     @tf.function(  # type: ignore[untyped-decorator]
@@ -388,13 +388,13 @@ def test_column_that_is_called_history_is_context(tmp_path: Path) -> None:
                 recommender.rate("1", "i1", history=["long"])
 
 
-def test_command_line_takes_a_history(recommender: Recommender, target: str, tandem: Callable[..., Any]) -> None:
+def test_command_line_accepts_a_history(recommender: Recommender, target: str, tandem: Callable[..., Any]) -> None:
     given = ("--history", "i4", "--history", "i,5", "--target", target, "--json")
     shown = tandem("recommend", "--user", "new", *given)
     assert shown.code == 0, shown.stderr
-    wanted = recommender.recommend("new", history=["i4", "i,5"])
-    assert [each["item_id"] for each in shown.json["items"]] == [each.item_id for each in wanted.items]
-    assert wanted != recommender.recommend("new")
+    expected = recommender.recommend("new", history=["i4", "i,5"])
+    assert [each["item_id"] for each in shown.json["items"]] == [each.item_id for each in expected.items]
+    assert expected != recommender.recommend("new")
     rated = tandem("rate", "--user", "new", "--item", "i9", *given)
     assert rated.code == 0, rated.stderr
     assert rated.json["rating"] == pytest.approx(recommender.rate("new", "i9", history=["i4"]))
@@ -418,15 +418,15 @@ def test_server_error_keeps_its_code(tmp_path: Path, exported: Callable[..., Pat
 
 
 def test_one_client_serves_many_threads(recommender: Recommender) -> None:
-    wanted = {user: recommender.recommend(user) for user in ("1", "2", "nobody")}
+    expected = {user: recommender.recommend(user) for user in ("1", "2", "unseen")}
     wrong: list[str] = []
 
     def ask(user: str) -> None:
         for _ in range(20):
-            if recommender.recommend(user) != wanted[user]:
+            if recommender.recommend(user) != expected[user]:
                 wrong.append(user)
 
-    threads = [threading.Thread(target=ask, args=(user,)) for user in wanted for _ in range(2)]
+    threads = [threading.Thread(target=ask, args=(user,)) for user in expected for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -54,7 +54,7 @@ def test_recommend_with_filters_and_any_k(ask: Run, client: Recommender) -> None
     ]
 
 
-def test_where_nothing_is_left_recommend_says_so(ask: Run) -> None:
+def test_recommend_reports_an_empty_list(ask: Run) -> None:
     nothing = ask("recommend", "--user", "1", "--only", "nothing")
     assert nothing.code == 0 and "No items left to recommend to user 1" in nothing.stdout
     assert _items(ask("recommend", "--user", "1", "--only", "nothing", "--json")) == []
@@ -73,7 +73,7 @@ def test_similar_by_id(ask: Run, client: Recommender) -> None:
     assert "Other matches" not in shown.stdout
 
 
-def test_similar_by_title_is_of_the_first_hit_and_names_the_others_in_one_line(ask: Run) -> None:
+def test_similar_by_title_uses_the_first_match_and_lists_the_others_in_one_line(ask: Run) -> None:
     answer = ask("similar", "--title", "batman", "--json")
     by_id = ask("similar", "--item", "i0", "--json")
     assert _items(answer) == _items(by_id) and len(_items(answer)) == K
@@ -85,13 +85,13 @@ def test_similar_by_title_is_of_the_first_hit_and_names_the_others_in_one_line(a
     assert line == "Other matches, for --item ID: i1 Batman & Robin (1997), i2 The Lego Batman Movie"
 
 
-def test_signs_in_titles_are_shown_as_they_are(ask: Run) -> None:
+def test_markup_in_titles_is_shown_as_it_is(ask: Run) -> None:
     shown = ask("similar", "--title", "[rec")
     assert shown.code == 0, shown.stderr
     assert "Similar to item i9, [REC]" in shown.stdout
 
 
-def test_what_similar_cannot_answer_says_what_to_do(ask: Run) -> None:
+def test_errors_of_similar_have_a_remedy(ask: Run) -> None:
     nothing = ask("similar", "--title", "zzz", "--json")
     assert nothing.code == 2 and "--item ID" in nothing.json["error"] and "'zzz'" in nothing.stderr
     for arguments in ((), ("--item", "i1", "--title", "batman")):
@@ -104,7 +104,7 @@ def test_what_similar_cannot_answer_says_what_to_do(ask: Run) -> None:
     assert too_many.code == 2 and "at most 10" in too_many.stderr
 
 
-def test_a_label_that_nobody_assigned(ask: Run) -> None:
+def test_unassigned_label(ask: Run) -> None:
     for command in (("recommend", "--user", "1"), ("rate", "--user", "1", "--item", "i1"), ("similar", "--item", "i1")):
         outcome = ask(*command, "--label", "canary", "--json")
         assert outcome.code == 1
@@ -131,8 +131,8 @@ def test_tls_and_mutual_tls(tandem: Run, all_signatures: str, tmp_path: Path) ->
         ):
             outcome = tandem(*command, *whole)
             assert outcome.code == 0, outcome.stderr
-        refused = tandem("recommend", "--user", "1", *whole[:4], "--timeout", "5")
-        assert refused.code == 1 and "root certificates" in refused.stderr
+        rejected = tandem("recommend", "--user", "1", *whole[:4], "--timeout", "5")
+        assert rejected.code == 1 and "root certificates" in rejected.stderr
         public = tandem("recommend", "--user", "1", *whole[:2], "--tls", "--timeout", "5")
         assert public.code == 1 and "root certificates" in public.stderr
         half = tandem("recommend", "--user", "1", *whole[:6])

@@ -61,7 +61,7 @@ _some_ids = st.lists(st.sampled_from([*ITEMS, "", "nothing", "é"]), max_size=12
 
 @settings(max_examples=40, deadline=None)
 @given(exclude=_some_ids, only=_some_ids, k=st.integers(1, 60))
-def test_filtered_is_the_whole_list_without_what_is_not_allowed(
+def test_filters_only_remove_items(
     client: Recommender, everything: list[str], exclude: list[str], only: list[str], k: int
 ) -> None:
     found = _ids(client.recommend("1", k=k, exclude=exclude, only=only))
@@ -70,7 +70,7 @@ def test_filtered_is_the_whole_list_without_what_is_not_allowed(
 
 
 def test_each_user_of_a_batch_can_have_filters_of_their_own(client: Recommender) -> None:
-    users, exclude, only = ["1", "nobody", "2"], [["i1", "i2"], [], ["i5"]], [[], ["i7", "i8"], ["i5", "i6"]]
+    users, exclude, only = ["1", "unseen", "2"], [["i1", "i2"], [], ["i5"]], [[], ["i7", "i8"], ["i5", "i6"]]
     together = client.recommend_batch(users, k=40, exclude=exclude, only=only)
     alone = [
         client.recommend(user, k=40, exclude=less, only=these)
@@ -82,7 +82,7 @@ def test_each_user_of_a_batch_can_have_filters_of_their_own(client: Recommender)
     assert all(len(each.items) == 39 and "i9" not in _ids(each) for each in for_all)
 
 
-def test_the_signature_that_can_be_batched_is_asked_wherever_it_can_answer(relay: Relay) -> None:
+def test_recommend_is_used_instead_of_recommend_filtered_if_possible(relay: Relay) -> None:
     with Recommender(relay.target, timeout=30) as client:
         plain = client.recommend("1", k=K)
         assert client.recommend("1", k=K, exclude=[], only=[""]) == plain
@@ -99,17 +99,17 @@ def test_the_signature_that_can_be_batched_is_asked_wherever_it_can_answer(relay
     assert len(plain.items) == K and plain.items[0].display["title"]
 
 
-def test_k_above_the_catalogue_is_all_there_is(client: Recommender) -> None:
+def test_k_above_the_catalogue_returns_the_catalogue(client: Recommender) -> None:
     assert len(client.recommend("1", k=100_000).items) == len(ITEMS)
 
 
 def test_history_and_context_go_with_filters(client: Recommender) -> None:
-    filtered = client.recommend("nobody", history=["i4"], context={"age": 2.0}, exclude=["i5"], k=40)
-    plain = client.recommend("nobody", history=["i4"], context={"age": 2.0})
+    filtered = client.recommend("unseen", history=["i4"], context={"age": 2.0}, exclude=["i5"], k=40)
+    plain = client.recommend("unseen", history=["i4"], context={"age": 2.0})
     assert not {"i4", "i5"} & set(_ids(filtered))
     assert _ids(filtered)[:5] == [each for each in _ids(plain) if each != "i5"][:5]
     assert filtered.items[0].score == pytest.approx(next(e for e in plain.items if e.item_id != "i5").score)
-    assert _ids(filtered) != _ids(client.recommend("nobody", exclude=["i5"], k=40))
+    assert _ids(filtered) != _ids(client.recommend("unseen", exclude=["i5"], k=40))
 
 
 # --- similar, find, embed ---------------------------------------------------------------------------------------------
@@ -138,16 +138,16 @@ def test_similar_items_are_typed_and_never_the_item_itself(client: Recommender) 
         answer.item_id = "i1"  # type: ignore[misc]
 
 
-def test_find_is_by_the_beginning_of_words(client: Recommender) -> None:
+def test_find_matches_the_beginning_of_words(client: Recommender) -> None:
     assert client.find("batman").items[0] == FoundItem("i0", {"title": "Batman (1989)"})
     assert _ids(client.find("BATman")) == ["i0", "i1", "i2"]
     assert _ids(client.find("bat", k=2)) == ["i0", "i1"]
-    for text, wanted in (("c++ (a", "i5"), ("amé", "i6"), ("what?", "i7"), ("8½", "i8"), ("[re", "i9")):
-        assert _ids(client.find(text)) == [wanted]
+    for text, expected in (("c++ (a", "i5"), ("amé", "i6"), ("what?", "i7"), ("8½", "i8"), ("[re", "i9")):
+        assert _ids(client.find(text)) == [expected]
     assert client.find("").items == () and client.find(".*").items == ()
 
 
-def test_vectors_multiply_to_the_score(client: Recommender) -> None:
+def test_inner_product_of_the_vectors_is_the_score(client: Recommender) -> None:
     best = client.recommend("2", k=1, history=["i3"], context={"age": 0.5}).items[0]
     query = client.embed_query("2", history=["i3"], context={"age": 0.5})
     item = client.embed_item(best.item_id)
@@ -155,10 +155,10 @@ def test_vectors_multiply_to_the_score(client: Recommender) -> None:
     assert isinstance(item.vector, tuple) and len(item.vector) == len(query.vector) == 5
     assert sum(x * y for x, y in zip(query.vector, item.vector, strict=True)) == pytest.approx(best.score, rel=1e-5)
     assert client.embed_query_batch(["1", "2"], histories=[[], ["i3"]], context={"age": [1.0, 0.5]})[1] == query
-    assert client.embed_query("nobody") != client.embed_query("1")
+    assert client.embed_query("unseen") != client.embed_query("1")
 
 
-def test_items_that_nobody_knows_have_vectors_by_their_columns(client: Recommender) -> None:
+def test_new_items_have_vectors_from_their_columns(client: Recommender) -> None:
     new = client.embed_item(columns={"year": 2.5})
     assert new == Embedding("", (2.5,) * 5)
     assert client.embed_item("brand new", columns={"year": 2.5}).vector == new.vector
@@ -242,7 +242,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recommender]:
         (lambda r: r.embed_item("1"), "embed_item", "serve the model that it exports"),
     ],
 )
-def test_a_signature_that_is_missing_is_named_beside_those_there_are(
+def test_missing_signature_is_named_with_the_available_ones(
     older: Recommender, ask: Callable[[Recommender], Any], signature: str, remedy: str
 ) -> None:
     with pytest.raises(SignatureMissing) as failure:
@@ -253,13 +253,13 @@ def test_a_signature_that_is_missing_is_named_beside_those_there_are(
     assert failure.value.available == ("evaluate", "rate", "recommend", "serving_default")
 
 
-def test_a_model_without_filters_gives_no_longer_lists_and_says_so(older: Recommender) -> None:
+def test_longer_lists_of_a_model_without_filters_are_an_error(older: Recommender) -> None:
     assert len(older.recommend("1", k=K).items) == K
     with pytest.raises(InvalidRequest, match=r"'recommend' returns at most 10 items, got k=11; pass k=10 or less"):
         older.recommend("1", k=K + 1)
 
 
-def test_ten_items_can_be_asked_of_any_model(tmp_path: Path) -> None:
+def test_ten_items_are_valid_for_any_model(tmp_path: Path) -> None:
     recommender_model.export(tmp_path / "1", items=ITEMS[:4], signatures=("recommend", "similar_items", "find_items"))
     with ModelServer(tmp_path, port=0, rest_port=0) as server:
         server.wait_until_available(60)
@@ -279,7 +279,7 @@ def _available(client: Recommender, version: int) -> bool:
     return True
 
 
-def test_a_new_version_with_longer_or_shorter_lists_is_noticed(tmp_path: Path) -> None:
+def test_new_version_with_longer_or_shorter_lists_is_detected(tmp_path: Path) -> None:
     versions = [
         recommender_model.export(tmp_path / "of 7", items=ITEMS[:7]),
         recommender_model.export(tmp_path / "long", k=30),
@@ -299,8 +299,8 @@ def test_a_new_version_with_longer_or_shorter_lists_is_noticed(tmp_path: Path) -
                 assert _available(client, 2)
                 assert len(other.similar("i0", k=25).items) == 25
             assert [len(client.recommend("1", k=25).items) for _ in range(2)] == [25, 25]
-            asked = [each.model_spec.signature_name for each in relay.predicts if "user_id" in each.inputs]
-            assert asked == ["recommend_filtered", "recommend_filtered", "recommend"]
+            used = [each.model_spec.signature_name for each in relay.predicts if "user_id" in each.inputs]
+            assert used == ["recommend_filtered", "recommend_filtered", "recommend"]
             # Now 30 and 5: `recommend` of the new version answers too few, and that is noticed, too.
             push(versions[2], base, 3)
             assert _available(client, 3)
@@ -314,7 +314,7 @@ def test_a_new_version_with_longer_or_shorter_lists_is_noticed(tmp_path: Path) -
 _CALLS: list[Callable[[Any], Any]] = [
     lambda r: r.recommend("1", k=3),
     lambda r: r.recommend("1", k=25, exclude=["i1"], only=list(ITEMS[:20]), history=["i5"], context={"age": 1.0}),
-    lambda r: r.recommend_batch(["1", "nobody"], histories=[["i1"], []], exclude=[["i2"], []]),
+    lambda r: r.recommend_batch(["1", "unseen"], histories=[["i1"], []], exclude=[["i2"], []]),
     lambda r: r.recommend_batch([]),
     lambda r: r.rate("1", "i4", history=["i5"]),
     lambda r: r.rate_batch(["1", "2"], ["i4", "i5"], context={"age": [1.0, 2.0]}),
@@ -341,13 +341,13 @@ def test_asyncio_gives_the_same_answers_and_errors(client: Recommender, ask: Cal
             return await ask(other)
 
     try:
-        wanted = ask(client)
+        expected = ask(client)
     except InvalidRequest as error:
         with pytest.raises(type(error)) as failure:
             asyncio.run(awaited())
         assert str(failure.value) == str(error)
     else:
-        assert asyncio.run(awaited()) == wanted
+        assert asyncio.run(awaited()) == expected
 
 
 def test_both_clients_have_the_same_surface() -> None:
@@ -363,18 +363,18 @@ def test_both_clients_have_the_same_surface() -> None:
     assert coroutines == []
 
 
-def test_tasks_share_one_connection_and_one_look_at_the_signatures_each(relay: Relay, client: Recommender) -> None:
+def test_tasks_share_one_connection_and_one_metadata_request_each(relay: Relay, client: Recommender) -> None:
     async def many() -> list[Any]:
         async with AsyncRecommender(relay.target, timeout=30) as other:
             await other.recommend("1")
-            return await asyncio.gather(*(other.recommend(user) for user in ["1", "2", "nobody"] * 10))
+            return await asyncio.gather(*(other.recommend(user) for user in ["1", "2", "unseen"] * 10))
 
-    assert asyncio.run(many()) == [client.recommend(user) for user in ["1", "2", "nobody"] * 10]
+    assert asyncio.run(many()) == [client.recommend(user) for user in ["1", "2", "unseen"] * 10]
     assert len({each.peer for each in relay.calls}) == 1
     assert sum(each.method.endswith("GetModelMetadata") for each in relay.calls) == 1
 
 
-def test_made_before_the_loop_runs_and_closed_it_says_so(all_signatures: str) -> None:
+def test_client_made_before_the_loop_works_and_is_an_error_after_close(all_signatures: str) -> None:
     client = AsyncRecommender(all_signatures, timeout=30)
 
     async def ask() -> None:

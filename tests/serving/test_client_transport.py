@@ -59,7 +59,7 @@ def _both(ask: Callable[[Any], Any], target: str, **arguments: Any) -> Iterator[
 # --- connection -------------------------------------------------------------------------------------------------------
 
 
-def test_one_connection_and_one_look_at_the_signatures_for_all_calls(relay: Relay) -> None:
+def test_one_connection_and_one_metadata_request_for_all_calls(relay: Relay) -> None:
     with Recommender(relay.target, timeout=30) as client:
         for number in range(5):
             client.recommend(str(number))
@@ -73,7 +73,7 @@ def test_one_connection_and_one_look_at_the_signatures_for_all_calls(relay: Rela
     assert len({each.peer for each in relay.calls}) == 2
 
 
-def test_the_server_is_told_the_deadline(relay: Relay) -> None:
+def test_server_receives_the_deadline(relay: Relay) -> None:
     with Recommender(relay.target, timeout=20) as client:
         client.recommend("1")
         client.recommend("1", timeout=7)
@@ -111,7 +111,7 @@ def _failing(times: int, code: grpc.StatusCode) -> Callable[[Seen, grpc.Servicer
     return fail
 
 
-def test_unavailable_is_asked_again_and_nothing_else_is(relay: Relay) -> None:
+def test_only_unavailable_is_retried(relay: Relay) -> None:
     for ask in _both(lambda r: r.recommend("1"), relay.target):
         relay.calls.clear()
         relay.before = _failing(2, grpc.StatusCode.UNAVAILABLE)
@@ -158,7 +158,7 @@ def _labelled(labels: dict[str, int]) -> Callable[[Seen, grpc.ServicerContext], 
     return resolve
 
 
-def test_a_label_is_the_servers_to_resolve(all_signatures: str) -> None:
+def test_server_resolves_the_label(all_signatures: str) -> None:
     with relayed(all_signatures) as relay:
         relay.before = _labelled({"canary": 1, "stable": 1})
         for ask in _both(lambda r: r.recommend("1"), relay.target, label="canary"):
@@ -175,7 +175,7 @@ def test_a_label_is_the_servers_to_resolve(all_signatures: str) -> None:
         assert second.model_spec.version.value == 1, "the rest of the batch is for the version that answered first"
 
 
-def test_a_label_that_nobody_assigned_is_a_model_that_is_not_there(all_signatures: str) -> None:
+def test_unassigned_label_is_model_not_found(all_signatures: str) -> None:
     for ask in _both(lambda r: r.recommend("1"), all_signatures, label="canary"):
         with pytest.raises(
             ModelNotFound, match=r"model 'recommender' label 'canary': not served there .*label: canary"
@@ -190,10 +190,12 @@ def test_a_label_that_nobody_assigned_is_a_model_that_is_not_there(all_signature
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.sampled_from(["1", "2", "nobody"]), st.integers(0, 3)), max_size=9),
+    rows=st.lists(st.tuples(st.sampled_from(["1", "2", "unseen"]), st.integers(0, 3)), max_size=9),
     rows_per_call=st.integers(1, 4),
 )
-def test_parts_are_answered_as_the_whole(all_signatures: str, rows: list[tuple[str, int]], rows_per_call: int) -> None:
+def test_parts_of_a_batch_give_the_result_of_the_whole(
+    all_signatures: str, rows: list[tuple[str, int]], rows_per_call: int
+) -> None:
     users = [user for user, _ in rows]
     arguments: dict[str, Any] = {
         "histories": [[f"i{number}"] * number for _, number in rows],
@@ -207,22 +209,22 @@ def test_parts_are_answered_as_the_whole(all_signatures: str, rows: list[tuple[s
         return [(each.user_id, [item.item_id for item in each.items]) for each in answers]
 
     with Recommender(all_signatures, timeout=30) as client, relayed(all_signatures) as relay:
-        wanted = shape(client.recommend_batch(users, **arguments))
+        expected = shape(client.recommend_batch(users, **arguments))
         with Recommender(relay.target, timeout=30, rows_per_call=rows_per_call) as parted:
-            assert shape(parted.recommend_batch(users, **arguments)) == wanted
+            assert shape(parted.recommend_batch(users, **arguments)) == expected
         sizes = [each.inputs["user_id"].tensor_shape.dim[0].size for each in relay.predicts]
         assert sum(sizes) == len(users) and max(sizes, default=0) <= rows_per_call
         assert len(sizes) == -(-len(users) // rows_per_call)
 
 
-def test_a_request_above_the_message_limit_is_halved(relay: Relay) -> None:
+def test_request_above_the_message_limit_is_halved(relay: Relay) -> None:
     # The relay takes 4 MiB, as gRPC does unless told otherwise.
     histories = [["i1", "x" * 100_000], *([["i2", "y" * 200_000]] * 59)]
     with Recommender(relay.target, timeout=60) as client:
-        answers = client.recommend_batch(["nobody"] * 60, histories=histories)
+        answers = client.recommend_batch(["unseen"] * 60, histories=histories)
         assert len(answers) == 60 and len(relay.predicts) > 2
         assert all(each.ByteSize() <= 4 << 20 for each in relay.predicts)
-        alone = client.recommend("nobody", history=["i1"])
+        alone = client.recommend("unseen", history=["i1"])
         assert [each.item_id for each in answers[0].items] == [each.item_id for each in alone.items]
         relay.calls.clear()
         in_common = [f"i{number}" + "x" * 1000 for number in range(3500)]
@@ -231,11 +233,11 @@ def test_a_request_above_the_message_limit_is_halved(relay: Relay) -> None:
         with pytest.raises(TandemClientError, match="the request exceeds the server's resources"):
             client.recommend_batch(["1"] * 60, only=["i1", *in_common, *in_common])
         with pytest.raises(TandemClientError, match="the request exceeds the server's resources") as failure:
-            client.recommend("nobody", history=["z" * (5 << 20)])
+            client.recommend("unseen", history=["z" * (5 << 20)])
         assert failure.value.code == "RESOURCE_EXHAUSTED" and "rows_per_call" in str(failure.value)
 
 
-def test_nothing_is_sent_where_a_late_row_is_wrong(relay: Relay) -> None:
+def test_nothing_is_sent_if_any_row_is_invalid(relay: Relay) -> None:
     with Recommender(relay.target, timeout=30, rows_per_call=2) as client:
         with pytest.raises(InvalidRequest, match="input 'age': expected float, got str 'old'"):
             client.recommend_batch(["1"] * 9, context={"age": [1.0] * 8 + ["old"]})
@@ -244,7 +246,7 @@ def test_nothing_is_sent_where_a_late_row_is_wrong(relay: Relay) -> None:
         Recommender(relay.target, rows_per_call=0)
 
 
-def test_a_batch_is_answered_by_one_version_also_while_another_is_loaded(tmp_path: Path) -> None:
+def test_batch_is_answered_by_one_version_while_another_is_loaded(tmp_path: Path) -> None:
     first, second = (recommender_model.export(tmp_path / f"of {n}", marker=100.0 * n) for n in range(2))
     base = tmp_path / "model"
     base.mkdir()
@@ -275,7 +277,7 @@ def test_a_batch_is_answered_by_one_version_also_while_another_is_loaded(tmp_pat
             assert len(answers) == 6 and direct.recommend("1", k=1).items == answers[0].items
 
 
-def test_a_version_that_the_caller_chose_is_not_exchanged(relay: Relay) -> None:
+def test_requested_version_is_not_exchanged(relay: Relay) -> None:
     gone = [False]
 
     def unload(seen: Seen, context: grpc.ServicerContext) -> bytes:
@@ -330,7 +332,7 @@ def mutual(all_signatures: str, certificates: Certificates) -> Iterator[Relay]:
         yield relay
 
 
-def test_tls_with_an_authority_of_ones_own(encrypted: Relay, certificates: Certificates, all_signatures: str) -> None:
+def test_tls_with_a_private_authority(encrypted: Relay, certificates: Certificates, all_signatures: str) -> None:
     for ask in _both(lambda r: r.recommend("1"), encrypted.target, tls=Tls(certificates.root)):
         with Recommender(all_signatures, timeout=30) as plain:
             assert ask() == plain.recommend("1")
@@ -345,7 +347,7 @@ def test_tls_with_an_authority_of_ones_own(encrypted: Relay, certificates: Certi
     ],
     ids=["public authorities", "another authority", "in the clear"],
 )
-def test_a_server_that_cannot_be_trusted_is_not_asked(encrypted: Relay, tls: bool | Tls, remedy: str) -> None:
+def test_untrusted_server_gets_no_request(encrypted: Relay, tls: bool | Tls, remedy: str) -> None:
     encrypted.calls.clear()
     for ask in _both(lambda r: r.recommend("1"), encrypted.target, tls=tls, retries=0, timeout=10):
         with pytest.raises((ServerUnavailable, DeadlineExceeded), match=remedy):
@@ -353,7 +355,7 @@ def test_a_server_that_cannot_be_trusted_is_not_asked(encrypted: Relay, tls: boo
     assert not encrypted.calls
 
 
-def test_the_name_in_the_certificate_counts(encrypted: Relay, certificates: Certificates) -> None:
+def test_server_name_must_match_the_certificate(encrypted: Relay, certificates: Certificates) -> None:
     address = f"127.0.0.1:{encrypted.port}"
     for ask in _both(lambda r: r.status(), address, tls=Tls(certificates.root), retries=0, timeout=10):
         with pytest.raises(ServerUnavailable, match="server's name"):
@@ -365,8 +367,8 @@ def test_the_name_in_the_certificate_counts(encrypted: Relay, certificates: Cert
 def test_mutual_tls(mutual: Relay, certificates: Certificates) -> None:
     for ask in _both(lambda r: r.recommend("1"), mutual.target, tls=certificates.client_tls()):
         assert ask().items
-    stranger = Certificates()
-    own = stranger.client_tls()
+    other = Certificates()
+    own = other.client_tls()
     for tls in (Tls(certificates.root), Tls(certificates.root, own.private_key, own.certificate_chain)):
         for ask in _both(lambda r: r.recommend("1"), mutual.target, tls=tls, retries=0, timeout=10):
             with pytest.raises(ServerUnavailable):
@@ -374,15 +376,15 @@ def test_mutual_tls(mutual: Relay, certificates: Certificates) -> None:
 
 
 def test_tls_from_files(mutual: Relay, certificates: Certificates, tmp_path: Path) -> None:
-    wanted = certificates.client_tls()
+    expected = certificates.client_tls()
     for name in ("root_certificates", "private_key", "certificate_chain"):
-        (tmp_path / name).write_bytes(getattr(wanted, name))
+        (tmp_path / name).write_bytes(getattr(expected, name))
     tls = Tls.from_files(
         root_certificates=tmp_path / "root_certificates",
         private_key=str(tmp_path / "private_key"),
         certificate_chain=tmp_path / "certificate_chain",
     )
-    assert tls == wanted
+    assert tls == expected
     assert "PRIVATE KEY" not in repr(tls)
     with Recommender(mutual.target, tls=tls, timeout=30) as client:
         assert client.status()
@@ -398,7 +400,7 @@ def test_tls_from_files(mutual: Relay, certificates: Certificates, tmp_path: Pat
         ({"root_certificates": "-----BEGIN"}, "root_certificates: expected the bytes of a PEM file, got str"),
     ],
 )
-def test_half_a_client_certificate_and_text_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_incomplete_client_certificate_and_text_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tls(**arguments)
     with pytest.raises(ValueError, match="tls: expected True, False or"):

@@ -61,7 +61,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_is_typed_small_and_explains_itself(wheel: Path) -> None:
+def test_wheel_is_typed_small_and_has_the_readme(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = [archive.read(each).decode() for each in names if each.endswith("METADATA")]
@@ -73,9 +73,7 @@ def test_the_wheel_is_typed_small_and_explains_itself(wheel: Path) -> None:
     assert "from tandem_client import Recommender" in metadata, "the readme is the long description"
 
 
-def test_an_environment_with_grpcio_and_protobuf_alone_asks_a_server(
-    wheel: Path, all_signatures: str, tmp_path: Path
-) -> None:
+def test_client_works_with_grpcio_and_protobuf_alone(wheel: Path, all_signatures: str, tmp_path: Path) -> None:
     home = tmp_path / "env"
     venv.create(home, with_pip=True, symlinks=True)
     python = home / "bin" / "python"

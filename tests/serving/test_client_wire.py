@@ -205,8 +205,8 @@ def test_columns_are_tensors_that_tensorflow_reads(column: tuple[str, list[Any]]
     dtype, values = column
     sent = tensors.column(dtype, values)
     read = tf.make_ndarray(tensor_pb2.TensorProto.FromString(sent.SerializeToString()))
-    wanted = [each.encode() if isinstance(each, str) else each for each in values]
-    assert read.tolist() == wanted
+    expected = [each.encode() if isinstance(each, str) else each for each in values]
+    assert read.tolist() == expected
     assert read.shape == (len(values),)
 
 
@@ -227,15 +227,15 @@ def test_ragged_rows_of_strings_are_a_matrix_padded_at_the_front(rows: list[list
 @given(_COLUMNS)
 def test_tensors_are_read_in_either_layout(column: tuple[str, list[Any]]) -> None:
     dtype, values = column
-    wanted = [each.encode() if isinstance(each, str) else each for each in values]
+    expected = [each.encode() if isinstance(each, str) else each for each in values]
     numpy_dtypes = {"float": np.float32, "double": np.float64, "int32": np.int32, "int64": np.int64}
     if dtype in numpy_dtypes:
-        array = np.array(wanted, dtype=numpy_dtypes[dtype])
+        array = np.array(expected, dtype=numpy_dtypes[dtype])
         packed = ours.TensorProto(dtype=f"DT_{dtype.upper()}", tensor_content=array.tobytes())
         packed.tensor_shape.dim.add(size=len(values))
-        assert tensors.values(packed) == wanted
+        assert tensors.values(packed) == expected
     plain = tensor_pb2.TensorProto.FromString(tensors.column(dtype, values).SerializeToString())
-    assert tensors.values(ours.TensorProto.FromString(plain.SerializeToString())) == wanted
+    assert tensors.values(ours.TensorProto.FromString(plain.SerializeToString())) == expected
 
 
 def test_last_value_is_repeated_and_missing_values_are_zero() -> None:
@@ -265,19 +265,19 @@ def test_last_value_is_repeated_and_missing_values_are_zero() -> None:
         ("half", [1], "has dtype half, which this client does not support"),
     ],
 )
-def test_values_of_another_type_are_refused(dtype: str, values: list[Any], message: str) -> None:
+def test_values_of_another_type_are_rejected(dtype: str, values: list[Any], message: str) -> None:
     with pytest.raises(ValueError) as failure:
         tensors.column(dtype, values)
     assert message in str(failure.value)
 
 
-def test_numpy_values_are_taken() -> None:
+def test_numpy_values_are_accepted() -> None:
     assert tensors.values(tensors.column("int64", np.array([1, 2], np.int64))) == [1, 2]
     assert tensors.values(tensors.column("float", np.array([0.5], np.float32))) == [0.5]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", struct.pack("<f", 1.0) + b"x"])
-def test_content_that_does_not_fill_the_shape_is_refused(content: bytes) -> None:
+def test_content_that_does_not_fill_the_shape_is_rejected(content: bytes) -> None:
     for dtype in ("DT_FLOAT", "DT_STRING"):
         broken = ours.TensorProto(dtype=dtype, tensor_content=content or b"\x05")
         broken.tensor_shape.dim.add(size=2)

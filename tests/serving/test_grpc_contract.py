@@ -46,8 +46,8 @@ def test_the_exported_model_declares_optional_inputs_by_defaults(stubs: Stubs) -
     assert tf.make_ndarray(definition.defaults["history"]).tolist() == [[b""]]
 
 
-def test_recommend_answers_k_items_a_user_best_first(stubs: Stubs) -> None:
-    answer = _predict(stubs, predict_request("recommend", user_id=["1", "2", "nobody"]))
+def test_recommend_returns_k_items_per_user_best_first(stubs: Stubs) -> None:
+    answer = _predict(stubs, predict_request("recommend", user_id=["1", "2", "unseen"]))
     assert set(answer) == {"item_ids", "scores", "ratings", "title"}
     assert {values.shape for values in answer.values()} == {(3, contract_model.TOP_K)}
     assert (np.diff(answer["scores"], axis=1) <= 0).all()
@@ -76,8 +76,8 @@ def test_missing_optional_input_counts_as_its_default(stubs: Stubs) -> None:
     np.testing.assert_array_equal(left_out["scores"], spelled["scores"])
 
 
-def test_default_history_of_one_row_stands_for_every_row(stubs: Stubs) -> None:
-    users = ["1", "nobody", "2"]
+def test_default_history_of_one_row_applies_to_all_rows(stubs: Stubs) -> None:
+    users = ["1", "unseen", "2"]
     left_out = _predict(stubs, predict_request("recommend", user_id=users))
     for padding in ([[""]], [["", ""]] * 3, tf.make_tensor_proto([], tf.string, [3, 0])):
         spelled = _predict(stubs, predict_request("recommend", user_id=users, history=padding))
@@ -86,7 +86,7 @@ def test_default_history_of_one_row_stands_for_every_row(stubs: Stubs) -> None:
 
 
 def test_history_reaches_its_own_row_only(stubs: Stubs) -> None:
-    users = ["1", "nobody", "nobody"]
+    users = ["1", "unseen", "unseen"]
     plain = _predict(stubs, predict_request("recommend", user_id=users))
     history = [["", ""], ["i4", "i5"], ["i6", "never heard of"]]
     given = _predict(stubs, predict_request("recommend", user_id=users, history=history))
@@ -96,13 +96,13 @@ def test_history_reaches_its_own_row_only(stubs: Stubs) -> None:
         assert not np.array_equal(given["item_ids"][row], plain["item_ids"][row])
     assert not np.array_equal(given["item_ids"][1], given["item_ids"][2])
     rated = {
-        name: _predict(stubs, predict_request("rate", user_id=["nobody"], item_id=["i9"], **inputs))["rating"]
+        name: _predict(stubs, predict_request("rate", user_id=["unseen"], item_id=["i9"], **inputs))["rating"]
         for name, inputs in (("plain", {}), ("history", {"history": [["i4", "i5"]]}))
     }
     assert rated["plain"] != pytest.approx(rated["history"])
 
 
-def test_strings_of_rank_two_in_tensor_content_are_understood(stubs: Stubs) -> None:
+def test_strings_of_rank_two_in_tensor_content_are_read(stubs: Stubs) -> None:
     packed = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_content=b"\x02\x00\x02\x02i4i5i6")
     for size in (2, 2):
         packed.tensor_shape.dim.add(size=size)
@@ -111,7 +111,7 @@ def test_strings_of_rank_two_in_tensor_content_are_understood(stubs: Stubs) -> N
     np.testing.assert_array_equal(answer["scores"], spelled["scores"])
 
 
-def test_given_optional_inputs_reach_the_graph(stubs: Stubs) -> None:
+def test_optional_inputs_reach_the_graph(stubs: Stubs) -> None:
     plain = _predict(stubs, predict_request("recommend", user_id=["1", "1"]))
     request = predict_request(
         "recommend", user_id=["1", "1"], age=np.array([1, 5], np.float32), timestamp=np.array([10, 20], np.int64)
@@ -141,7 +141,7 @@ def test_empty_batch_answers_an_empty_batch(stubs: Stubs) -> None:
     assert answer["scores"].shape == (0, contract_model.TOP_K)
 
 
-def test_output_filter_picks_outputs(stubs: Stubs) -> None:
+def test_output_filter_selects_outputs(stubs: Stubs) -> None:
     request = predict_request("recommend", user_id=["1"])
     request.output_filter.extend(["title", "item_ids"])
     answer = _predict(stubs, request)
@@ -151,7 +151,7 @@ def test_output_filter_picks_outputs(stubs: Stubs) -> None:
     np.testing.assert_array_equal(answer["title"], full["title"])
 
 
-def test_tensor_content_and_repeated_last_value_are_understood(stubs: Stubs) -> None:
+def test_tensor_content_and_repeated_last_value_are_read(stubs: Stubs) -> None:
     content = tensor_pb2.TensorProto(dtype=types_pb2.DT_INT64, tensor_content=np.array([7, 7], np.int64).tobytes())
     content.tensor_shape.dim.add(size=2)
     repeated = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[2.0])
@@ -166,11 +166,11 @@ def test_tensor_content_and_repeated_last_value_are_understood(stubs: Stubs) -> 
     np.testing.assert_array_equal(compressed["scores"], spelled["scores"])
 
 
-def test_strings_in_tensor_content_are_understood(stubs: Stubs) -> None:
-    packed = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_content=b"\x01\x06" + b"1" + b"nobody")
+def test_strings_in_tensor_content_are_read(stubs: Stubs) -> None:
+    packed = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_content=b"\x01\x06" + b"1" + b"unseen")
     packed.tensor_shape.dim.add(size=2)
     answer = _predict(stubs, predict_request("recommend", user_id=packed))
-    spelled = _predict(stubs, predict_request("recommend", user_id=["1", "nobody"]))
+    spelled = _predict(stubs, predict_request("recommend", user_id=["1", "unseen"]))
     np.testing.assert_array_equal(answer["item_ids"], spelled["item_ids"])
 
 
@@ -233,18 +233,18 @@ def test_history_of_another_rank_is_an_invalid_argument(stubs: Stubs, history: A
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_what_was_sent_and_wanted_is_said_of_a_wrong_history(embedded_only: None, stubs: Stubs) -> None:
+def test_wrong_history_is_reported_with_expected_and_actual_shape(embedded_only: None, stubs: Stubs) -> None:
     _, message = _refused(stubs, predict_request("rate", user_id=["1"], item_id=["i1"], history=["i4"]))
-    assert message.startswith("Incompatible shape for input history of signature rate: the request carries [1], the")
-    assert "wants [-1,-1]" in message
+    assert message.startswith("Incompatible shape for input history of signature rate: expected [-1,-1] (-1 is any")
+    assert message.endswith("got [1]")
     _, message = _refused(stubs, predict_request("recommend", user_id=["1"], history=[[4, 5]]))
-    assert "input history of signature recommend is DT_STRING [-1,-1], the request carries DT_INT32 [1,2]" in message
+    assert "input history of signature recommend: expected DT_STRING [-1,-1], got DT_INT32 [1,2]" in message
     _, message = _refused(stubs, predict_request("recommend", user_id=["1", "2"], history=[["i4"]] * 3))
-    assert "Signature recommend was sent inputs with different numbers of rows: history [3,1], user_id [2]" in message
+    assert "Signature recommend expects inputs with one number of rows, got: history [3,1], user_id [2]" in message
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_histories_of_other_users_than_asked_for_are_an_invalid_argument(stubs: Stubs, rows: int) -> None:
+def test_another_number_of_histories_than_users_is_an_invalid_argument(stubs: Stubs, rows: int) -> None:
     history = tf.make_tensor_proto([b"i4"] * rows, tf.string, [rows, 1])
     for inputs in ({"user_id": ["1", "2"]}, {"user_id": ["1", "2"], "item_id": ["i1", "i2"]}):
         signature = "rate" if "item_id" in inputs else "recommend"
@@ -258,7 +258,7 @@ def test_history_of_another_dtype_is_an_invalid_argument(stubs: Stubs) -> None:
     assert "to be string but int32 is provided" in message
 
 
-def test_model_without_the_input_refuses_a_history(
+def test_model_without_the_input_rejects_a_history(
     embedded_only: None, tmp_path: Path, exported: Callable[..., Path]
 ) -> None:
     push(exported(history=False), tmp_path, 1)
@@ -293,7 +293,7 @@ def test_unknown_output_in_filter_is_named(stubs: Stubs) -> None:
     assert message.startswith("output tensor alias not found in signature: nope")
 
 
-def test_duplicate_output_in_filter_is_refused(stubs: Stubs) -> None:
+def test_duplicate_output_in_filter_is_rejected(stubs: Stubs) -> None:
     request = predict_request("recommend", user_id=["1"])
     request.output_filter.extend(["title", "title"])
     assert _refused(stubs, request) == (
@@ -302,17 +302,17 @@ def test_duplicate_output_in_filter_is_refused(stubs: Stubs) -> None:
     )
 
 
-def test_request_without_model_spec_is_refused(stubs: Stubs) -> None:
+def test_request_without_model_spec_is_rejected(stubs: Stubs) -> None:
     assert _refused(stubs, predict_pb2.PredictRequest()) == (grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
 
 
-def test_request_without_model_name_is_refused(stubs: Stubs) -> None:
+def test_request_without_model_name_is_rejected(stubs: Stubs) -> None:
     code, message = _refused(stubs, predict_request("recommend", model="", user_id=["1"]))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message.startswith("ModelSpec has no name specified.")
 
 
-def test_unassigned_label_is_refused(stubs: Stubs) -> None:
+def test_unassigned_label_is_rejected(stubs: Stubs) -> None:
     request = predict_request("recommend", user_id=["1"])
     request.model_spec.version_label = "canary"
     assert _refused(stubs, request)[0] is grpc.StatusCode.INVALID_ARGUMENT
@@ -377,7 +377,7 @@ def test_status_of_a_served_version(stubs: Stubs, version: int | None) -> None:
         ("recommender", 77, "Could not find version 77 of model recommender"),
     ],
 )
-def test_status_of_what_is_not_there(stubs: Stubs, model: str, version: int | None, message: str) -> None:
+def test_status_of_an_unknown_model_or_version(stubs: Stubs, model: str, version: int | None, message: str) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         stubs.model.GetModelStatus(_status_request(model, version), timeout=30)
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND
@@ -474,14 +474,14 @@ def test_requests_with_examples_are_rejected_as_by_tensorflow_serving(
     assert failure.value.details().startswith(message)
 
 
-def test_reload_request_without_a_model_list_is_refused(stubs: Stubs) -> None:
+def test_reload_request_without_a_model_list_is_rejected(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         stubs.model.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=30)
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.value.details().startswith("ServerModelConfig type not supported by HandleReloadConfigRequest.")
 
 
-def test_call_whose_deadline_is_over_is_not_answered(stubs: Stubs) -> None:
+def test_request_after_its_deadline_is_not_answered(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         stubs.prediction.Predict(predict_request("recommend", user_id=["1"] * 2000), timeout=0.001)
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

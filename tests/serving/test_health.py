@@ -33,7 +33,7 @@ def _become(stubs: Stubs, states: dict[str, int], seconds: float = 30.0) -> None
         time.sleep(0.02)
 
 
-def test_serving_once_a_version_answers(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_serving_when_a_version_is_available(tmp_path: Path, exported: Callable[..., Path]) -> None:
     with ModelServer(tmp_path, port=0, rest_port=0, poll_interval_s=0.05) as server:
         stubs = Stubs(f"127.0.0.1:{server.port}")
         assert {_health(stubs, service) for service in (*_SERVICES, "recommender")} == {_NOT_SERVING}
@@ -49,7 +49,7 @@ def test_serving_once_a_version_answers(tmp_path: Path, exported: Callable[..., 
         stubs.channel.close()
 
 
-def test_the_whole_serves_only_when_every_model_does(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_server_is_serving_when_every_model_is(tmp_path: Path, exported: Callable[..., Path]) -> None:
     file = tmp_path / "models.config"
 
     def configure(*names: str) -> None:
@@ -73,7 +73,7 @@ def test_the_whole_serves_only_when_every_model_does(tmp_path: Path, exported: C
         stubs.channel.close()
 
 
-def test_not_serving_while_running_calls_finish(tmp_path: Path, spinning: Path) -> None:
+def test_not_serving_while_running_requests_finish(tmp_path: Path, spinning: Path) -> None:
     push(spinning, tmp_path, 1)
     server = ModelServer(tmp_path, port=0, rest_port=0)
     server.start()

@@ -17,7 +17,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.api.prometheus import Counter, Distribution, ServingMetrics
 from serving.api.status import ServingError
-from serving.server.loading import ServableLoader
+from serving.server.servable_loader import ServableLoader
 
 
 def test_page_before_the_first_request_is_empty() -> None:
@@ -75,7 +75,7 @@ def test_any_model_name_gives_a_page_that_parses(name: str) -> None:
         assert family.samples[0].labels == {"model_name": name}
 
 
-def test_names_without_end_do_not_fill_the_memory() -> None:
+def test_number_of_label_values_is_bounded() -> None:
     counter = Counter("/c", "model_name", "status")
     distribution = Distribution("/d", "model_name", scale=1, growth=2, buckets=3)
     for number in range(1500):

@@ -84,7 +84,9 @@ class _Live:
         assert response.model_spec.version.value == marked
         return marked
 
-    def refusal(self, model: str, version: int | None = None, label: str | None = None) -> tuple[grpc.StatusCode, str]:
+    def rejection(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> tuple[grpc.StatusCode, str]:
         with pytest.raises(grpc.RpcError) as failure:
             self.answering(model, version, label)
         return failure.value.code(), failure.value.details()
@@ -152,7 +154,7 @@ def test_policies_and_labels_are_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("model_config_list {\n  config { nam: 'a' }\n}", r"models.config:2: .*\"nam\".*fields are model_config_list"),
-        ("", "found no model_config_list; wanted model_config_list { config"),
+        ("", "expected model_config_list { config"),
         (_config(_model("a", Path("/a")), _model("a", Path("/b"))), "Illegal to list model a multiple times in config"),
         (_config(_model("a", Path("models/a"))), r"to have an absolute path or URI; got base_path\(\)=models/a"),
         (_config(_model("a", Path("/a"))).replace("tensorflow", "scikit"), "requests unsupported platform scikit"),
@@ -160,7 +162,7 @@ def test_policies_and_labels_are_read(tmp_path: Path) -> None:
         (_config(_model("a", Path("/a"), "specific {}")), "specific version policy without versions"),
     ],
 )
-def test_wrong_files_say_where_and_what(tmp_path: Path, text: str, message: str) -> None:
+def test_rejected_files_are_reported_with_the_reason(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "models.config"
     file.write_text(text)
     with pytest.raises(ConfigFileError, match=message) as failure:
@@ -183,13 +185,13 @@ def test_several_models_each_with_its_policy(folders: dict[str, Path], serve: Ca
     assert live.server.available_versions() == {"films": 2, "books": 5}
     assert (live.answering("films"), live.answering("films", 1), live.answering("films", 2)) == (2, 1, 2)
     assert live.answering("books") == 5
-    code, message = live.refusal("books", 4)
+    code, message = live.rejection("books", 4)
     assert code is grpc.StatusCode.NOT_FOUND
     assert message.startswith("Servable not found for request: Specific(books, 4)")
-    assert live.refusal("recommender")[1].endswith("Models served here: books, films.")
+    assert live.rejection("recommender")[1].endswith("Models served here: books, films.")
 
 
-def test_latest_n_keeps_n_that_load(
+def test_latest_n_serves_n_versions_that_load(
     folders: dict[str, Path], serve: Callable[..., _Live], exported: Callable[..., Path]
 ) -> None:
     live = serve(_config(_model("films", folders["films"], "latest { num_versions: 2 }")))
@@ -202,7 +204,7 @@ def test_latest_n_keeps_n_that_load(
     assert (live.answering("films"), live.answering("films", 2)) == (4, 2)
 
 
-def test_specific_serves_the_versions_named_and_no_newer_one(
+def test_specific_serves_the_listed_versions_only(
     folders: dict[str, Path], serve: Callable[..., _Live], exported: Callable[..., Path]
 ) -> None:
     live = serve(_config(_model("films", folders["films"], "specific { versions: 1 versions: 9 }")))
@@ -213,21 +215,23 @@ def test_specific_serves_the_versions_named_and_no_newer_one(
     _eventually(lambda: live.states("films") == {1: _AVAILABLE, 9: _AVAILABLE})
 
 
-def test_version_taken_off_disk_is_let_go_by_policy_all(folders: dict[str, Path], serve: Callable[..., _Live]) -> None:
+def test_version_removed_from_disk_is_unloaded_with_policy_all(
+    folders: dict[str, Path], serve: Callable[..., _Live]
+) -> None:
     live = serve(_config(_model("films", folders["films"], "all {}")))
     shutil.rmtree(folders["films"] / "1")
     _eventually(lambda: live.states("films") == {1: _END, 2: _AVAILABLE})
 
 
-def test_model_without_a_version_yet_does_not_hold_up_the_others(
+def test_model_without_a_version_does_not_block_the_others(
     tmp_path: Path, folders: dict[str, Path], serve: Callable[..., _Live], exported: Callable[..., Path]
 ) -> None:
     config = _config(_model("books", folders["books"]), _model("later", tmp_path / "later"))
     live = serve(config, wait=False)
     _eventually(lambda: live.server.available_versions() == {"books": 5, "later": None})
     assert live.answering("books") == 5
-    assert live.refusal("later")[0] is grpc.StatusCode.NOT_FOUND
-    with pytest.raises(TimeoutError, match="no version of model later answers"):
+    assert live.rejection("later")[0] is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(TimeoutError, match="no version of model later is available"):
         live.server.wait_until_available(0.1)
     (tmp_path / "later").mkdir()
     push(exported(marker=1e5), tmp_path / "later", 1)
@@ -247,10 +251,10 @@ def _rest(live: _Live, method: str, path: str, body: Any = None) -> tuple[int, A
     return response.status, answer
 
 
-def test_labels_pick_versions_on_grpc_and_rest(folders: dict[str, Path], serve: Callable[..., _Live]) -> None:
+def test_labels_select_versions_on_grpc_and_rest(folders: dict[str, Path], serve: Callable[..., _Live]) -> None:
     both = _model("films", folders["films"], "all {}")
     live = serve(_config(both))
-    assert live.refusal("films", label="stable") == (
+    assert live.rejection("films", label="stable") == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "Unrecognized servable version label: stable. Labels of model films: none",
     )
@@ -268,25 +272,25 @@ def test_labels_pick_versions_on_grpc_and_rest(folders: dict[str, Path], serve: 
     # The label moves, in one step, for the next request.
     live.write(_config(_model("films", folders["films"], "all {}", stable=2)))
     _eventually(lambda: live.answering("films", label="stable") == 2)
-    assert live.refusal("films", label="canary")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert live.rejection("films", label="canary")[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_label_on_a_version_that_is_not_available_is_refused(
+def test_label_on_a_version_that_is_not_available_is_rejected(
     folders: dict[str, Path], serve: Callable[..., _Live]
 ) -> None:
     live = serve(_config(_model("films", folders["films"])))
-    wanted = (
+    expected = (
         "Request to assign label to version 1 of model films, which is not currently available for inference. Label "
         "stable; available versions: 2."
     )
     code, message = live.reload_refusal(_config(_model("films", folders["films"], "all {}", stable=1)))
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and message.startswith(wanted)
-    assert live.states("films") == {2: _AVAILABLE}, "nothing of a refused configuration is taken up"
+    assert code is grpc.StatusCode.FAILED_PRECONDITION and message.startswith(expected)
+    assert live.states("films") == {2: _AVAILABLE}, "nothing of a rejected configuration is applied"
     with pytest.raises(ServerStartError, match="--allow-version-labels-for-unavailable-models"):
         serve(_config(_model("films", folders["films"], stable=2)))
 
 
-def test_new_label_may_go_before_its_version_where_allowed_but_not_move_there(
+def test_new_label_but_no_moved_one_may_point_to_an_unavailable_version(
     folders: dict[str, Path], serve: Callable[..., _Live], exported: Callable[..., Path]
 ) -> None:
     def config(**labels: int) -> str:
@@ -294,7 +298,7 @@ def test_new_label_may_go_before_its_version_where_allowed_but_not_move_there(
 
     live = serve(config(stable=2, canary=3), allow_version_labels_for_unavailable_models=True)
     assert live.answering("films", label="stable") == 2
-    assert live.refusal("films", label="canary")[0] is grpc.StatusCode.NOT_FOUND
+    assert live.rejection("films", label="canary")[0] is grpc.StatusCode.NOT_FOUND
     code, _ = live.reload_refusal(config(stable=3, canary=3))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert live.answering("films", label="stable") == 2
@@ -319,16 +323,16 @@ def test_file_that_changes_adds_and_removes_models(
     _eventually(lambda: live.states("films") == {1: _AVAILABLE, 2: _AVAILABLE})
     live.write(_config(_model("books", folders["books"])))
     _eventually(lambda: live.server.available_versions() == {"books": 5})
-    assert live.refusal("films")[0] is grpc.StatusCode.NOT_FOUND
+    assert live.rejection("films")[0] is grpc.StatusCode.NOT_FOUND
     _eventually(lambda: live.states("films") == {1: _END, 2: _END})
     live.write("nonsense")
-    _eventually(lambda: any("was not taken up" in record.message for record in caplog.records))
+    _eventually(lambda: any("was not applied" in record.message for record in caplog.records))
     assert live.answering("books") == 5
     time.sleep(4 * _POLL_S)
-    assert sum("was not taken up" in record.message for record in caplog.records) == 1, "told once, not at each look"
+    assert sum("was not applied" in record.message for record in caplog.records) == 1, "logged once, not at each poll"
 
 
-def test_label_in_the_file_is_taken_up_once_its_version_has_loaded(
+def test_label_in_the_file_is_applied_after_its_version_has_loaded(
     folders: dict[str, Path],
     serve: Callable[..., _Live],
     exported: Callable[..., Path],
@@ -336,8 +340,8 @@ def test_label_in_the_file_is_taken_up_once_its_version_has_loaded(
 ) -> None:
     live = serve(_config(_model("films", folders["films"], "all {}")))
     live.write(_config(_model("films", folders["films"], "all {}", canary=3)))
-    _eventually(lambda: any("was not taken up" in record.message for record in caplog.records))
-    assert live.refusal("films", label="canary")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    _eventually(lambda: any("was not applied" in record.message for record in caplog.records))
+    assert live.rejection("films", label="canary")[0] is grpc.StatusCode.INVALID_ARGUMENT
     push(exported(marker=3e5), folders["films"], 3)
     _eventually(lambda: _rest(live, "GET", "/v1/models/films/labels/canary/metadata")[0] == 200)
     assert live.answering("films", label="canary") == 3
@@ -355,10 +359,10 @@ def test_reload_request_waits_for_the_new_models_and_reports_metrics(
     assert live.answering("books") == 5, "the answer came after the model"
     assert {each.name: each.int64_value_increase for each in response.metric} == {loads: 0, "/no/such/metric": 0}
     live.reload(_config(_model("books", folders["books"])))
-    assert live.refusal("films")[0] is grpc.StatusCode.NOT_FOUND
+    assert live.rejection("films")[0] is grpc.StatusCode.NOT_FOUND
 
 
-def test_reload_request_says_which_new_model_did_not_load(
+def test_reload_request_names_the_new_model_that_did_not_load(
     tmp_path: Path, folders: dict[str, Path], serve: Callable[..., _Live]
 ) -> None:
     live = serve(_config(_model("films", folders["films"])))

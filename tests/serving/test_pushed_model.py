@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAME = "movielens"
 SCHEMA_DIR = Path(__file__).resolve().parents[2] / "schemas" / NAME
-USER, STRANGER = "10", "nobody has this name"
+USER, NEW_USER = "10", "unseen user"
 FILM, OTHER_FILMS = "50", ["1", "100", "181", "258"]
 
 Addresses = dict[str, str]
@@ -143,7 +143,7 @@ def _ids(answer: Any) -> list[str]:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_has_every_signature_of_the_page_and_no_other(signatures: dict[str, Any]) -> None:
+def test_model_has_the_signatures_of_the_page(signatures: dict[str, Any]) -> None:
     assert overview() == set(SECTIONS) == {name for name in signatures if not name.startswith("__")}
 
 
@@ -166,7 +166,7 @@ def test_tables_are_the_signatures(signatures: dict[str, Any], signature: str) -
 
 
 @pytest.mark.parametrize("signature", SECTIONS)
-def test_the_page_s_examples_have_one_answer_over_grpc_and_rest(
+def test_examples_of_the_page_have_the_same_response_over_grpc_and_rest(
     stubs: Stubs, addresses: Addresses, signature: str
 ) -> None:
     section = SECTIONS[signature]
@@ -188,8 +188,8 @@ def test_the_page_s_examples_have_one_answer_over_grpc_and_rest(
 # --- what holds for all -----------------------------------------------------------------------------------------------
 
 
-def test_each_row_is_answered_as_if_it_were_asked_alone(client: Recommender) -> None:
-    users, histories = [USER, STRANGER, "20", STRANGER], [[], [], [FILM], OTHER_FILMS]
+def test_rows_of_a_batch_are_independent(client: Recommender) -> None:
+    users, histories = [USER, NEW_USER, "20", NEW_USER], [[], [], [FILM], OTHER_FILMS]
     together = client.recommend_batch(users, k=100, histories=histories)
     for user, history, found in zip(users, histories, together, strict=True):
         alone = client.recommend(user, k=100, history=history)
@@ -202,7 +202,7 @@ def test_each_row_is_answered_as_if_it_were_asked_alone(client: Recommender) -> 
 
 
 @pytest.mark.parametrize("signature", SECTIONS)
-def test_an_empty_batch_answers_an_empty_batch(stubs: Stubs, signature: str) -> None:
+def test_empty_batch_answers_an_empty_batch_in_every_signature(stubs: Stubs, signature: str) -> None:
     required = [name for name, row in SECTIONS[signature].inputs.items() if row.default == "required"]
     empty = tf.make_tensor_proto([], dtype=tf.string, shape=[0])
     answer = _predict(stubs, signature, **dict.fromkeys(required or ["item_id"], empty))
@@ -210,24 +210,24 @@ def test_an_empty_batch_answers_an_empty_batch(stubs: Stubs, signature: str) -> 
     assert {len(values) for values in answer.values()} == {0}
 
 
-def test_strangers_and_unknown_films_are_no_errors(client: Recommender) -> None:
-    for user in (USER, STRANGER, "", "é"):
+def test_new_users_and_unknown_items_are_no_errors(client: Recommender) -> None:
+    for user in (USER, NEW_USER, "", "é"):
         items = client.recommend(user, k=100).items
         assert len({each.item_id for each in items}) == 100
         assert [each.score for each in items] == sorted((each.score for each in items), reverse=True)
         assert all(1 <= each.rating <= 5 and each.display["title"] for each in items)
-    for user in (USER, STRANGER):
+    for user in (USER, NEW_USER):
         assert 1 <= client.rate(user, "no such film") <= 5
-    assert _ids(client.recommend(STRANGER)) == _ids(client.recommend("somebody else"))
-    assert _ids(client.recommend(STRANGER)) != _ids(client.recommend(USER))
+    assert _ids(client.recommend(NEW_USER)) == _ids(client.recommend("another unseen user"))
+    assert _ids(client.recommend(NEW_USER)) != _ids(client.recommend(USER))
 
 
-def test_a_rating_is_the_same_wherever_it_is_answered(client: Recommender, stubs: Stubs) -> None:
+def test_rating_is_the_same_in_every_signature(client: Recommender, stubs: Stubs) -> None:
     listed = client.recommend(USER, k=20).items
     assert client.rate_batch([USER] * 20, [each.item_id for each in listed]) == pytest.approx(
         [each.rating for each in listed], abs=1e-4
     )
-    users, films = [USER, "20", STRANGER, USER], [FILM, "1", "1", "no such film"]
+    users, films = [USER, "20", NEW_USER, USER], [FILM, "1", "1", "no such film"]
     for name in ("evaluate", "serving_default"):
         examples = [_example(user, film) for user, film in zip(users, films, strict=True)]
         evaluated = _predict(stubs, name, examples=examples)
@@ -235,12 +235,12 @@ def test_a_rating_is_the_same_wherever_it_is_answered(client: Recommender, stubs
     assert evaluated["rank"][3] == -1, "an unknown film has no place"
 
 
-def test_a_stranger_s_first_clicks_count_and_do_not_come_back(client: Recommender) -> None:
-    plain, clicked = client.recommend(STRANGER, k=100), client.recommend(STRANGER, k=100, history=[FILM, *OTHER_FILMS])
+def test_new_users_history_counts_and_is_not_recommended(client: Recommender) -> None:
+    plain, clicked = client.recommend(NEW_USER, k=100), client.recommend(NEW_USER, k=100, history=[FILM, *OTHER_FILMS])
     assert not {FILM, *OTHER_FILMS} & set(_ids(clicked))
     assert _ids(clicked)[:10] != _ids(plain)[:10]
-    assert client.rate(STRANGER, "172", history=[FILM]) != pytest.approx(client.rate(STRANGER, "172"), abs=1e-6)
-    assert client.recommend(STRANGER, history=["", "no such film"]) == client.recommend(STRANGER)
+    assert client.rate(NEW_USER, "172", history=[FILM]) != pytest.approx(client.rate(NEW_USER, "172"), abs=1e-6)
+    assert client.recommend(NEW_USER, history=["", "no such film"]) == client.recommend(NEW_USER)
 
 
 def test_context_of_the_request_counts(client: Recommender) -> None:
@@ -253,38 +253,36 @@ def test_context_of_the_request_counts(client: Recommender) -> None:
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_user_has_rated_in_train_is_left_out_and_nothing_else(
-    client: Recommender, stubs: Stubs, catalogue: int
-) -> None:
-    evaluated = _predict(stubs, "evaluate", examples=[_example(USER, FILM), _example(STRANGER, FILM)])
+def test_only_items_seen_in_the_train_split_are_excluded(client: Recommender, stubs: Stubs, catalogue: int) -> None:
+    evaluated = _predict(stubs, "evaluate", examples=[_example(USER, FILM), _example(NEW_USER, FILM)])
     rated, none = evaluated["user_interactions"]
     assert rated > 10 and none == 0
     assert len(client.recommend(USER, k=catalogue).items) == catalogue - rated
-    assert len(client.recommend(STRANGER, k=10 * catalogue).items) == catalogue
+    assert len(client.recommend(NEW_USER, k=10 * catalogue).items) == catalogue
 
 
-def test_filters_leave_the_order_alone(client: Recommender, catalogue: int) -> None:
+def test_filters_keep_the_order(client: Recommender, catalogue: int) -> None:
     everything = _ids(client.recommend(USER, k=catalogue))
     exclude, only = [*everything[:3], "no such film"], everything[1:40:4]
     assert _ids(client.recommend(USER, k=10, exclude=exclude)) == everything[3:13]
     assert _ids(client.recommend(USER, k=100, only=only)) == only
-    wanted = [each for each in only if each not in exclude]
-    assert _ids(client.recommend(USER, k=4, exclude=exclude, only=only)) == wanted[:4]
+    expected = [each for each in only if each not in exclude]
+    assert _ids(client.recommend(USER, k=4, exclude=exclude, only=only)) == expected[:4]
     assert _ids(client.recommend(USER, only=["no such film"])) == []
     assert _ids(client.recommend(USER, k=100)) == everything[:100]
 
 
-def test_a_place_is_the_one_in_the_list_that_is_served(client: Recommender, stubs: Stubs, catalogue: int) -> None:
-    everything = _ids(client.recommend(STRANGER, k=catalogue))
+def test_rank_is_the_position_in_the_served_list(client: Recommender, stubs: Stubs, catalogue: int) -> None:
+    everything = _ids(client.recommend(NEW_USER, k=catalogue))
     places = [0, 9, 10, 99, 100, catalogue - 1]
-    found = _predict(stubs, "evaluate", examples=[_example(STRANGER, everything[place]) for place in places])
+    found = _predict(stubs, "evaluate", examples=[_example(NEW_USER, everything[place]) for place in places])
     assert found["rank"].tolist() == places
     assert found["rank_unseen"].tolist() == places
     for k in (1, 5, 10, 50, 100):
         assert found[f"top_{k}_hit"].tolist() == [float(place < k) for place in places]
 
 
-def test_similar_films_are_others_nearest_first(client: Recommender) -> None:
+def test_similar_items_exclude_the_item_and_are_sorted_by_score(client: Recommender) -> None:
     answer = client.similar(FILM, k=20)
     scores = [each.score for each in answer.items]
     assert len(set(_ids(answer))) == 20 and FILM not in _ids(answer)
@@ -292,7 +290,7 @@ def test_similar_films_are_others_nearest_first(client: Recommender) -> None:
     assert client.similar("no such film").items == ()
 
 
-def test_films_are_found_by_the_beginning_of_a_word(client: Recommender) -> None:
+def test_title_search_finds_the_beginning_of_a_word(client: Recommender) -> None:
     titles = [each.display["title"] for each in client.find("star w").items]
     assert "Star Wars" in titles
     assert all("star w" in title.lower() for title in titles)
@@ -300,8 +298,8 @@ def test_films_are_found_by_the_beginning_of_a_word(client: Recommender) -> None
     assert client.find("").items == () and client.find("tar w").items == ()
 
 
-def test_vectors_multiply_to_the_score(client: Recommender) -> None:
-    for user, history in ((USER, []), (STRANGER, [FILM])):
+def test_inner_product_of_the_vectors_is_the_score(client: Recommender) -> None:
+    for user, history in ((USER, []), (NEW_USER, [FILM])):
         listed = client.recommend(user, k=5, history=history).items
         query = np.array(client.embed_query(user, history=history).vector)
         vectors = np.array([each.vector for each in client.embed_item_batch([each.item_id for each in listed])])
@@ -329,13 +327,13 @@ def test_vectors_multiply_to_the_score(client: Recommender) -> None:
         ("evaluate", {"examples": ["no tf.Example"]}),
     ],
 )
-def test_requests_off_the_contract_are_refused_over_grpc_and_rest(
+def test_invalid_requests_are_rejected_over_grpc_and_rest(
     stubs: Stubs, addresses: Addresses, signature: str, inputs: dict[str, Any]
 ) -> None:
     dtypes = {"k": tf.int32, "age": tf.int64}
     tensors = {name: tf.make_tensor_proto(value, dtypes.get(name)) for name, value in inputs.items()}
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as rejected:
         _predict(stubs, signature, **tensors)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
+    assert rejected.value.code() == grpc.StatusCode.INVALID_ARGUMENT, rejected.value.details()
     status, answer = _rest(addresses, {"signature_name": signature, "inputs": inputs})
     assert status == 400 and answer["error"]

@@ -67,21 +67,21 @@ def test_column_format_answers_like_row_format(rest_target: str) -> None:
 
 
 def test_histories_in_either_format_answer_like_grpc(rest_target: str, stubs: Stubs) -> None:
-    users, histories = ["1", "nobody"], [["", "i4"], ["i5", "i6"]]
+    users, histories = ["1", "unseen"], [["", "i4"], ["i5", "i6"]]
     response = stubs.prediction.Predict(predict_request("recommend", user_id=users, history=histories), timeout=30)
-    wanted = [[each.decode() for each in row] for row in tf.make_ndarray(response.outputs["item_ids"])]
+    expected = [[each.decode() for each in row] for row in tf.make_ndarray(response.outputs["item_ids"])]
     rows = [{**_ROW, "user_id": user, "history": history} for user, history in zip(users, histories, strict=True)]
     encoded = {"b64": base64.b64encode(b"i6").decode()}
     rows[1]["history"] = ["i5", encoded]
     status, answer = _predict(rest_target, _recommend(instances=rows))
-    assert (status, [row["item_ids"] for row in answer["predictions"]]) == (200, wanted)
+    assert (status, [row["item_ids"] for row in answer["predictions"]]) == (200, expected)
     columns = {**_COLUMNS, "user_id": users, "history": [["", "i4"], ["i5", encoded]]}
     status, answer = _predict(rest_target, _recommend(inputs=columns))
-    assert (status, answer["outputs"]["item_ids"]) == (200, wanted)
+    assert (status, answer["outputs"]["item_ids"]) == (200, expected)
 
 
-def test_one_row_of_a_column_stands_for_every_user_and_no_items_are_none(rest_target: str) -> None:
-    users = ["1", "nobody"]
+def test_one_row_of_a_column_applies_to_all_users_and_an_empty_history_is_none(rest_target: str) -> None:
+    users = ["1", "unseen"]
     status, spelled = _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": users, "history": [["i4"]] * 2}))
     assert status == 200
     assert _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": users, "history": [["i4"]]})) == (
@@ -103,18 +103,17 @@ def test_one_row_of_a_column_stands_for_every_user_and_no_items_are_none(rest_ta
     ],
     ids=["row of rank 0", "row of rank 2", "column of rank 1", "column of rank 0"],
 )
-def test_history_of_another_rank_is_refused(embedded_only: None, rest_target: str, body: Any) -> None:
+def test_history_of_another_rank_is_rejected(embedded_only: None, rest_target: str, body: Any) -> None:
     status, answer = _predict(rest_target, body)
     assert status == 400
-    assert "Incompatible shape for input history of signature recommend: the request carries [" in answer["error"]
-    assert "wants [-1,-1]" in answer["error"]
+    assert "Incompatible shape for input history of signature recommend: expected [-1,-1]" in answer["error"]
 
 
-def test_what_to_send_for_a_default_is_said(embedded_only: None, rest_target: str) -> None:
+def test_missing_input_with_a_default_has_a_hint(embedded_only: None, rest_target: str) -> None:
     row = {name: value for name, value in _ROW.items() if name not in ("history", "timestamp")}
     _, answer = _predict(rest_target, _recommend(instances=[row]))
     assert (
-        'Missing: history (for its default send [""]),timestamp (for its default send 0). REST takes every input'
+        'Missing: history (for its default send [""]),timestamp (for its default send 0). REST requires every input'
         in answer["error"]
     )
     columns = {name: value for name, value in _COLUMNS.items() if name != "history"}
@@ -122,7 +121,7 @@ def test_what_to_send_for_a_default_is_said(embedded_only: None, rest_target: st
     assert status == 400
     assert "Missing named input: history in 'inputs' object (for its default send [[\"\"]])" in answer["error"]
     _, answer = _predict(rest_target, _recommend(instances=[{**_ROW, "history": ["i4", "i5"]}] * 2 + [_ROW]))
-    assert "(an input has one shape in all instances: pad the shorter lists)" in answer["error"]
+    assert "(an input has the same shape in all instances: pad the shorter lists)" in answer["error"]
 
 
 def test_floats_are_written_as_short_as_their_float32(rest_target: str) -> None:
@@ -192,7 +191,7 @@ def test_classify_and_regress_of_an_unknown_model_or_version_are_not_found(rest_
         assert answer["error"].startswith(f"Servable not found for request: {request}")
 
 
-def test_unassigned_label_in_the_path_is_refused(rest_target: str) -> None:
+def test_unassigned_label_in_the_path_is_rejected(rest_target: str) -> None:
     status, answer = _predict(rest_target, _recommend(instances=[_ROW]), "/v1/models/recommender/labels/canary:predict")
     assert status == 400
     assert answer["error"].startswith("Unrecognized servable version label: canary")
@@ -316,7 +315,7 @@ def test_bad_bodies(rest_target: str, body: Any, message: str) -> None:
     assert message in answer["error"]
 
 
-def test_inputs_that_the_model_refuses(rest_target: str) -> None:
+def test_inputs_that_the_model_rejects(rest_target: str) -> None:
     status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "user_id": [["1"]]}))
     assert status == 400 and answer["error"]
     status, answer = _predict(rest_target, _recommend(inputs={**_COLUMNS, "history": [["i4"]] * 3}))
@@ -367,7 +366,7 @@ def test_one_connection_serves_many_requests_chunked_ones_too(rest_target: str) 
     connection.close()
 
 
-def test_nonsense_on_the_socket_ends_that_connection_only(embedded_only: None, rest_target: str) -> None:
+def test_malformed_http_ends_that_connection_only(embedded_only: None, rest_target: str) -> None:
     host, port = rest_target.split(":")
     for nonsense in (
         b"\x00\x01\x02\r\n\r\n",

@@ -37,7 +37,9 @@ def _start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def test_announces_itself_serves_and_drains_on_sigterm(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_process_announces_its_ports_serves_and_drains_on_sigterm(
+    tmp_path: Path, exported: Callable[..., Path]
+) -> None:
     push(exported(), tmp_path, 5)
     process = _start("--model-dir", tmp_path, "--port", "0", "--rest-port", "0", "--model-name", "films")
     try:
@@ -51,17 +53,17 @@ def test_announces_itself_serves_and_drains_on_sigterm(tmp_path: Path, exported:
         assert stubs.prediction.Predict(predict_request("recommend", model="films", user_id=["1"]), timeout=30)
         done: list[int] = []
         failures: list[grpc.RpcError] = []
-        refused = threading.Event()
+        rejected = threading.Event()
 
         def load() -> None:
             request = predict_request("recommend", model="films", user_id=["1"] * 500)
-            while not refused.is_set():
+            while not rejected.is_set():
                 try:
                     response = stubs.prediction.Predict(request, timeout=30)
                     done.append(response.outputs["scores"].tensor_shape.dim[0].size)
                 except grpc.RpcError as error:
                     failures.append(error)
-                    refused.set()
+                    rejected.set()
 
         threads = [threading.Thread(target=load) for _ in range(3)]
         for thread in threads:
@@ -95,7 +97,7 @@ def test_fail_fast_exits_1_with_one_error_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("api", ["port", "rest-port"])
-def test_port_in_use_exits_2_at_once(tmp_path: Path, api: str) -> None:
+def test_port_in_use_exits_2_before_tensorflow_is_imported(tmp_path: Path, api: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -105,7 +107,7 @@ def test_port_in_use_exits_2_at_once(tmp_path: Path, api: str) -> None:
     assert (process.returncode, out) == (2, "")
     line = log.splitlines()[-1]
     assert line.startswith("serving.server: error: cannot listen on 127.0.0.1:")
-    assert f"choose another with --{api}" in line
+    assert f"select another port with --{api}" in line
 
 
 def test_two_servers_never_share_a_port(own_server: ModelServer, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_wrong_options_exit_2_before_tensorflow_is_imported(arguments: list[str]
     assert time.monotonic() - started < 3.0
 
 
-def test_only_loopback_is_bound_unless_told_otherwise(own_server: ModelServer) -> None:
+def test_only_loopback_is_bound_by_default(own_server: ModelServer) -> None:
     assert own_server.host == "127.0.0.1"
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", own_server.rest_port), timeout=2)
@@ -145,7 +147,7 @@ def test_only_loopback_is_bound_unless_told_otherwise(own_server: ModelServer) -
         socket.create_connection(("127.0.0.2", own_server.port), timeout=2)
 
 
-def test_flags_of_tensorflow_serving_are_understood(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_tensorflow_servings_flags_are_accepted(tmp_path: Path, exported: Callable[..., Path]) -> None:
     (tmp_path / "films").mkdir()
     push(exported(), tmp_path / "films", 3)
     models = tmp_path / "models.config"
@@ -189,7 +191,7 @@ def test_flags_of_tensorflow_serving_are_understood(tmp_path: Path, exported: Ca
         process.communicate()
 
 
-def test_larger_messages_than_allowed_are_refused(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_larger_messages_than_allowed_are_rejected(tmp_path: Path, exported: Callable[..., Path]) -> None:
     push(exported(), tmp_path, 1)
     with ModelServer(tmp_path, port=0, rest_port=0, options=ServerOptions(max_message_bytes=10_000)) as server:
         server.wait_until_available(60)
@@ -200,9 +202,9 @@ def test_larger_messages_than_allowed_are_refused(tmp_path: Path, exported: Call
         assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         stubs.channel.close()
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/recommender:predict"
-        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+        with pytest.raises(urllib.error.HTTPError, match="400") as rejected:
             urllib.request.urlopen(url, data=b" " * 20_000, timeout=30)
-        assert "not a number from 0 to 10000" in json.loads(refused.value.read())["error"]
+        assert "expected a number from 0 to 10000" in json.loads(rejected.value.read())["error"]
 
 
 def test_monitoring_config_can_turn_the_page_off(tmp_path: Path) -> None:
@@ -277,11 +279,11 @@ def test_switches_are_spelled_in_three_ways() -> None:
     allowed = {"allow_version_labels_for_unavailable_models": True}
     options = parse(["--model-dir", "x", "--model", "films"], defaults=allowed)
     assert options.allow_version_labels_for_unavailable_models and options.model_name == "films"
-    refused = ["--model-dir", "x", "--no-allow-version-labels-for-unavailable-models"]
-    assert not parse(refused, defaults=allowed).allow_version_labels_for_unavailable_models
+    rejected = ["--model-dir", "x", "--no-allow-version-labels-for-unavailable-models"]
+    assert not parse(rejected, defaults=allowed).allow_version_labels_for_unavailable_models
 
 
-def test_tandem_serve_takes_the_configuration_files(tmp_path: Path, exported: Callable[..., Path]) -> None:
+def test_tandem_serve_reads_the_configuration_files(tmp_path: Path, exported: Callable[..., Path]) -> None:
     (tmp_path / "films").mkdir()
     push(exported(), tmp_path / "films", 3)
     models = tmp_path / "models.config"
@@ -311,11 +313,11 @@ def test_tandem_serve_takes_the_configuration_files(tmp_path: Path, exported: Ca
     finally:
         process.kill()
         process.communicate()
-    refused = subprocess.run(
+    rejected = subprocess.run(
         [tandem, "serve", "--model-config-file", models, "--no-allow-version-labels-for-unavailable-models"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert refused.returncode == 2
-    assert "is not currently available for inference" in refused.stderr.splitlines()[-1]
+    assert rejected.returncode == 2
+    assert "is not currently available for inference" in rejected.stderr.splitlines()[-1]

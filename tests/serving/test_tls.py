@@ -101,11 +101,9 @@ def test_clients_that_trust_the_authority_are_answered(server: ModelServer, auth
     assert _rest(server, authority, client) == 200
 
 
-def test_clients_without_a_certificate_of_the_authority_are_refused_where_one_is_asked_for(
-    server: ModelServer, authority: trustme.CA
-) -> None:
-    stranger = trustme.CA().issue_cert("client")
-    for client in (None, stranger):
+def test_mutual_tls_rejects_clients_without_a_valid_certificate(server: ModelServer, authority: trustme.CA) -> None:
+    other = trustme.CA().issue_cert("client")
+    for client in (None, other):
         if not _is_mutual(server):
             assert _rest(server, authority, client) == 200
             continue
@@ -116,7 +114,7 @@ def test_clients_without_a_certificate_of_the_authority_are_refused_where_one_is
             _rest(server, authority, client)
 
 
-def test_clients_that_do_not_know_the_authority_turn_away(server: ModelServer) -> None:
+def test_clients_that_do_not_trust_the_authority_reject_the_server(server: ModelServer) -> None:
     other = trustme.CA()
     with pytest.raises(grpc.RpcError) as failure:
         _grpc(server, other, None)
@@ -125,7 +123,7 @@ def test_clients_that_do_not_know_the_authority_turn_away(server: ModelServer) -
         _rest(server, other, None)
 
 
-def test_clear_text_is_not_answered(server: ModelServer, authority: trustme.CA) -> None:
+def test_unencrypted_requests_are_not_answered(server: ModelServer, authority: trustme.CA) -> None:
     stubs = Stubs(f"localhost:{server.port}")
     with pytest.raises(grpc.RpcError):
         stubs.prediction.Predict(predict_request("recommend", user_id=["1"]), timeout=5)
@@ -136,21 +134,24 @@ def test_clear_text_is_not_answered(server: ModelServer, authority: trustme.CA) 
         connection.getresponse()
 
 
-def test_connection_that_never_shakes_hands_holds_up_nobody(server: ModelServer, authority: trustme.CA) -> None:
+def test_connection_without_handshake_blocks_no_other(server: ModelServer, authority: trustme.CA) -> None:
     with socket.create_connection(("localhost", server.rest_port)):
         client = authority.issue_cert("client") if _is_mutual(server) else None
         assert _rest(server, authority, client) == 200
 
 
-def test_wrong_ssl_config_files_are_refused(tmp_path: Path, authority: trustme.CA) -> None:
+def test_wrong_ssl_config_files_are_rejected(tmp_path: Path, authority: trustme.CA) -> None:
     one, other = authority.issue_cert("localhost"), authority.issue_cert("localhost")
     key, certificate = one.private_key_pem.bytes().decode(), _pem(one)
     cases = [
         ({"server_cert": certificate}, "server_key is missing"),
         ({"server_key": key}, "server_cert is missing"),
-        ({"server_key": key, "server_cert": _pem(other)}, "not PEM texts that fit together"),
-        ({"server_key": "no key", "server_cert": certificate}, "not PEM texts that fit together"),
-        ({"server_key": key, "server_cert": certificate, "custom_ca": "none"}, "not PEM texts that fit together"),
+        ({"server_key": key, "server_cert": _pem(other)}, "expected PEM texts that match in server_key"),
+        ({"server_key": "no key", "server_cert": certificate}, "expected PEM texts that match in server_key"),
+        (
+            {"server_key": key, "server_cert": certificate, "custom_ca": "none"},
+            "expected PEM texts that match in server_key",
+        ),
         ({"server_key": key, "server_cert": certificate, "client_verify": True}, "client_verify without custom_ca"),
     ]
     for fields, message in cases:

@@ -19,11 +19,11 @@ from contract_model import predict_request
 from tensorflow_serving.apis import get_model_status_pb2
 
 from serving.api.prometheus import ServingMetrics
-from serving.api.servables import State
+from serving.api.served_models import State
 from serving.config.model_config import ModelSettings
-from serving.server.loading import ServableLoader
 from serving.server.model_server import ModelServer, NoLoadableVersionError
 from serving.server.servable import Servable
+from serving.server.servable_loader import ServableLoader
 from serving.server.versions import ServableVersions
 
 _POLL_S = 0.05
@@ -146,7 +146,7 @@ def test_corrupt_version_is_skipped_and_reported_while_the_old_one_serves(
     assert live.answering() == 3
 
 
-def test_version_that_was_half_written_is_loaded_once_it_is_whole(
+def test_incomplete_version_is_loaded_when_it_is_complete(
     base: Path, exported: Callable[..., Path], serve: Callable[[], _Live]
 ) -> None:
     push(exported(), base, 1)
@@ -176,7 +176,7 @@ def test_at_start_the_highest_version_that_loads_is_served(
     assert live.states() == {10: State.END, 4: State.AVAILABLE}
 
 
-def test_taking_the_latest_version_away_goes_back_to_the_one_before(
+def test_removing_the_latest_version_serves_the_previous_one(
     base: Path, exported: Callable[..., Path], serve: Callable[[], _Live]
 ) -> None:
     push(exported(), base, 1)
@@ -191,7 +191,7 @@ def test_taking_the_latest_version_away_goes_back_to_the_one_before(
     assert live.answering() == 1, "with nothing left on disk, the served version stays"
 
 
-def test_failing_warm_up_request_keeps_a_version_out(
+def test_version_with_a_failing_warm_up_request_is_not_served(
     base: Path, exported: Callable[..., Path], serve: Callable[[], _Live]
 ) -> None:
     push(exported(), base, 1)
@@ -204,7 +204,7 @@ def test_failing_warm_up_request_keeps_a_version_out(
     assert "Warmup request 1" in message and "user_id" in message
 
 
-def test_too_many_warm_up_records_and_junk_are_refused(base: Path, exported: Callable[..., Path]) -> None:
+def test_too_many_warm_up_records_and_junk_are_rejected(base: Path, exported: Callable[..., Path]) -> None:
     load = ServableLoader(ServingMetrics())
     many = shutil.copytree(exported(), base / "1")
     contract_model.write_warmup(many, [predict_request("rate", user_id=["1"], item_id=["i1"])] * 1001)
@@ -230,7 +230,7 @@ class _SlowServable:
         self.closed = True
 
 
-def test_old_version_is_unloaded_only_after_its_last_call(base: Path) -> None:
+def test_old_version_is_unloaded_after_its_last_request(base: Path) -> None:
     made: dict[int, _SlowServable] = {}
 
     def loader(name: str, version: int, path: Path) -> Servable:
@@ -279,7 +279,7 @@ def test_statuses_of_ended_versions_do_not_grow_without_bound(base: Path) -> Non
 
 def test_waits_for_a_first_version(base: Path, exported: Callable[..., Path]) -> None:
     with ModelServer(base, port=0, rest_port=0, poll_interval_s=_POLL_S) as server:
-        with pytest.raises(TimeoutError, match="holds no version folder"):
+        with pytest.raises(TimeoutError, match="expected folders named by a number"):
             server.wait_until_available(0.3)
         stubs = Stubs(f"127.0.0.1:{server.port}")
         with pytest.raises(grpc.RpcError) as failure:
@@ -291,7 +291,7 @@ def test_waits_for_a_first_version(base: Path, exported: Callable[..., Path]) ->
         stubs.channel.close()
 
 
-def test_fail_fast_says_why_nothing_loads(base: Path) -> None:
+def test_fail_fast_reports_why_no_version_loads(base: Path) -> None:
     (base / "3").mkdir()
     (base / "3" / "saved_model.pb").write_bytes(b"junk")
     with (
@@ -301,7 +301,7 @@ def test_fail_fast_says_why_nothing_loads(base: Path) -> None:
         server.wait_until_available(30, fail_fast=True)
 
 
-def test_stop_lets_a_running_call_finish(base: Path, exported: Callable[..., Path]) -> None:
+def test_stop_lets_a_running_request_finish(base: Path, exported: Callable[..., Path]) -> None:
     push(exported(), base, 1)
     server = ModelServer(base, port=0, rest_port=0)
     server.start()

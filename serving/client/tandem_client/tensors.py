@@ -181,7 +181,7 @@ def _from_content(dtype: str, content: bytes, elements: int) -> list[Any]:
 
 
 def _strings_from_content(content: bytes, elements: int) -> list[Any]:
-    """TensorFlow packs strings as all lengths, each a varint, then all bytes."""
+    """Read TensorFlow's encoding of strings: all lengths as varints, then all bytes."""
     lengths: list[int] = []
     position = length = shift = 0
     while len(lengths) < elements:

@@ -1,4 +1,4 @@
-"""Makes a servable of a version's folder: loads the SavedModel, replays its warm-up requests, counts the attempt."""
+"""Loads a version: its SavedModel and warm-up requests, with metrics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ _logger = logging.getLogger(__name__)
 
 
 class ServableLoader:
-    """What `ServableVersions` calls for each version."""
+    """Loader that `ServableVersions` calls for each version."""
 
     def __init__(self, metrics: ServingMetrics, batcher: Batcher | None = None) -> None:
-        """Args:
-        metrics: counts loads and warm-ups.
-        batcher: merges concurrent Predict requests of each servable; None for none.
+        """Make a loader.
+
+        Args:
+            metrics: counts loads and warm-ups.
+            batcher: merges concurrent Predict requests of each servable; None for no batching.
         """
         self._metrics = metrics
         self._batcher = batcher
 
     def __call__(self, name: str, version: int, path: Path) -> Servable:
-        """Loads a version and runs its warm-up requests.
+        """Load a version and run its warm-up requests.
 
         Raises:
-            ServingError: it does not load, or a warm-up request fails; nothing stays loaded.
+            ServingError: it does not load, or a warm-up request fails; it is unloaded again.
         """
         started = time.monotonic()
         try:
