@@ -149,6 +149,7 @@ def test_the_requested_recall_is_reached(recall: float) -> None:
     assert index.calibration.scanned < 0.25, "as much work as brute force"
 
 
+@pytest.mark.slow
 def test_calibration_measures_what_search_finds() -> None:
     vectors, queries, seen = clustered()
     index = IvfIndex.build(vectors, queries, k=50, recall=0.9, excluded=seen)

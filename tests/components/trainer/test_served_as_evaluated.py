@@ -15,6 +15,9 @@ from components.infra_validator.agreement import NotServable
 from components.infra_validator.eval_rows import EvalRows, read_eval_rows
 from components.infra_validator.executor import Settings, validate
 
+# The end-to-end run of the books validates an export as well, on every `make test`.
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(code_version="test", user_id="customer", item_id="item", exclude_seen=True)
 
 
@@ -31,7 +34,7 @@ def rows(world: Any, example: Callable[..., bytes], tmp_path_factory: pytest.Tem
     return read_eval_rows(str(folder), 60, "customer", "item")
 
 
-@pytest.mark.parametrize("exclude_seen", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exclude_seen", [True, False])
 def test_an_exported_model_is_servable(
     unseen_items: Any, all_items: Any, rows: EvalRows, exclude_seen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +43,6 @@ def test_an_exported_model_is_servable(
     validate(str(model.path), rows, SETTINGS.model_copy(update={"exclude_seen": exclude_seen}))
 
 
-@pytest.mark.slow
 def test_rows_are_requested_with_their_own_columns(
     unseen_items: Any, rows: EvalRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +52,6 @@ def test_rows_are_requested_with_their_own_columns(
         validate(str(unseen_items.path), rows, SETTINGS)
 
 
-@pytest.mark.slow
 def test_columns_of_other_users_are_detected(unseen_items: Any, rows: EvalRows) -> None:
     others = dataclasses.replace(rows, users=[*rows.users[1:], rows.users[0]])
     with pytest.raises(NotServable, match=r"the Evaluator measured"):
