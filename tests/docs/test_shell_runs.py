@@ -29,14 +29,13 @@ TOO_LARGE = ("data", "synthetic")
 ITS_OWN_DATA = {"schemas/mine": "data/mine", "schemas/shop": "data/shop"}
 PLACEHOLDERS = {"DIR": "data/mine", "USER_COLUMN": "user", "ITEM_COLUMN": "item", "STARS": "stars", "WHEN": "at"}
 
-# Each one once, on the first page that has it.
-RUN = list(
-    {
-        each.words[1:]: each
-        for each in reversed(EVERY_COMMAND)
-        if each.program == "tandem" and each.words[1] not in NOT_RUN and each.words[1:3] != TOO_LARGE
-    }.values()
-)[::-1]
+# Each one once.
+RUN = [
+    each
+    for place, each in enumerate(EVERY_COMMAND)
+    if each.program == "tandem" and each.words[1] not in NOT_RUN and each.words[1:3] != TOO_LARGE
+    if each.arguments not in [earlier.arguments for earlier in EVERY_COMMAND[:place]]
+]
 REQUESTS = [each for each in EVERY_COMMAND if each.program == "curl"]
 FOLDERS_OF_VERSIONS = [each for each in EVERY_COMMAND if "--model-dir" in each.words]
 
