@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from serving.server.batching import Batcher
 
 # Seconds for which a stopping server answers UNAVAILABLE before it closes its ports.
-_REFUSING_S = 0.2
+_REJECTING_S = 0.2
 # Requests can only be merged if they wait together: TensorFlow Serving recommends 2 * max_batch_size client threads.
 _MAX_BATCHING_THREADS = 128
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -218,7 +218,7 @@ class ModelServer:
         if self._core is not None:
             self._core.drain()
             # A request that arrives while gRPC stops ends as CANCELLED, which clients do not retry: reject it before.
-            time.sleep(min(_REFUSING_S, grace))
+            time.sleep(min(_REJECTING_S, grace))
             self._core.wait_until_idle(deadline - time.monotonic())
         drained = self._grpc.stop(max(0.0, deadline - time.monotonic())) if self._grpc is not None else None
         if self._rest is not None:

@@ -1,9 +1,8 @@
-"""A model server with the contract model, in this process; or, with --target, the server to be tested.
+"""Fixtures: a model server with the contract model in this process, or the server given by --target.
 
 `pytest tests/serving/test_grpc_contract.py tests/serving/test_rest_contract.py tests/serving/test_client.py
---target HOST:PORT --rest-target HOST:PORT` runs the contract tests against a server that is running already, such as a
-real TensorFlow Serving that serves the folder written by `python tests/serving/contract_model.py DIR` as the model
-`recommender` (docs/server.md).
+--target HOST:PORT --rest-target HOST:PORT` runs the contract tests against a running server, such as TensorFlow Serving
+with the folder of `python tests/serving/contract_model.py DIR` as the model `recommender` (docs/server.md).
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`exported(marker=…, items=…, history=…)`: a version folder, made once for each set of arguments.
+    """`exported(marker=…, items=…, history=…)`: a version folder, made once per set of arguments.
 
-    Copy it before you change it.
+    Copy it before changing it.
     """
     made: dict[tuple[object, ...], Path] = {}
     base = tmp_path_factory.mktemp("exported")
@@ -88,14 +87,14 @@ def rest_target(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def embedded_only(request: pytest.FixtureRequest) -> None:
-    """For what TensorFlow Serving words otherwise or does not have: skipped with --target."""
+    """Skip a test of the embedded server's own messages and features with --target."""
     if request.config.getoption("--target", default=None):
         pytest.skip("about the embedded server")
 
 
 @pytest.fixture(scope="session")
 def all_signatures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Target of a server whose model has every signature of the contract (see recommender_model.py)."""
+    """Target of a server whose model has every signature (see recommender_model.py)."""
     base = tmp_path_factory.mktemp("recommender")
     recommender_model.export(base / "1")
     with ModelServer(base, port=0, rest_port=0) as server:
@@ -104,7 +103,7 @@ def all_signatures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class Stubs:
-    """tensorflow-serving-api's own stubs."""
+    """The stubs of tensorflow-serving-api."""
 
     def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -132,7 +131,7 @@ def recommender(target: str) -> Iterator[Recommender]:
 
 @pytest.fixture(scope="session")
 def spinning(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version folder whose signature `spin` multiplies matrices `rounds` [B] times; it answers [B]."""
+    """A version folder whose signature `spin` multiplies matrices `rounds` [B] times and returns [B]."""
 
     class Spinning(tf.Module):  # type: ignore[misc]
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "rounds")])  # type: ignore[untyped-decorator]
@@ -152,7 +151,7 @@ def spinning(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rounds_for(stubs: Stubs, seconds: float) -> int:
-    """How many rounds of `spin` take about that long on this machine now."""
+    """Return the number of rounds for which `spin` takes about this time on this machine."""
     started = time.monotonic()
     request = contract_model.predict_request("spin", rounds=np.array([300], np.int64))
     stubs.prediction.Predict(request, timeout=60)
@@ -160,7 +159,7 @@ def rounds_for(stubs: Stubs, seconds: float) -> int:
 
 
 def push(version_folder: Path, base: Path, number: int) -> Path:
-    """As the Pusher does it: the whole version under another name, then one rename."""
+    """Push as the Pusher does: write the version under a temporary name, then rename it."""
     scratch = base / f".pushing-{number}"
     shutil.copytree(version_folder, scratch)
     final = base / str(number)

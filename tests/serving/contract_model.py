@@ -21,16 +21,16 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 USERS = ("1", "2", "3")
 ITEMS = tuple(f"i{number}" for number in range(150))
 TOP_K = 100
-# User 3 has seen nearly everything: fewer than k items are left for this one.
+# User 3 has seen nearly all items: fewer than k are left.
 FEW_LEFT_USER = "3"
 FEW_LEFT = 4
-# What optional inputs default to; a rank of 2 makes an input of rank 2.
+# Defaults of optional inputs; a default of rank 2 makes an input of rank 2.
 CONTEXT = {"occupation": tf.constant([""]), "timestamp": tf.constant([0], tf.int64), "age": tf.constant([0.0])}
 HISTORY = {"history": tf.constant([[""]])}
 
 
 class ContractModel(tf.Module):  # type: ignore[misc]
-    """Scores are fixed numbers; `marker` is added to each, so that a test sees which version answered."""
+    """Fixed scores plus `marker`, which identifies the version that answered."""
 
     def __init__(self, items: tuple[str, ...] = ITEMS, marker: float = 0.0) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class ContractModel(tf.Module):  # type: ignore[misc]
         position = self.users.lookup(user_id)
         known = position >= 0
         users = tf.gather(self.user_vectors.read_value(), tf.where(known, position, tf.constant(len(USERS), tf.int64)))
-        # As the exported model does it: on top of what is remembered, in any order, by the square root of the number.
+        # As in the exported model: added to the stored history, in any order, divided by the square root of the number.
         count = tf.maximum(tf.reduce_sum(touched, axis=1, keepdims=True), 1.0)
         return users + tf.matmul(touched, self.item_vectors.read_value()[:, :-1], transpose_b=True) / tf.sqrt(count)
 
     def _touched(self, user_id: tf.Tensor, history: tf.Tensor | None) -> tf.Tensor:
-        """float32 [B, items]: how often each item is in the user's history; '' and unknown ids count nothing."""
+        """Return float32 [B, items], the number of each item in the user's history; '' and unknown ids are ignored."""
         batch, count = tf.shape(user_id)[0], tf.shape(self.item_vectors)[1] - 1
         if history is None:
             return tf.zeros([batch, count])
@@ -121,7 +121,7 @@ def _table(keys: tuple[str, ...]) -> tf.lookup.StaticHashTable:
 def export(
     folder: Path, *, items: tuple[str, ...] = ITEMS, marker: float = 0.0, history: bool = True, warmup: bool = True
 ) -> Path:
-    """Writes a version into `folder` (`…/1`); without `history`, as the Trainer does for a recipe without one."""
+    """Write a version into `folder` (`…/1`); without `history`, as for a recipe without that feature."""
     model = ContractModel(items, marker)
     optional = {**CONTEXT, **HISTORY} if history else CONTEXT
     recommend = with_optional(model.recommend, ["user_id"], optional)
@@ -141,7 +141,7 @@ def export(
 def with_optional(
     function: Callable[..., dict[str, tf.Tensor]], required: Sequence[str], optional: Mapping[str, tf.Tensor]
 ) -> tf.types.experimental.PolymorphicFunction:
-    """`function` with string inputs [B], and optional ones of any size in each dimension.
+    """Wrap `function` with string inputs [B], and optional inputs of any size in each dimension.
 
     Default arguments of a tf.function with a TensorSpec signature become SignatureDef.defaults.
     """
@@ -170,7 +170,7 @@ def write_warmup(folder: Path, requests: list[predict_pb2.PredictRequest]) -> No
 def predict_request(
     signature: str, model: str = "recommender", version: int | None = None, **inputs: object
 ) -> predict_pb2.PredictRequest:
-    """A request with tensors as TensorFlow itself builds them, of anything `tf.make_tensor_proto` takes."""
+    """Build a request with `tf.make_tensor_proto`."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = signature

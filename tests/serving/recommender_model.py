@@ -1,6 +1,6 @@
 """A small SavedModel with every signature of a Tandem model, for the tests of the client.
 
-What it answers is simple enough to be computed again by a test; names, dtypes, defaults and padding are the contract's.
+A test can compute its outputs; names, dtypes, defaults and padding are those of docs/serving.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAN = float("nan")
 
 
 class RecommenderModel(tf.Module):
-    """Scores are dot products of vectors whose last dimension carries the item's bias; the user's is 1."""
+    """Scores are inner products of vectors whose last component is the item's bias, and 1 for users."""
 
     def __init__(self, items: Sequence[str], marker: float, k: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class RecommenderModel(tf.Module):
         self.lower = tf.constant([title.lower() for title in titles])
 
     def query(self, user_id: tf.Tensor, history: tf.Tensor | None, age: tf.Tensor) -> tf.Tensor:
-        """float32 [B, 5]"""
+        """Return the query vectors, float32 [B, 5]."""
         batch = tf.shape(user_id)[0]
         known = self.users.lookup(user_id)
         vectors = tf.gather(self.user_vectors, tf.where(known >= 0, known, len(USERS)))
@@ -66,7 +66,7 @@ class RecommenderModel(tf.Module):
         return tf.concat([vectors, tf.ones([batch, 1])], axis=1)
 
     def among(self, ids: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        """float32 [B, items]: 1 for those that are among the row's ids string [B or 1, n]."""
+        """Return float32 [B, items]: 1 for items among the row's ids, string [B or 1, n]."""
         position = self.items.lookup(tf.broadcast_to(ids, [batch, tf.shape(ids)[1]]))
         return tf.minimum(tf.reduce_sum(tf.one_hot(position, self.count), axis=1), 1.0)
 
@@ -156,15 +156,15 @@ def export(
     history: bool = True,
     signatures: Collection[str] = SIGNATURES,
 ) -> Path:
-    """Writes a version into `folder`.
+    """Write a version into `folder`.
 
     Args:
         folder: `…/1`.
         items: the catalogue.
-        marker: added to all scores, so that a test sees which version answered.
-        k: items that the signatures without an input k answer.
-        history: whether queries take one.
-        signatures: older exports, and recipes without display columns, lack some.
+        marker: added to all scores, to identify the version.
+        k: length of the lists of the signatures without an input k.
+        history: whether queries have a history input.
+        signatures: names to export; older exports, and recipes without display columns, lack some.
     """
     model = RecommenderModel(items, marker, k)
     query: dict[str, tf.Tensor] = {"age": tf.constant([NAN])}
@@ -192,7 +192,7 @@ def _table(keys: Sequence[str]) -> tf.lookup.StaticHashTable:
 
 
 def _words(title: str) -> list[int]:
-    """Where words begin; a sign before a word belongs to it."""
+    """Return the starts of words; a punctuation mark before a word is part of it."""
     return [
         place
         for place, sign in enumerate(title)

@@ -1,6 +1,6 @@
-"""A gRPC server between a client and a model server: forwards calls byte by byte, keeps what it saw, and can interfere.
+"""A gRPC server between a client and a model server that forwards and records requests, and can change them.
 
-With it a test sees what the client sends and over which connection, and lets a server have TLS, labels, or a bad day.
+With it a test sees the client's requests and connections, and gives a server TLS, labels or errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tensorflow_serving.apis import predict_pb2
 
 @dataclass(frozen=True)
 class Seen:
-    """A call as it came in."""
+    """A received request."""
 
     method: str
     request: bytes
@@ -27,12 +27,12 @@ class Seen:
 
     @property
     def predict(self) -> predict_pb2.PredictRequest:
-        """The request of a Predict call."""
+        """Return the PredictRequest."""
         return predict_pb2.PredictRequest.FromString(self.request)
 
 
 class Relay(grpc.GenericRpcHandler):
-    """Set `before` to change, delay or refuse requests: of the call and its context it makes what is forwarded."""
+    """Forwards requests. Set `before`, which returns the request to forward, to change, delay or reject requests."""
 
     def __init__(self, target: str) -> None:
         self.channel = grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", -1)])
@@ -47,7 +47,7 @@ class Relay(grpc.GenericRpcHandler):
 
     @property
     def predicts(self) -> list[predict_pb2.PredictRequest]:
-        """The Predict requests so far."""
+        """Return the Predict requests so far."""
         return [each.predict for each in self.calls if each.method.endswith("/Predict")]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
@@ -69,7 +69,7 @@ class Relay(grpc.GenericRpcHandler):
 
 @contextmanager
 def relayed(target: str, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> Iterator[Relay]:
-    """A relay on a port of localhost, 0 for a free one; with TLS where credentials are given."""
+    """Run a relay on a port of localhost, 0 for a free one; with TLS if credentials are given."""
     relay = Relay(target)
     server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[relay], options=[("grpc.so_reuseport", 0)])
     address = f"localhost:{port}"

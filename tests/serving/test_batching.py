@@ -1,4 +1,4 @@
-"""Request batching: merged along dimension 0, split again, nothing mixed up; TensorFlow Serving's parameters file."""
+"""Request batching: merged along dimension 0 and split again; TensorFlow Serving's parameters file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ num_batch_threads { value: 2 }
 
 
 class _Recorder:
-    """Stands for a signature `row -> 10 * row + scalar` and remembers what it was run on."""
+    """Fake signature `row -> 10 * row + scalar` that records its inputs."""
 
     def __init__(self, *, fails_on: float | None = None) -> None:
         self.runs: list[list[np.ndarray[Any, Any]]] = []
@@ -55,7 +55,7 @@ class _Recorder:
 
 
 def _together(batcher: Batcher, recorder: _Recorder, requests: list[list[Any]], **run: Any) -> list[Any]:
-    """Sends the requests at one time; the answer or the error of each."""
+    """Send the requests concurrently; return the response or the error of each."""
     queue = batcher.queue(recorder)
 
     def send(feeds: list[Any]) -> Any:
@@ -106,7 +106,7 @@ def test_scalars_of_different_value_are_never_merged() -> None:
 
 @pytest.mark.parametrize("requests", [[[[], []]], [[[1, 2], [[5]]]], [[np.int32(7)]], [[]]])
 def test_requests_without_common_rows_run_separately(requests: list[list[Any]]) -> None:
-    """An empty batch, an input of one row for all, scalars only: TensorFlow Serving refuses these with batching on."""
+    """An empty batch, an input of one row for all, scalars only: TensorFlow Serving rejects these with batching."""
     ran: list[int] = []
 
     def executor(*feeds: Any) -> Sequence[Any]:
@@ -163,7 +163,7 @@ def test_full_queue_rejects_requests() -> None:
     queue = batcher.queue(recorder)
     with futures.ThreadPoolExecutor(8) as pool:
         calls = [pool.submit(queue.run, [np.array([0])])]
-        time.sleep(0.2)  # the one thread has taken it
+        time.sleep(0.2)  # the only batch thread runs it
         calls += [pool.submit(queue.run, [np.array([n])]) for n in (1, 2)]
         time.sleep(0.2)
         with pytest.raises(ServingError, match="currently 2 batches enqueued and max_enqueued_batches is 2") as failure:
@@ -333,5 +333,5 @@ def test_server_does_not_run_a_request_whose_deadline_passed_in_the_queue(tmp_pa
             assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert long.result().outputs["done"].int64_val == [rounds]
         assert stubs.prediction.Predict(predict_request("spin", rounds=np.array([1], np.int64)), timeout=30)
-        assert server.metrics.wrapped_run_count.value() == runs + 1, "the late ones were not run"
+        assert server.metrics.wrapped_run_count.value() == runs + 1, "requests after their deadline were not run"
         stubs.channel.close()

@@ -1,4 +1,4 @@
-"""tandem_client against a server: typed answers, inputs checked by name before sending, typed errors with a remedy."""
+"""tandem_client against a server: typed results, inputs checked before they are sent, typed errors with a remedy."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_dead_server_is_unavailable_with_a_remedy_after_retries() -> None:
         started = time.monotonic()
         with pytest.raises(ServerUnavailable, match=r"the server does not answer .*start a server there") as failure:
             recommender.recommend("1")
-        assert 0.3 < time.monotonic() - started < 15, "retried with pauses, then given up"
+        assert 0.3 < time.monotonic() - started < 15, "retried with backoff, then an error"
     assert failure.value.target == target and failure.value.code == "UNAVAILABLE"
     with Recommender(target, timeout=30, retries=0) as recommender:
         started = time.monotonic()
@@ -442,7 +442,7 @@ def test_import_is_fast_and_needs_no_tensorflow() -> None:
         "('tensorflow', 'tensorflow_serving', 'numpy', 'serving', 'pipeline', 'components'))\n"
         "print(took, used); print(heavy)"
     )
-    # On a machine that is busy with something else, the clock measures that; the processor time is the import's own.
+    # On a busy machine, only the processor time is the import's own.
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     seconds = []
     for _ in range(3):

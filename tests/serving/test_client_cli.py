@@ -1,4 +1,4 @@
-"""`tandem recommend`, `rate` and `similar` against a server: what they print, and how they end."""
+"""`tandem recommend`, `rate` and `similar` against a server: output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every signature of the contract through the client, with and without asyncio: what is asked, and what comes back."""
+"""Every signature through the client, with and without asyncio: requests and results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(all_signatures: str) -> Iterator[Recommender]:
 
 @pytest.fixture(scope="module")
 def everything(client: Recommender) -> list[str]:
-    """User 1's items, all of them, best first."""
+    """All items for user 1, best first."""
     return [each.item_id for each in client.recommend("1", k=len(ITEMS)).items]
 
 
@@ -173,7 +173,7 @@ def test_new_items_have_vectors_from_their_columns(client: Recommender) -> None:
         client.embed_item("i1", columns={"colour": "red"})
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- invalid requests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_wrong_inputs_are_named_before_anything_is_sent(
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recommender]:
-    """Asks a model with `recommend`, `rate` and what the Evaluator needs alone."""
+    """Client of a model with `recommend`, `rate` and the Evaluator's signature only."""
     base = tmp_path_factory.mktemp("older")
     recommender_model.export(base / "1", signatures=("serving_default", "evaluate", "recommend", "rate"))
     with ModelServer(base, port=0, rest_port=0) as server:
@@ -294,14 +294,14 @@ def test_new_version_with_longer_or_shorter_lists_is_detected(tmp_path: Path) ->
             assert len(client.recommend("1", k=25).items) == 7
             with Recommender(relay.target, timeout=30) as other:
                 assert len(other.similar("i0").items) == 6
-                # The remembered signatures say 7 items, the new ones 30.
+                # The cached signatures return 7 items, the new ones 30.
                 push(versions[1], base, 2)
                 assert _available(client, 2)
                 assert len(other.similar("i0", k=25).items) == 25
             assert [len(client.recommend("1", k=25).items) for _ in range(2)] == [25, 25]
             used = [each.model_spec.signature_name for each in relay.predicts if "user_id" in each.inputs]
             assert used == ["recommend_filtered", "recommend_filtered", "recommend"]
-            # Now 30 and 5: `recommend` of the new version answers too few, and that is noticed, too.
+            # Now 30 and 5: `recommend` of the new version returns too few, which is detected, too.
             push(versions[2], base, 3)
             assert _available(client, 3)
             assert len(client.recommend("1", k=25).items) == 25
@@ -405,8 +405,8 @@ def test_cancelling_a_task_ends_its_call(relay: Relay) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(ended.wait, 10), "the server was told"
-            assert (await client.recommend("1")).items, "the client goes on"
+            assert await asyncio.to_thread(ended.wait, 10), "the server's request ended"
+            assert (await client.recommend("1")).items, "the client stays usable"
 
     relay.before = hang
     asyncio.run(ask())

@@ -1,4 +1,4 @@
-"""How the client talks to a server: connections, TLS, labels, retries, deadlines, and batches larger than one call."""
+"""The client's connections, TLS, labels, retries, deadlines, and batches larger than one request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def relay(all_signatures: str) -> Iterator[Relay]:
 
 
 def _both(ask: Callable[[Any], Any], target: str, **arguments: Any) -> Iterator[Callable[[], Any]]:
-    """The call through either client, to be made later."""
+    """Return a function that makes the call with either client."""
 
     def plainly() -> Any:
         with Recommender(target, **{"timeout": 30, **arguments}) as client:
@@ -136,7 +136,7 @@ def test_only_unavailable_is_retried(relay: Relay) -> None:
 
 
 def _labelled(labels: dict[str, int]) -> Callable[[Seen, grpc.ServicerContext], bytes]:
-    """TensorFlow Serving's behaviour where `version_labels` are assigned in its model config."""
+    """Behave as TensorFlow Serving with `version_labels` in its model config."""
 
     def resolve(seen: Seen, context: grpc.ServicerContext) -> bytes:
         kinds: dict[str, Any] = {
@@ -185,7 +185,7 @@ def test_unassigned_label_is_model_not_found(all_signatures: str) -> None:
         Recommender(all_signatures, version=3, label="canary")
 
 
-# --- batches larger than one call -------------------------------------------------------------------------------------
+# --- batches larger than one request ----------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
@@ -218,7 +218,7 @@ def test_parts_of_a_batch_give_the_result_of_the_whole(
 
 
 def test_request_above_the_message_limit_is_halved(relay: Relay) -> None:
-    # The relay takes 4 MiB, as gRPC does unless told otherwise.
+    # The relay has gRPC's default limit of 4 MiB.
     histories = [["i1", "x" * 100_000], *([["i2", "y" * 200_000]] * 59)]
     with Recommender(relay.target, timeout=60) as client:
         answers = client.recommend_batch(["unseen"] * 60, histories=histories)
@@ -256,7 +256,7 @@ def test_batch_is_answered_by_one_version_while_another_is_loaded(tmp_path: Path
         with relayed(f"127.0.0.1:{server.port}") as relay, Recommender(relay.target, timeout=60) as direct:
 
             def replace(seen: Seen, _: grpc.ServicerContext) -> bytes:
-                """After its first part, a batch finds the version that answered it unloaded."""
+                """Unload the version that answered the first part of a batch."""
                 if seen.method.endswith("/Predict") and len(relay.predicts) == 2:
                     push(second, base, 2)
                     while ("2", "AVAILABLE") not in [(str(e.version), e.state) for e in versions()] or any(
@@ -297,7 +297,7 @@ def test_requested_version_is_not_exchanged(relay: Relay) -> None:
 
 
 class Certificates:
-    """A certificate authority, a server of its, and a client of its."""
+    """A certificate authority with a server certificate and a client certificate."""
 
     def __init__(self) -> None:
         self.authority = trustme.CA()

@@ -1,4 +1,4 @@
-"""The client's own distribution: in an environment with grpcio and protobuf alone it asks a server."""
+"""The client's wheel in an environment with grpcio and protobuf alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(json.dumps(answers))
 
 
 def _needed(name: str) -> dict[str, importlib.metadata.Distribution]:
-    """The distributions that one of this environment's needs without extras, itself included."""
+    """Return a distribution of this environment and those that it requires, without extras."""
     found = {name: importlib.metadata.distribution(name)}
     for requirement in found[name].requires or ():
         if "extra ==" not in requirement:
@@ -89,7 +89,7 @@ def test_client_works_with_grpcio_and_protobuf_alone(wheel: Path, all_signatures
     pip = ("-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--no-index", "--no-deps", wheel)
     site = Path(run("-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip())
-    # No index may be at hand: what the wheel needs is copied from this environment, as it was installed here.
+    # Without an index: the wheel's requirements are copied from this environment.
     for distribution in (_needed("grpcio") | _needed("protobuf")).values():
         for file in distribution.files or ():
             if ".." not in file.parts and "__pycache__" not in file.parts:

@@ -1,4 +1,4 @@
-"""tandem_client's messages are TensorFlow Serving's on the wire, byte for byte, in both directions."""
+"""tandem_client's messages are wire-compatible with TensorFlow Serving's in both directions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _build(kind: type[Message], fields: dict[str, Any]) -> Message:
 
 
 def _fill(message: Message, fields: dict[str, Any]) -> None:
-    """Like the constructor with keywords, which takes no plain dicts as values of a map of messages."""
+    """Fill a message as its constructor does, and maps of messages from dicts, which it does not accept."""
     for name, value in fields.items():
         field = message.DESCRIPTOR.fields_by_name[name]
         target = getattr(message, name)
@@ -151,7 +151,7 @@ def test_same_fields_serialize_to_the_same_bytes_and_parse_back(kind: type[Messa
         our_bytes = _build(kind, fields).SerializeToString(deterministic=True)
         their_bytes = _build(theirs, fields).SerializeToString(deterministic=True)
         assert our_bytes == their_bytes
-        # Read by the other side and written again, nothing is lost or moved.
+        # A round trip through the other side's message changes nothing.
         assert theirs.FromString(our_bytes).SerializeToString(deterministic=True) == our_bytes
         assert kind.FromString(their_bytes).SerializeToString(deterministic=True) == their_bytes
 
@@ -219,7 +219,7 @@ def test_ragged_rows_of_strings_are_a_matrix_padded_at_the_front(rows: list[list
     assert read.shape == (len(rows), length)
     for found, row in zip(read.tolist(), rows, strict=True):
         assert found == [b""] * (length - len(row)) + [each.encode() for each in row]
-    # What a batching TensorFlow Serving pads with: its PadTensor takes the tensor's first value.
+    # TensorFlow Serving's batching pads with the tensor's first value (PadTensor).
     assert not read.size or read.flat[0] == b""
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's gRPC API through tensorflow-serving-api's stubs: answers, and errors in its codes and words."""
+"""TensorFlow Serving's gRPC API through tensorflow-serving-api's stubs: responses, error codes and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The standard gRPC health service: as a whole, by service, by model; and NOT_SERVING while the server drains."""
+"""The standard gRPC health service: of the server, its services and models; NOT_SERVING while the server drains."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_not_serving_while_running_requests_finish(tmp_path: Path, spinning: Pat
     time.sleep(0.3)
     stopping = threading.Thread(target=server.stop, args=(60,))
     stopping.start()
-    time.sleep(0.5)  # beyond the moment in which every stopping server still answers
+    time.sleep(0.5)  # longer than every stopping server keeps answering
     assert [_health(stubs, service) for service in ("", "recommender")] == [_NOT_SERVING] * 2
     with pytest.raises(grpc.RpcError) as failure:
         stubs.prediction.Predict(predict_request("spin", rounds=np.array([1], np.int64)), timeout=30)
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert not call.done(), "the long call was to be running still"
+    assert not call.done(), "the long request must still be running"
     assert call.result().outputs["done"].int64_val == [rounds]
     stopping.join()
     stubs.channel.close()

@@ -1,4 +1,4 @@
-"""Metrics as TensorFlow Serving writes them: names, buckets, labels; loads and warm-ups counted."""
+"""TensorFlow Serving's metrics: names, buckets and labels; loads and warm-ups are counted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_any_model_name_gives_a_page_that_parses(name: str) -> None:
     lines = "\n".join(counter.lines()) + "\n"
     (family,) = prometheus_parser.text_string_to_metric_families(lines)
     assert [sample.value for sample in family.samples] == [1]
-    # The parser itself splits lines at more signs than the format does.
+    # The parser splits lines at more characters than the format does.
     if len(lines.splitlines()) == 2 and not set(name) & set("\\{}"):
         assert family.samples[0].labels == {"model_name": name}
 

@@ -43,7 +43,7 @@ def _config(*models: str) -> str:
 
 @pytest.fixture
 def folders(tmp_path: Path, exported: Callable[..., Path]) -> dict[str, Path]:
-    """films has versions 1 and 2, books version 5; which version answers is in the scores."""
+    """films has versions 1 and 2, books version 5; the scores identify the version."""
     made = {name: tmp_path / name for name in ("films", "books")}
     for folder in made.values():
         folder.mkdir()
@@ -69,13 +69,13 @@ class _Live:
         self.stubs = Stubs(f"127.0.0.1:{self.server.port}")
 
     def write(self, config: str) -> None:
-        """As an editor or a ConfigMap does it: whole, by a rename."""
+        """Replace the file by a rename, as an editor or a ConfigMap does."""
         scratch = self.file.with_suffix(".new")
         scratch.write_text(config)
         scratch.rename(self.file)
 
     def answering(self, model: str, version: int | None = None, label: str | None = None) -> int:
-        """The version that answered, as the scores say it; what the response says has to be the same."""
+        """Return the version that answered, by its scores, which must be the version in the response."""
         request = predict_request("recommend", model=model, version=version, user_id=["1"])
         if label is not None:
             request.model_spec.version_label = label
@@ -111,7 +111,7 @@ class _Live:
 def _eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.02)
 
 
@@ -356,7 +356,7 @@ def test_reload_request_waits_for_the_new_models_and_reports_metrics(
         _config(_model("films", folders["films"]), _model("books", folders["books"])), loads, "/no/such/metric"
     )
     assert (response.status.error_code, response.status.error_message) == (0, "")
-    assert live.answering("books") == 5, "the answer came after the model"
+    assert live.answering("books") == 5, "the response came after the model had loaded"
     assert {each.name: each.int64_value_increase for each in response.metric} == {loads: 0, "/no/such/metric": 0}
     live.reload(_config(_model("books", folders["books"])))
     assert live.rejection("films")[0] is grpc.StatusCode.NOT_FOUND

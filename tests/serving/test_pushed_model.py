@@ -1,8 +1,8 @@
-"""docs/serving.md, held against a MovieLens model that a run pushed, as clients see it: over gRPC and REST.
+"""docs/serving.md, compared with a pushed MovieLens model over gRPC and REST.
 
-Whatever ran the pipeline, and however well it trained, these answers follow from the contract alone.
-`pytest tests/serving/test_pushed_model.py --target HOST:PORT --rest-target HOST:PORT` asks a server that is running
-already and has the model under the name `movielens`; otherwise the embedded server serves what the first run pushed.
+The expected responses follow from the page alone, for any trained model.
+`pytest tests/serving/test_pushed_model.py --target HOST:PORT --rest-target HOST:PORT` uses a running server
+with the model `movielens`; otherwise the embedded server serves the model that the first run pushed.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ SECTIONS = _sections()
 
 @pytest.fixture(scope="module")
 def addresses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """`grpc` and `rest` of the server that is asked."""
+    """Addresses `grpc` and `rest` of the server."""
     target, rest_target = (request.config.getoption(name, None) for name in ("--target", "--rest-target"))
     if target:
-        assert rest_target, "--target without --rest-target: these tests ask both"
+        assert rest_target, "--target without --rest-target: these tests need both"
         yield {"grpc": target, "rest": rest_target}
         return
     # A copy, because other tests push into the first run's folder.
@@ -185,7 +185,7 @@ def test_examples_of_the_page_have_the_same_response_over_grpc_and_rest(
             np.testing.assert_allclose(over_rest[name], values, rtol=1e-5, err_msg=name)
 
 
-# --- what holds for all -----------------------------------------------------------------------------------------------
+# --- rules for all signatures -----------------------------------------------------------------------------------------
 
 
 def test_rows_of_a_batch_are_independent(client: Recommender) -> None:
@@ -194,7 +194,7 @@ def test_rows_of_a_batch_are_independent(client: Recommender) -> None:
     for user, history, found in zip(users, histories, together, strict=True):
         alone = client.recommend(user, k=100, history=history)
         assert [each.score for each in found.items] == pytest.approx([each.score for each in alone.items], abs=1e-4)
-        # Where scores are as good as equal, the order may be another one.
+        # The order of nearly equal scores may differ.
         assert len(set(_ids(found)) ^ set(_ids(alone))) <= 2
     ratings = client.rate_batch(users, [FILM] * 4, histories=histories)
     alone_ratings = [client.rate(user, FILM, history=history) for user, history in zip(users, histories, strict=True)]
@@ -232,7 +232,7 @@ def test_rating_is_the_same_in_every_signature(client: Recommender, stubs: Stubs
         examples = [_example(user, film) for user, film in zip(users, films, strict=True)]
         evaluated = _predict(stubs, name, examples=examples)
         assert evaluated["rating"] == pytest.approx(client.rate_batch(users, films), abs=1e-4)
-    assert evaluated["rank"][3] == -1, "an unknown film has no place"
+    assert evaluated["rank"][3] == -1, "an unknown item has no rank"
 
 
 def test_new_users_history_counts_and_is_not_recommended(client: Recommender) -> None:

@@ -152,7 +152,7 @@ def test_single_output_is_not_named(rest_target: str) -> None:
 
 
 def test_empty_batch_in_column_format(rest_target: str) -> None:
-    empty = {name: [] for name in _COLUMNS} | {"history": [[]]}  # JSON can spell [1, 0], but not [0, L]
+    empty = {name: [] for name in _COLUMNS} | {"history": [[]]}  # JSON can express the shape [1, 0], but not [0, L]
     status, answer = _predict(rest_target, _recommend(inputs=empty))
     assert (status, answer["outputs"]["item_ids"]) == (200, [])
 
@@ -210,7 +210,7 @@ def test_prometheus_page_counts_requests_under_tensorflow_servings_names(rest_ta
         assert "# TYPE :tensorflow:serving:request_count counter\n" in text
         assert "# TYPE :tensorflow:serving:request_latency histogram\n" in text
         families = prometheus_parser.text_string_to_metric_families(text)
-        # The parser gives counters the suffix that Prometheus' own clients write.
+        # The parser adds the suffix of Prometheus' client library to counters.
         return {
             (each.name.removesuffix("_total"), frozenset(each.labels.items())): each.value
             for family in families

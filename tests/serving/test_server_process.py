@@ -1,4 +1,4 @@
-"""`python -m serving.server` as others run it: its one line, its exit codes, its signals."""
+"""`python -m serving.server` and `tandem serve` as processes: output, exit codes, signals."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_process_announces_its_ports_serves_and_drains_on_sigterm(
         assert rest_of_stdout == "", "one line and nothing else"
         assert "SIGTERM: draining" in log and "unloaded" in log
         assert done and set(done) == {500}
-        # New calls are turned away, those under way are not cut off.
+        # New requests are rejected, running ones finish.
         assert all(error.code() is grpc.StatusCode.UNAVAILABLE for error in failures), failures
         stubs.channel.close()
     finally:

@@ -1,4 +1,4 @@
-"""New versions pushed one after the other, corrupt ones among them, under clients that must notice nothing.
+"""Versions are pushed one after the other, some corrupt, while clients send requests, none of which may fail.
 
 `make soak` runs it for five minutes with a push every 20 s; the suite for half a minute with one every 2 s.
 """
@@ -27,10 +27,10 @@ from contract_model import predict_request
 from grpc_health.v1 import health_pb2
 from tensorflow_serving.apis import get_model_status_pb2
 
-# Scores of neighbouring versions are this far apart: an answer put together from two of them shows.
+# Scores of neighbouring versions are this far apart, so that a response that mixes two versions is detected.
 _MARKERS = (1e5, 2e5, 3e5, 4e5)
 _CORRUPT_EVERY = 4
-_KEEP = 3  # versions that stay on disk, as a Pusher with keep_versions leaves them
+_KEEP = 3  # versions that stay on disk, as with the Pusher's keep_versions
 _STATUS = get_model_status_pb2.ModelVersionStatus
 
 
@@ -40,7 +40,7 @@ def _marker(version: int) -> float:
 
 @dataclasses.dataclass
 class _Seen:
-    """What the clients saw, all threads together."""
+    """Responses that the clients received, of all threads."""
 
     answers: Counter[int] = dataclasses.field(default_factory=Counter)
     wrong: list[str] = dataclasses.field(default_factory=list)
@@ -81,7 +81,7 @@ def _grpc_client(target: str, stop: threading.Event, seen: _Seen) -> None:
 
 
 def _rest_client(target: str, stop: threading.Event, seen: _Seen) -> None:
-    """REST answers do not name the version: the scores of one answer have to be of one."""
+    """Send REST requests. Their responses do not name the version: all scores must be of one version."""
     row = {"user_id": "1", "occupation": "", "timestamp": 0, "age": 0.0, "history": [""]}
     body = json.dumps({"signature_name": "recommend", "instances": [row]})
     connection = http.client.HTTPConnection(target, timeout=30)
@@ -104,11 +104,11 @@ def _states(stubs: Stubs) -> dict[int, int]:
     return {each.version: each.state for each in stubs.model.GetModelStatus(request, timeout=30).model_version_status}
 
 
-def _wait_for_verdict(stubs: Stubs, version: int) -> None:
-    """Until the version was loaded or given up: on a busy machine that can take longer than to the next push."""
+def _wait_until_loaded_or_rejected(stubs: Stubs, version: int) -> None:
+    """Wait until the version was loaded or rejected, which can take longer than the time between two pushes."""
     deadline = time.monotonic() + 60
     while _states(stubs).get(version) not in (_STATUS.AVAILABLE, _STATUS.END):
-        assert time.monotonic() < deadline, f"version {version} was not tried"
+        assert time.monotonic() < deadline, f"version {version} was not loaded"
         time.sleep(0.05)
 
 
@@ -120,7 +120,7 @@ def _push_versions(
     every_s: float,
     corrupt: set[int],
 ) -> int:
-    """Pushes until `stop` is set; the last number pushed."""
+    """Push versions until `stop` is set; return the last number."""
     version = 1
     while not stop.wait(every_s):
         version += 1
@@ -131,7 +131,7 @@ def _push_versions(
             _corrupt(bad)
             folder = bad
         push(folder, base, version)
-        _wait_for_verdict(stubs, version)
+        _wait_until_loaded_or_rejected(stubs, version)
         old = base / str(version - _KEEP)
         if old.exists():
             shutil.rmtree(old)
@@ -169,7 +169,7 @@ def test_no_client_sees_a_failed_or_mixed_answer(
         good = max(set(range(1, last + 1)) - corrupt)
         deadline = time.monotonic() + 30
         while seen.answers[good] < 20 and not seen.wrong:
-            assert time.monotonic() < deadline, f"version {good} does not answer: {seen.answers}"
+            assert time.monotonic() < deadline, f"version {good} is not available: {seen.answers}"
             time.sleep(0.1)
         memory.append(psutil.Process(process.pid).memory_info().rss)
         stop.set()

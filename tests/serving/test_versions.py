@@ -1,4 +1,4 @@
-"""The life of versions: hot reload under load, corrupt and half-written versions, rollback, warm-up, unloading."""
+"""Lifecycle of versions: hot reload under load, corrupt and incomplete versions, rollback, warm-up, unloading."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_corrupt_version_is_skipped_and_reported_while_the_old_one_serves(
     assert failed.status.error_code == grpc.StatusCode.DATA_LOSS.value[0]
     assert str(base / "2") in failed.status.error_message
     assert any("version 2 of model recommender skipped" in record.message for record in caplog.records)
-    # Not tried over and over, and no obstacle to the next.
+    # Not retried at each poll, and the next version loads.
     loads = [record for record in caplog.records if record.message.startswith("version 2 of model recommender skipped")]
     time.sleep(5 * _POLL_S)
     assert len(loads) == 1
@@ -220,7 +220,7 @@ def test_too_many_warm_up_records_and_junk_are_rejected(base: Path, exported: Ca
 
 
 class _SlowServable:
-    """Stands for a servable whose calls take as long as the test wants."""
+    """Fake servable whose requests take as long as the test needs."""
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -307,7 +307,7 @@ def test_stop_lets_a_running_request_finish(base: Path, exported: Callable[..., 
     server.start()
     server.wait_until_available(60)
     stubs = Stubs(f"127.0.0.1:{server.port}")
-    users = ["1"] * 5_000  # long enough to be under way when the server stops
+    users = ["1"] * 5_000  # long enough to be running when the server stops
     call = stubs.prediction.Predict.future(predict_request("recommend", user_id=users), timeout=60)
     time.sleep(0.1)
     server.stop(grace=30)
