@@ -13,13 +13,14 @@ from typing import Any
 from commands.report.gather import Facts, best_and_worst
 from commands.report.words import STATUSES, baseline_words, metric_words, value
 
-_SPLITS = {
+EVAL_SPLITS = {
     "random": "The eval split is a random sample, so the train split contains later interactions (temporal leakage): "
     "expect lower metrics in production.",
     "by_user": "The eval split consists of users who are not in the train split: the metrics are for new users.",
     "time": "The eval split is the latest part of the interactions: an evaluation without temporal leakage.",
     "leave_last_n": "The eval split is each user's latest interactions: the metrics are for users of the train split.",
 }
+"""What metrics on the eval split mean, by `data.split.kind`."""
 
 
 def model_card(facts: Facts) -> str:
@@ -80,8 +81,8 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield f"The train split is from {first:%d %B %Y} to {last:%d %B %Y}."
         yield ""
     split = _mapping(recipe, "data", "split").get("kind")
-    if split in _SPLITS:
-        yield _SPLITS[split]
+    if split in EVAL_SPLITS:
+        yield EVAL_SPLITS[split]
         yield ""
     yield "## Metrics"
     yield ""

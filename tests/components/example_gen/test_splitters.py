@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingestion import make_data
 
+from commands.report.model_card import EVAL_SPLITS
 from components.example_gen import splitters
 from components.example_gen.splitters import SPLITTERS, Timestamps, leave_last_n, random_split, splitter_of
 from recipe.splits import Split
@@ -127,9 +128,10 @@ def test_by_user_keeps_all_rows_of_a_user_in_one_split(users: list[str], eval_fr
 # --- splitters --------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_has_a_splitter() -> None:
+def test_every_kind_has_a_splitter_and_a_sentence_in_the_model_card() -> None:
     sections = get_args(get_args(Split)[0])
-    assert list(SPLITTERS) == [get_args(section.model_fields["kind"].annotation)[0] for section in sections]
+    kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in sections]
+    assert list(SPLITTERS) == list(EVAL_SPLITS) == kinds
 
 
 @pytest.mark.parametrize(
