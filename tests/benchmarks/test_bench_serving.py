@@ -1,4 +1,4 @@
-"""`make bench-serving` on next to nothing: that it runs, what it reports, and when it fails."""
+"""`make bench-serving` on minimal data: its output, its measurements and its exit code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 

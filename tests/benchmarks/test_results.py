@@ -78,7 +78,7 @@ def test_a_ratio_that_is_too_low_is_written_and_fails(
 ) -> None:
     script(folder, "train", 1.5, code=1)
     assert call(results, monkeypatch, "--only", "train", "--out", str(folder / "results.md")) == 1
-    assert "python benchmarks/train.py    # below what was wanted" in (folder / "results.md").read_text()
+    assert "python benchmarks/train.py    # below the minimum" in (folder / "results.md").read_text()
     assert "train" in capsys.readouterr().err
 
 

@@ -398,6 +398,7 @@ def test_too_many_warm_up_requests_are_rejected(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_run_fn_trains_on_train_and_exports(world: World, load: Callable[[Path], Loaded], tmp_path: Path) -> None:
     recipe = world.recipe(training={"epochs": 2}, serving={"k": 5, "exclude_seen": True})
     run_fn(
