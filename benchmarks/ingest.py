@@ -76,7 +76,7 @@ def main() -> int:
     ratio = figures["ratio"] = figures["stock_full"]["seconds"] / figures["ours_full"]["seconds"]
     by_time = figures["ratio_by_time"] = figures["stock_full"]["seconds"] / figures["ours_by_time_full"]["seconds"]
     print(f"\n{ratio:.1f} times as fast as CsvExampleGen; split by time, {by_time:.1f} times "
-          f"(wanted: at least {arguments.at_least:g})")  # fmt: skip
+          f"(minimum {arguments.at_least:g})")  # fmt: skip
     figures["ratios"] = [
         {
             "what": "InteractionExampleGen, joined, against CsvExampleGen",

@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.epochs < 4:
-        parser.error(f"--epochs {arguments.epochs}: at least 4 were wanted, because the first ones trace and warm up")
+        parser.error(f"--epochs: expected at least 4, got {arguments.epochs}; the first ones trace and warm up")
     if arguments.one:
         what, folder = arguments.one[0], Path(arguments.one[1])
         found = prepare(folder, arguments.data) if what == "prepare" else measure(what, folder, arguments)

@@ -91,8 +91,8 @@ def test_bases_are_releases(path: Path) -> None:
 
 def test_the_base_has_the_python_and_the_glibc_that_the_lock_was_made_for(tandem: dict[str, Stage]) -> None:
     python, release = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-(\w+)", tandem["base"].base).groups()  # type: ignore[union-attr]
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert wanted.startswith(f">={python},")
+    expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert expected.startswith(f">={python},")
     glibc = {"bookworm": (2, 36), "trixie": (2, 41)}
     assert glibc[release] >= (2, 39), "TFX's wheels are built for glibc 2.39"
 
@@ -126,8 +126,8 @@ def test_the_context_is_what_is_copied_and_nothing_else() -> None:
         "\n"
     )
     for each in filter(None, tracked):
-        wanted = any(each == source or each.startswith(f"{source}/") for source in sources)
-        assert dockerfile.in_context(IGNORE, each) == wanted, each
+        expected = any(each == source or each.startswith(f"{source}/") for source in sources)
+        assert dockerfile.in_context(IGNORE, each) == expected, each
     # What lies in a checkout besides: environments, data, runs, caches, history.
     for each in (".venv/bin/python", ".git/config", "data/u.csv", "work/run", "pipeline/__pycache__/x.pyc"):
         assert not dockerfile.in_context(IGNORE, each)
@@ -197,7 +197,7 @@ def test_entry_points_exist(tandem: dict[str, Stage]) -> None:
         if arguments != ["--help"]:
             parameters = parsed(arguments)
             assert parameters["model_name"] == DEFAULT_MODEL
-            assert parameters["host"] == "0.0.0.0", "on loopback nobody outside the container would reach it"
+            assert parameters["host"] == "0.0.0.0", "on loopback it is not reachable from outside the container"
             exposed = str(tandem[name].last("EXPOSE")).split()
             assert exposed == [str(parameters["port"]), str(parameters["rest_port"])]
 
@@ -246,8 +246,8 @@ def test_health_checks_tell_a_loaded_model_from_any_other(
     command = dockerfile.healthcheck(stage.last("HEALTHCHECK"))
     command[0] = sys.executable if command[0] == "python" else command[0]
     with model_status(status, state) as port:
-        asked = [each.replace("8501", str(port)) for each in command]
-        done = subprocess.run(asked, capture_output=True, timeout=20, check=False)
+        request = [each.replace("8501", str(port)) for each in command]
+        done = subprocess.run(request, capture_output=True, timeout=20, check=False)
     assert (done.returncode == 0) == healthy
-    gone = subprocess.run(asked, capture_output=True, timeout=20, check=False)
-    assert gone.returncode == 1, "nobody listens: Docker wants exit code 1"
+    gone = subprocess.run(request, capture_output=True, timeout=20, check=False)
+    assert gone.returncode == 1, "without a server Docker expects exit code 1"

@@ -1,4 +1,4 @@
-"""The main job on real data: CSVs in, a gated and served recommender out, and nothing pushed when it is not good."""
+"""Runs on real data: a gated and served recommender from CSVs, and no push of a model that fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPONENTS = {
 def test_no_part_of_the_run_left_the_choice_of_its_runner_to_beam(first_run: Any) -> None:
     """Beam's own choice begins with the download of a program."""
     log = Path(first_run.result["log"]).read_text(errors="replace")
-    # TFX says so of each component whose Beam was told something.
+    # TFX logs this for each component with Beam arguments.
     assert log.count("Nonempty beam arg sdk_container_image") == 4
     assert "using the default runner" not in log
     assert "Prism" not in log

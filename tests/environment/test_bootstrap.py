@@ -1,4 +1,4 @@
-"""Set-up on a fresh machine: the lock files, what apt is asked for on an older Debian, and the messages."""
+"""Set-up on a fresh machine: the lock files, apt sources on an older Debian, and the messages."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_airflow_and_tensorflow_are_in_environments_of_their_own() -> None:
     assert not re.search(r"(?m)^(tensorflow|tfx|mysqlclient)==", LOCKS[1].read_text())
 
 
-# --- what apt is asked for --------------------------------------------------------------------------------------------
+# --- apt sources ------------------------------------------------------------------------------------------------------
 
 
 def apt(folder: Path, **files: str) -> Path:
@@ -206,7 +206,7 @@ def test_other_suites_and_disabled_stanzas_are_left_out(bootstrap: ModuleType, t
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("deb mirror://one bookworm main contrib", {}),
         ("deb   mirror://one  bookworm   main contrib   # the mirror", {}),
@@ -216,12 +216,12 @@ def test_other_suites_and_disabled_stanzas_are_left_out(bootstrap: ModuleType, t
     ],
 )
 def test_one_line_entries_become_stanzas(
-    bootstrap: ModuleType, tmp_path: Path, line: str, wanted: dict[str, str]
+    bootstrap: ModuleType, tmp_path: Path, line: str, expected: dict[str, str]
 ) -> None:
     (found,) = stanzas(bootstrap.successor_sources("bookworm", "trixie", apt(tmp_path, sources_list=f"{line}\n")))
     assert (found["Types"], found["URIs"], found["Suites"]) == ("deb", "mirror://one", "trixie")
     assert found["Components"] == "main contrib"
-    assert {key.title(): value for key, value in found.items()}.items() >= wanted.items()
+    assert {key.title(): value for key, value in found.items()}.items() >= expected.items()
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_a_vendor_without_the_next_release_does_not_stop_the_set_up(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Vendors use the codename as their suite too; `apt-get update` fails if one of them lacks the next release.
-    asked = []
+    commands = []
 
     def run(*command: object, **_: object) -> str:
-        asked.append([str(part) for part in command])
+        commands.append([str(part) for part in command])
         if "update" in command:
             raise bootstrap.SetupError("the repository 'mirror://vendor trixie Release' does not have a Release file")
         return ""
@@ -258,7 +258,7 @@ def test_a_vendor_without_the_next_release_does_not_stop_the_set_up(
     monkeypatch.setattr(bootstrap.shutil, "which", lambda tool: tool)
     monkeypatch.setattr(bootstrap, "successor_sources", lambda *_: "Types: deb\n")
     bootstrap.unpack_newer_glibc()
-    assert any("download" in command for command in asked)
+    assert any("download" in command for command in commands)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

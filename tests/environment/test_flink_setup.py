@@ -32,7 +32,7 @@ def tools(folder: Path, **scripts: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("installed", "expected"),
     [
         ({"mvn": ""}, ["java is not on PATH", "openjdk-17-jre-headless"]),
         ({"java": 'openjdk version "17.0.15"'}, ["mvn is not on PATH", "maven"]),
@@ -41,12 +41,16 @@ def tools(folder: Path, **scripts: str) -> str:
     ids=["no java", "no maven", "old java"],
 )
 def test_a_machine_without_its_tools_is_told_what_to_install(
-    flink_setup: ModuleType, there: dict[str, str], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flink_setup: ModuleType,
+    installed: dict[str, str],
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PATH", tools(tmp_path, **there))
+    monkeypatch.setenv("PATH", tools(tmp_path, **installed))
     with pytest.raises(flink_setup.SetupError) as refused:
         flink_setup.check_tools()
-    for part in told:
+    for part in expected:
         assert part in str(refused.value)
 
 
