@@ -71,8 +71,8 @@ RECIPE: dict[str, Any] = {
     "serving": {"k": 100, "exclude_seen": False},
 }
 
-USERS_A_GROUP = 20
-TOUCHED_A_GROUP = 15
+USERS_PER_GROUP = 20
+WARM_ITEMS_PER_GROUP = 15
 COLD_ITEMS = 100
 
 
@@ -129,7 +129,7 @@ class World:
 def _catalogue() -> list[Row]:
     items = []
     for group in (0, 1):
-        for number in range(TOUCHED_A_GROUP):
+        for number in range(WARM_ITEMS_PER_GROUP):
             items.append(
                 {"item": f"g{group}i{number:02}", "name": f"Story {number} of {group}", "tags": f"group{group}|story"}
             )
@@ -141,15 +141,15 @@ def _catalogue() -> list[Row]:
 def _interactions() -> list[Row]:
     random = np.random.default_rng(5)
     # Some items are much more popular than others.
-    popularity = 1 / (1 + np.arange(TOUCHED_A_GROUP))
+    popularity = 1 / (1 + np.arange(WARM_ITEMS_PER_GROUP))
     popularity /= popularity.sum()
     by_id = {row["item"]: row for row in _catalogue()}
     hours = iter(random.permutation(2000).tolist())
     rows = []
     for group in (0, 1):
-        for number in range(USERS_A_GROUP):
-            own = random.choice(TOUCHED_A_GROUP, 8, replace=False, p=popularity)
-            other = random.choice(TOUCHED_A_GROUP, 3, replace=False, p=popularity)
+        for number in range(USERS_PER_GROUP):
+            own = random.choice(WARM_ITEMS_PER_GROUP, 8, replace=False, p=popularity)
+            other = random.choice(WARM_ITEMS_PER_GROUP, 3, replace=False, p=popularity)
             liked = [(f"g{group}i{item:02}", 4 + int(random.integers(2))) for item in own]
             disliked = [(f"g{1 - group}i{item:02}", 1 + int(random.integers(2))) for item in other]
             for place, (item, stars) in enumerate([*liked, *disliked]):

@@ -56,11 +56,11 @@ def test_scores_are_cosines_of_the_vectors_without_the_item_bias(world: World, a
 
 
 def test_items_of_a_group_are_similar(world: World, all_items: Loaded) -> None:
-    touched = [item for item in world.items if not item.startswith("cold")]
-    answer = all_items("similar_items", item_id=touched)
+    warm = [item for item in world.items if not item.startswith("cold")]
+    answer = all_items("similar_items", item_id=warm)
     same = [
         other[:2] == item[:2]
-        for item, found in zip(touched, answer["item_ids"], strict=True)
+        for item, found in zip(warm, answer["item_ids"], strict=True)
         for other in [other for other in words(found) if not other.startswith("cold")][:5]
     ]
     # Chance level is a little less than half.

@@ -66,13 +66,13 @@ def test_a_history_has_the_user_s_other_items(rows: list[Interaction], order: st
     assert found == [expected_history(rows, row, order, length) for row in rows]
 
 
-@given(rows=interactions, new_users=interactions)
+@given(rows=interactions, held_out=interactions)
 @settings(deadline=None)
 def test_rows_outside_the_histories_have_all_of_the_user_s_items(
-    rows: list[Interaction], new_users: list[Interaction]
+    rows: list[Interaction], held_out: list[Interaction]
 ) -> None:
-    touched = {(user, item) for user, item, _, _ in rows}
-    held = [row for row in new_users if (row[0], row[1]) not in touched]
+    pairs = {(user, item) for user, item, _, _ in rows}
+    held = [row for row in held_out if (row[0], row[1]) not in pairs]
     found = windows_of(collect(rows), held, feature())
     for (user, *_), history in zip(held, found, strict=True):
         assert set(history) == {item for other, item, _, _ in rows if other == user and user and item}

@@ -123,7 +123,7 @@ def test_uniform_negatives_are_resampled_in_training_only(data: TrainingData, bu
     batch = batch_of(data, [0, 1, 2])
     model = build(uniform_negatives=2000, log_q_correction=False)
 
-    def touched(training: bool) -> np.ndarray:
+    def candidate_counts(training: bool) -> np.ndarray:
         """Number of times that each item is a candidate: its mass in a softmax of equal logits."""
         for weight in model.trainable_variables:
             weight.assign(tf.zeros_like(weight))
@@ -131,14 +131,14 @@ def test_uniform_negatives_are_resampled_in_training_only(data: TrainingData, bu
             loss = model.compute_loss(batch, training=training)
         return tf.convert_to_tensor(tape.gradient(loss, item_bias(model))).numpy()[:, 0]
 
-    found = touched(training=True)
+    found = candidate_counts(training=True)
     others = np.setdiff1d(np.arange(1, data.item_count + 1), batch["item"])
     assert found[0] == 0
     assert (found[others] > 0).all()
     # 2000 draws from 130 items: 15.4 each on average, with a standard deviation of 3.9.
     assert found[others].std() / found[others].mean() == pytest.approx((data.item_count / 2000) ** 0.5, rel=0.3)
-    assert not np.array_equal(found, touched(training=True))
-    np.testing.assert_array_equal(touched(training=False), touched(training=False))
+    assert not np.array_equal(found, candidate_counts(training=True))
+    np.testing.assert_array_equal(candidate_counts(training=False), candidate_counts(training=False))
 
 
 def test_uniform_negatives_lower_the_scores_of_items_without_interactions(world: World, data: TrainingData) -> None:
