@@ -1,5 +1,5 @@
 """Trainer: the two-task recommender, its training loop and its export for TensorFlow Serving.
 
 The examples in docstrings use `recipe`, `schema`, `transform_output`, the output of Transform, `data`, the train split
-as `TrainingData`, and `model`, a `TwoTaskRecommender`. A test runs them all.
+as `TrainingData`, `model`, a `TwoTaskRecommender`, and `served`, its `ServedRecommender`. A test runs them all.
 """

@@ -29,8 +29,7 @@ class Catalogue(tf.Module):
     """N items by vocabulary index, 1 to N; 0 is the OOV index.
 
     Example:
-        >>> catalogue = ServedRecommender(model, data, transform_output, recipe, schema).catalogue
-        >>> catalogue.indices(tf.constant(["g0i00", "new item"])).numpy() > 0
+        >>> served.catalogue.indices(tf.constant(["g0i00", "new item"])).numpy() > 0
         array([ True, False])
     """
 

@@ -21,8 +21,7 @@ class EvaluateSignature(tf.Module):
     """Evaluates serialized examples in the way that `recommend` and `rate` serve them.
 
     Example:
-        >>> evaluate = ServedRecommender(model, data, transform_output, recipe, schema).signatures()["evaluate"]
-        >>> outputs = evaluate(tf.constant([tf.train.Example().SerializeToString()]))
+        >>> outputs = served.signatures()["evaluate"](tf.constant([tf.train.Example().SerializeToString()]))
         >>> outputs["rank"].numpy()
         array([-1])
     """

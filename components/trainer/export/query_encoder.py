@@ -49,8 +49,7 @@ class QueryEncoder(tf.Module):
     Index 0, the OOV index, is a new user. The stored time is the latest in the train split.
 
     Example:
-        >>> query_encoder = ServedRecommender(model, data, transform_output, recipe, schema).query_encoder
-        >>> queries = query_encoder.encode_stored(tf.constant([1, 2], tf.int64))
+        >>> queries = served.query_encoder.encode_stored(tf.constant([1, 2], tf.int64))
         >>> queries.query.retrieval.shape[0]
         2
     """

@@ -43,7 +43,6 @@ class Ranker(tf.Module):
     """Retrieves items by score and re-ranks them by the recipe's `serving.rank_by`.
 
     Example:
-        >>> served = ServedRecommender(model, data, transform_output, recipe, schema)
         >>> queries = served.query_encoder.encode_stored(tf.constant([1, 2], tf.int64))
         >>> served.ranker.top_k(queries.query, k=5, excluded=queries.seen).items.shape
         TensorShape([2, 5])

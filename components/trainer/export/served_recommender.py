@@ -208,7 +208,6 @@ def save(
         item_ids: Item ids of the warm-up requests; at least one.
 
     Example:
-        >>> served = ServedRecommender(model, data, transform_output, recipe, schema)
         >>> save(served, "exported", user_ids=["g0u00"], item_ids=["g0i00"])
         >>> "recommend" in tf.saved_model.load("exported").signatures
         True

@@ -34,6 +34,9 @@ World = Any
 # TFX calls them with arguments that only a pipeline has.
 ENTRY_POINTS = {"run_fn", "preprocessing_fn", "tuner_fn"}
 
+# They train and save a model.
+SLOW = {"components.trainer.export.served_recommender", "components.trainer.fitting.training_loop"}
+
 
 def modules() -> Iterator[str]:
     for package in (components.trainer, components.transform, components.tuner):
@@ -50,26 +53,27 @@ def names(world: World) -> Mapping[str, Any]:
     """The names that examples use besides those of their module."""
     recipe = world.recipe(training={"epochs": 1})
     data = world.data(recipe)
+    model = TwoTaskRecommender(
+        recipe.model, recipe.features.query, recipe.features.candidate, data, world.transform_output
+    )
     return {
         "recipe": recipe,
         "schema": world.schema,
         "transform_output": world.transform_output,
         "data": data,
-        "model": TwoTaskRecommender(
-            recipe.model, recipe.features.query, recipe.features.candidate, data, world.transform_output
-        ),
+        "model": model,
+        "served": ServedRecommender(model, data, world.transform_output, recipe, world.schema),
         "train_files": world.files["train"],
         "catalogue_files": world.files["catalogue"],
-        **{
-            found.__name__: found
-            for found in (History, Identifier, Layers, ServedRecommender, batches, whole_histories)
-        },
+        **{found.__name__: found for found in (History, Identifier, Layers, batches, whole_histories)},
         "np": np,
         "tf": tf,
     }
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in modules()]
+)
 def test_examples_give_their_output(
     name: str, names: Mapping[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
