@@ -393,7 +393,7 @@ def test_warm_up_requests_run_and_cover_every_signature_and_filter(all_items: Lo
 
 
 def test_too_many_warm_up_requests_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"1001 warm-up requests .* with 1000 at most"):
+    with pytest.raises(ValueError, match=r"expected at most 1000 warm-up requests, .* got 1001"):
         write_warm_up(str(tmp_path), [("recommend", {"user_id": ["u"]})] * 1001)
     assert not list(tmp_path.iterdir())
 
