@@ -67,19 +67,16 @@ VersionPolicy = Latest | Every | Specific
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Configuration of one model.
-
-    Attributes:
-        name: the model's name in requests.
-        base_path: folder that holds the numbered versions.
-        policy: selects the versions to serve.
-        labels: version number by label.
-    """
+    """Configuration of one model."""
 
     name: str
+    """The model's name in requests."""
     base_path: Path
+    """Folder that holds the numbered versions."""
     policy: VersionPolicy = field(default_factory=Latest)
+    """Selects the versions to serve."""
     labels: Mapping[str, int] = field(default_factory=dict)
+    """Version number by label."""
 
 
 def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelSettings]:

@@ -19,19 +19,16 @@ from serving.config.text_proto import read_text_proto
 
 @dataclass(frozen=True)
 class Tls:
-    """The server's key and certificate, and the verification of clients.
-
-    Attributes:
-        server_key: private key, PEM.
-        server_cert: certificate chain, PEM.
-        custom_ca: certificate authorities that verify clients, PEM; "" for the system's.
-        client_verify: require a valid client certificate.
-    """
+    """The server's key and certificate, and the verification of clients."""
 
     server_key: str
+    """Private key, PEM."""
     server_cert: str
+    """Certificate chain, PEM."""
     custom_ca: str = ""
+    """Certificate authorities that verify clients, PEM; "" for the system's."""
     client_verify: bool = False
+    """Require a valid client certificate."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Tls:

@@ -1,9 +1,9 @@
 """gRPC client for a Tandem recommender on TensorFlow Serving or `tandem serve`. Needs no TensorFlow.
 
-from tandem_client import Recommender
+    from tandem_client import Recommender
 
-with Recommender("127.0.0.1:8500") as recommender:
-    answer = recommender.recommend("42", k=10)
+    with Recommender("127.0.0.1:8500") as recommender:
+        recommendations = recommender.recommend("42", k=10)
 
 `AsyncRecommender` is the same for asyncio.
 """

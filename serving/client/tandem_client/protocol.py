@@ -217,23 +217,20 @@ def _is_scalar(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a request, checked by the functions above.
-
-    Attributes:
-        ids: columns of B ids each, by name.
-        histories: B lists of item ids, of any lengths; None omits the input.
-        context: further columns by name: a scalar, or B values.
-        filters: one list of ids for all rows, or B of them, by name.
-        k: the scalar input; None omits it.
-        further: the name of the caller's argument for further columns.
-    """
+    """Inputs of a request, checked by the functions above."""
 
     ids: Mapping[str, Sequence[str]]
+    """Columns of B ids each, by name."""
     histories: Sequence[Sequence[str]] | None = None
+    """B lists of item ids, of any lengths; None omits the input."""
     context: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns by name: a scalar, or B values."""
     filters: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """One list of ids for all rows, or B of them, by name."""
     k: int | None = None
+    """The scalar input; None omits it."""
     further: str = "context"
+    """The name of the caller's argument for further columns."""
 
     def part(self, rows: slice) -> Inputs:
         """Return the inputs of some rows."""

@@ -20,19 +20,16 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Query(Generic[Row]):
-    """A query with checked arguments. Its rows can be sent in parts: none depends on another.
-
-    Attributes:
-        ref: the model.
-        rows: B.
-        prepare: returns the signature and all inputs for a model's signatures; raises InvalidRequest.
-        read: converts a signature's response for some of the rows to one result per row.
-    """
+    """A query with checked arguments. Its rows can be sent in parts: none depends on another."""
 
     ref: ModelRef
+    """The model."""
     rows: int
+    """Number of rows, B."""
     prepare: Callable[[ModelMetadata], tuple[str, Inputs]]
+    """Returns the signature and all inputs for a model's signatures; raises InvalidRequest."""
     read: Callable[[str, pb.PredictResponse, slice], list[Row]]
+    """Converts a signature's response for some of the rows to one result per row."""
 
     def requests(
         self, metadata: ModelMetadata, rows: slice, message_bytes: int

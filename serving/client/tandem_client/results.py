@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item.
-
-    Attributes:
-        item_id: the item.
-        score: the retrieval score; comparable within one response only.
-        rating: the predicted rating, on the scale of the training data.
-        display: display columns of the item, such as the title.
-    """
+    """One recommended item."""
 
     item_id: str
+    """Id of the item."""
     score: float
+    """The retrieval score; comparable within one response only."""
     rating: float
+    """The predicted rating, on the scale of the training data."""
     display: Mapping[str, str] = field(default_factory=dict)
+    """Display columns of the item, such as the title."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,14 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class SimilarItem:
-    """An item similar to another.
-
-    Attributes:
-        item_id: the item.
-        score: cosine of the two items' retrieval vectors, -1 to 1.
-        display: display columns of the item, such as the title.
-    """
+    """An item similar to another."""
 
     item_id: str
+    """Id of the item."""
     score: float
+    """Cosine of the two items' retrieval vectors, -1 to 1."""
     display: Mapping[str, str] = field(default_factory=dict)
+    """Display columns of the item, such as the title."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +66,23 @@ class FoundItems:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A vector for a vector store. The inner product of a user's and an item's vector is `recommend`'s score.
-
-    Attributes:
-        id: the user id or item id; '' for an item described by its columns alone.
-        vector: D components, float32 on the wire.
-    """
+    """A vector for a vector store. The inner product of a user's and an item's vector is `recommend`'s score."""
 
     id: str
+    """The user id or item id; '' for an item described by its columns alone."""
     vector: tuple[float, ...]
+    """D components, float32 on the wire."""
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """Status of a version of the model on the server.
-
-    Attributes:
-        version: its number.
-        state: START, LOADING, AVAILABLE, UNLOADING or END.
-        error_code: canonical code; 0 without an error.
-        error_message: why the version failed; empty without an error.
-    """
+    """Status of a version of the model on the server."""
 
     version: int
+    """Number of the version."""
     state: str
+    """START, LOADING, AVAILABLE, UNLOADING or END."""
     error_code: int = 0
+    """Canonical code; 0 without an error."""
     error_message: str = ""
+    """Why the version failed; empty without an error."""

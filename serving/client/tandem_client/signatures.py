@@ -10,19 +10,16 @@ from tandem_client import serving_pb2 as pb
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype and shape of an input or output.
-
-    Attributes:
-        name: its name in the signature.
-        dtype: `string`, `int64`, `float`, … (TensorFlow's names).
-        shape: size of each dimension, -1 for any size; None for any rank.
-        optional: the input has a default in the signature.
-    """
+    """Name, dtype and shape of an input or output."""
 
     name: str
+    """Name in the signature."""
     dtype: str
+    """TensorFlow's name of the dtype, such as `string`, `int64` or `float`."""
     shape: tuple[int, ...] | None
+    """Size of each dimension, -1 for any size; None for any rank."""
     optional: bool = False
+    """Whether the input has a default in the signature."""
 
     def describe(self) -> str:
         """Return dtype and shape as text, such as `int64 [B]`; B is the batch dimension."""

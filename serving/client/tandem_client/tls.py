@@ -11,21 +11,22 @@ from pathlib import Path
 class Tls:
     """TLS to the server; mutual TLS with a private key and its certificate.
 
-    Attributes:
-        root_certificates: PEM of the certificate authorities to trust; None for the public ones that gRPC ships.
-        private_key: PEM of this client's key, for servers that verify clients.
-        certificate_chain: PEM of this client's certificate, followed by the intermediate ones.
-        server_name: the name in the server's certificate, if it differs from the target's host, such as for an IP
-            address; None for the target's host.
+        tls = Tls.from_files(root_certificates="ca.pem")
+        with Recommender("recommender:8500", tls=tls) as recommender:
+            recommendations = recommender.recommend("42")
 
     Raises:
         ValueError: a key without a certificate, a certificate without a key, or a str instead of PEM bytes.
     """
 
     root_certificates: bytes | None = None
+    """PEM of the certificate authorities to trust; None for the public ones that gRPC ships."""
     private_key: bytes | None = field(default=None, repr=False)
+    """PEM of this client's key, for servers that verify clients."""
     certificate_chain: bytes | None = None
+    """PEM of this client's certificate, followed by the intermediate ones."""
     server_name: str | None = None
+    """Name in the server's certificate if the target is another name or an address; None for the target's host."""
 
     def __post_init__(self) -> None:
         for name in ("root_certificates", "private_key", "certificate_chain"):

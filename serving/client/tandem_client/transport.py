@@ -26,17 +26,14 @@ _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 @dataclass(frozen=True)
 class Connection:
-    """Target, credentials and channel options. Nothing is connected before the first request.
-
-    Attributes:
-        target: `host:port`.
-        tls: None for an unencrypted connection.
-        options: gRPC's channel options.
-    """
+    """Target, credentials and channel options. Nothing is connected before the first request."""
 
     target: str
+    """Address of the gRPC port, `host:port`."""
     tls: Tls | None
+    """TLS options; None for an unencrypted connection."""
     options: tuple[tuple[str, Any], ...]
+    """Channel options of gRPC."""
 
     @classmethod
     def checked(cls, target: str, retries: int, tls: bool | Tls) -> Connection:
