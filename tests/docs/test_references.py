@@ -63,6 +63,10 @@ def test_the_walks_name_functions_that_exist() -> None:
     assert missing == set()
 
 
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_a_file_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("See `pipeline/gone.py`, schemas/DATASET/recipe.yaml and https://example.com/a/b.py.")

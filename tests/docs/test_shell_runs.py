@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from test_shell_commands import EVERY_COMMAND
 from typer.testing import CliRunner
 
 from commands.cli import app
+from commands.run_summary import print_run_summary
+from pipeline.result import RunResult
 
 NOT_RUN = ("run", "compare", "demo", "serve")
 TOO_LARGE = ("data", "synthetic")
@@ -37,6 +40,7 @@ RUN = [
     if each.arguments not in [earlier.arguments for earlier in EVERY_COMMAND[:place]]
 ]
 REQUESTS = [each for each in EVERY_COMMAND if each.program == "curl"]
+TRANSCRIPTS = ("README.md", "docs/getting-started.md")
 FOLDERS_OF_VERSIONS = [each for each in EVERY_COMMAND if "--model-dir" in each.words]
 
 
@@ -134,6 +138,20 @@ def test_docker_mounts_folders_with_versions(there: Path) -> None:
     assert len(mounted) >= 2
     for folder in mounted:
         assert any(each.name.isdecimal() for each in (there / folder).iterdir()), folder
+
+
+def test_transcripts_have_the_lines_of_a_run(first_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = (first_run.workdir / "runs").glob(f"{first_run.result['run_id']}/result.json")
+    print_run_summary(RunResult.model_validate_json(result.read_text()))
+    printed = {shape(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("Blessed")}
+    pages = {name: {shape(line) for line in (ROOT / name).read_text().splitlines()} for name in TRANSCRIPTS}
+    assert printed - pages["docs/getting-started.md"] == set()
+    assert len(printed & pages["README.md"]) > 5
+
+
+def shape(line: str) -> str:
+    """The line with 0 for every number and one space for several."""
+    return re.sub(r"\d[\d.,]*", "0", " ".join(line.split()))
 
 
 def test_options_of_beam_are_listed() -> None:
