@@ -1,11 +1,13 @@
-"""Pages of the site that are not in docs/: README, CONTRIBUTING and others, and the source files that pages link to.
+"""Pages of the site that are no Markdown files of docs/: README, CONTRIBUTING and others, notebooks, source files.
 
-MkDocs knows the files of docs/ alone. Before it builds, `on_files` adds these files as pages, and `on_page_markdown`
-points links at them. A link to a file that does not exist stays as it is, so that the strict build reports it.
+MkDocs knows the Markdown files of docs/ alone. Before it builds, `on_files` adds the README and others, the notebooks
+of docs/ and the source files that pages link to as pages, and `on_page_markdown` points links at them. A link to a file
+that does not exist stays as it is, so that the strict build reports it.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path, PurePosixPath
@@ -30,9 +32,15 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".pbtxt": "textpr
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds `PAGES`, and each source file that a page links to, as generated pages."""
+    """Adds `PAGES`, the notebooks, and each source file that a page links to, as generated pages."""
     for source, target in PAGES.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text()))
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        target = _target(f"docs/{notebook.src_uri}")
+        page = File.generated(
+            config, target, content=_notebook(notebook.content_string), inclusion=InclusionLevel.NOT_IN_NAV
+        )
+        files.append(page)
     linked = {
         path
         for file in files.documentation_pages()
@@ -74,7 +82,18 @@ def _target(path: str) -> str:
     """Where a file of the repository is on the site."""
     if path in PAGES:
         return PAGES[path]
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"files/{path}.md"
+    if path.startswith("docs/"):
+        return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
+    return f"files/{path}.md"
+
+
+def _notebook(text: str) -> str:
+    """A page with the cells of a notebook."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _listing(path: str) -> str:

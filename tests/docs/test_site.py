@@ -36,7 +36,8 @@ def pages(site: Path) -> dict[str, str]:
 
 
 def test_every_page_of_docs_is_on_the_site(pages: dict[str, str]) -> None:
-    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    files = [path for kind in ("*.md", "*.ipynb") for path in (ROOT / "docs").rglob(kind)]
+    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in files}
     assert {f"{source}/index.html" for source in sources} <= set(pages)
     assert {"index.html", "contributing/index.html", "changelog/index.html", "benchmarks/index.html"} <= set(pages)
 
