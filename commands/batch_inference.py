@@ -31,7 +31,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from components.example_gen.csv_reader import WHOLE_FILE, ByteRange, find_byte_ranges, read_header
 from components.example_gen.rows import read_rows
 from components.example_gen.table_layout import Column, Table
-from components.infra_validator.offline import OfflineModel
+from components.infra_validator.local_model import LocalModel
 from components.pusher.push_destination import pushed_versions
 from pipeline.beam import DIRECT, BeamOptions
 from recipe import BadInput
@@ -211,11 +211,11 @@ class RecommendSpan(DoFn):
             Column(job.user_column, "BYTES", required=True),
             *(Column(name, kind) for name, kind in columns.items()),
         ]
-        self._model: OfflineModel | None = None
+        self._model: LocalModel | None = None
 
     def setup(self) -> None:
         """Load the model once per worker."""
-        self._model = OfflineModel(self._job.model)
+        self._model = LocalModel(self._job.model)
 
     def teardown(self) -> None:
         """Release the model."""
@@ -249,7 +249,7 @@ class RecommendSpan(DoFn):
         _write_whole(_note(self._out, self._job, number), note.model_dump_json(indent=1))
         yield number
 
-    def _recommended(self, model: OfflineModel, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    def _recommended(self, model: LocalModel, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         """Return the rows of a batch of users."""
         defaults = model.signatures[self._signature].defaults
         users = batch.column(self._job.user_column).to_pylist()
@@ -286,7 +286,7 @@ def _version(model_dir: Path, version: int | None) -> Path:
 
 def _signature_for(model: Path, k: int) -> tuple[str, dict[str, ColumnType]]:
     """Return the signature that returns `k` items, and its inputs that can be columns."""
-    with OfflineModel(str(model)) as loaded:
+    with LocalModel(str(model)) as loaded:
         if RECOMMEND not in loaded.signatures:
             raise BatchError(
                 f"{model}: the model has no signature {RECOMMEND!r}. Pass a model that Tandem has exported"
@@ -334,7 +334,7 @@ _WRITERS: dict[str, Callable[[Path, pa.Schema], Any]] = {
 }
 
 
-def _schema(model: OfflineModel, signature: str, user_column: str) -> pa.Schema:
+def _schema(model: LocalModel, signature: str, user_column: str) -> pa.Schema:
     display = _outputs(model.signatures[signature].outputs)[len(_FIXED_OUTPUTS) :]
     return pa.schema(
         [

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from commands.tables import print_gates, verdict_as_json
-from pipeline.best_possible import reached
+from pipeline.oracle_metrics import compare_with_oracle
 from pipeline.result import RunResult
 
 
@@ -29,7 +29,7 @@ def print_run_summary(result: RunResult) -> None:
         best = ", ".join(f"{key}={json.dumps(value)}" for key, value in result.hyperparameters.items())
         console.print(f"Best hyperparameters of the Tuner: {best}", soft_wrap=True)
     print_gates(console, result.verdict)
-    for one in reached(result.best_possible, result.verdict):
+    for one in compare_with_oracle(result.best_possible, result.verdict):
         way = "" if one.way is None else f"; {one.way:.0%} of the way from the baseline {one.baseline:.4f}"
         console.print(f"{one.metric}: {one.model:.4f}, upper bound {one.best:.4f}{way}", soft_wrap=True)
     if result.latency is not None:
@@ -66,7 +66,7 @@ def run_as_json(result: RunResult) -> dict[str, Any]:
         "hyperparameters": result.hyperparameters,
         "metrics": result.metrics,
         **verdict_as_json(result.verdict),
-        "reached": [dataclasses.asdict(one) for one in reached(result.best_possible, result.verdict)],
+        "reached": [dataclasses.asdict(one) for one in compare_with_oracle(result.best_possible, result.verdict)],
         "latency_ms": None if result.latency is None else {"p50": result.latency.p50_ms, "p99": result.latency.p99_ms},
         "not_servable": result.not_servable,
         "blessed": result.blessed,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.evaluator.verdict import Bound, Condition, Verdict
-from pipeline.runs import Change, Run, RunDiff, Status
+from pipeline.run_history import Change, Run, RunDiff, Status
 from recipe.evaluation import METRICS
 
 MAIN_METRICS = {"top_100_accuracy": "top-100", "top_100_accuracy_unseen": "unseen", "rmse": "RMSE"}

@@ -1,4 +1,4 @@
-"""What the DAG is and how it is run: recipe, DAG, runners and the `tandem` command."""
+"""The pipeline: the DAG, its runners, and the runs of a work folder."""
 
 # Before anything here imports TensorFlow: `components` decides which Keras it brings.
 import components  # noqa: F401

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on. The tens of thousands of lines that TFX and TensorFlow log go to a file."""
+"""Progress of a run on the terminal. The logs of TFX and TensorFlow, tens of thousands of lines, go to a file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-CACHED = "from cache"
+CACHED = "cached"
 
 
 @contextlib.contextmanager
 def output_to_file(path: Path) -> Iterator[IO[str]]:
-    """Sends everything this process and its children print to `path`; yields a stream that still reaches the terminal.
+    """Redirect the output of this process and its children to `path`; yield a stream to the terminal.
 
     File descriptors are redirected, not `sys.stdout`, because C++ libraries and child processes print too.
     """
@@ -44,7 +44,7 @@ def output_to_file(path: Path) -> Iterator[IO[str]]:
 
 
 class Progress:
-    """One line a component: a spinner with the running time while it works, then what it took."""
+    """One line per component: a spinner with the elapsed time, then the duration."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Shows `name` as being worked on."""
+        """Show `name` as running inside the block."""
         self.start(name)
         try:
             yield

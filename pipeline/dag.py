@@ -19,15 +19,15 @@ from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.proto.transform_pb2 import SplitsConfig
 
 from components.evaluator.component import Evaluator
-from components.evaluator.settings import Settings as EvaluatorSettings
+from components.evaluator.settings import EvaluatorSettings
 from components.example_gen.component import InteractionExampleGen
 from components.example_validator.component import ExampleValidator
 from components.infra_validator.component import InfraValidator
-from components.infra_validator.executor import Settings as InfraValidatorSettings
+from components.infra_validator.executor import InfraValidatorSettings
 from components.model_resolver.component import ModelResolver
 from components.pusher.component import Pusher
 from components.pusher.executor import SETTINGS_KEY as PUSHER_SETTINGS_KEY
-from components.pusher.executor import Settings as PusherSettings
+from components.pusher.executor import PusherSettings
 from components.schema_gen.component import ImportSchemaGen
 from pipeline.code_version import code_version
 from recipe import Recipe

@@ -1,6 +1,6 @@
-"""ML Metadata, read: which steps a run had, what each took and gave, and what an artifact was made from.
+"""Reader of ML Metadata: the executions of a run with their inputs and outputs, and the lineage of an artifact.
 
-For the report and the commands about runs. Only `ml_metadata` is imported, so that they start without TFX.
+The report and the commands about runs use it. It imports only `ml_metadata`, so that they start without TFX.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STATES: dict[int, StepState] = {
 
 @dataclasses.dataclass(frozen=True)
 class StoredArtifact:
-    """What a step made."""
+    """An output artifact in ML Metadata."""
 
     id: int
     type: str
@@ -40,7 +40,7 @@ class StoredArtifact:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One component in one run."""
+    """One execution of a component in one run."""
 
     id: int
     component: str
@@ -51,16 +51,16 @@ class Step:
     seconds: float
     properties: dict[str, Any]
     inputs: tuple[tuple[str, int], ...]
-    """Name of the input and id of the artifact."""
+    """Name of the input and id of each artifact."""
     outputs: tuple[tuple[str, int], ...]
-    """The same of what it gave: made, taken from the cache, or (by a TFX Resolver) looked up."""
+    """Name of the output and id of each artifact: new, cached, or resolved by a TFX Resolver."""
 
 
 class Lineage:
-    """The metadata of one workdir. What is read is kept, so an instance shows the state at its first questions."""
+    """The metadata of one work folder. Values are cached, so an instance shows the state of its first queries."""
 
     def __init__(self, workdir: Path) -> None:
-        """Opens `metadata.sqlite` of `workdir` for reading; where there is none yet, there are no runs."""
+        """Open `metadata.sqlite` of `workdir` for reading; without the file, there are no runs."""
         self._store: metadata_store.MetadataStore | None = None
         path = workdir / METADATA_FILE
         if path.is_file():
@@ -71,19 +71,19 @@ class Lineage:
 
     @property
     def run_ids(self) -> Sequence[str]:
-        """All runs, in the order they began."""
+        """All runs, in the order of their start."""
         return list(self._runs)
 
     def steps(self, run_id: str) -> Sequence[Step]:
-        """The steps of a run in the order they began; empty where the run is not known or got to none."""
+        """Return the steps of a run in the order of their start; empty for an unknown run."""
         return sorted((step for step in self._steps.values() if step.run_id == run_id), key=lambda step: step.id)
 
     def outputs(self, step: Step) -> dict[str, StoredArtifact]:
-        """What a step gave, by the name of the output."""
+        """Return the output artifacts of a step, by the name of the output."""
         return {key: self._artifacts[id_] for key, id_ in step.outputs if id_ in self._artifacts}
 
     def output(self, run_id: str, component: str, key: str) -> StoredArtifact | None:
-        """One output of one step of a run; None where it did not get that far."""
+        """Return one output artifact of one component in a run; None if the run has none."""
         found = (self.outputs(step).get(key) for step in self.steps(run_id) if step.component == component)
         return next((artifact for artifact in found if artifact is not None), None)
 
@@ -93,30 +93,30 @@ class Lineage:
         return {id_: artifact.type for id_, artifact in self._artifacts.items()}
 
     def origin(self, artifact_id: int, without: Sequence[str] = ()) -> Sequence[tuple[Step, StoredArtifact]]:
-        """How an artifact came about: each artifact that it was made from, with the step that really made it.
+        """Return the artifacts that an artifact was made from, each with the step that made it.
 
-        The chain leads through other runs where something was taken from their cache.
+        The lineage includes steps of earlier runs if their outputs were cached.
 
         Args:
             artifact_id: The artifact.
             without: Inputs that are not followed, by name.
 
         Returns:
-            In the order they were made; the artifact itself is last. Empty for an unknown artifact.
+            Steps and artifacts in the order of the steps; the artifact itself is last. Empty for an unknown artifact.
         """
-        # Whoever gave it later took it from the cache or looked it up.
+        # Later steps with the same output took it from the cache or resolved it.
         makers: dict[int, Step] = {}
         for step in sorted(self._steps.values(), key=lambda step: step.id):
             for _, id_ in step.outputs:
                 makers.setdefault(id_, step)
         found: dict[int, tuple[Step, StoredArtifact]] = {}
-        wanted = [artifact_id]
-        while wanted:
-            id_ = wanted.pop()
+        waiting = [artifact_id]
+        while waiting:
+            id_ = waiting.pop()
             maker = makers.get(id_)
             if maker is not None and id_ not in found and id_ in self._artifacts:
                 found[id_] = (maker, self._artifacts[id_])
-                wanted.extend(source for name, source in maker.inputs if name not in without)
+                waiting.extend(source for name, source in maker.inputs if name not in without)
         return [found[id_] for id_ in sorted(found, key=lambda id_: (found[id_][0].id, id_))]
 
     @cached_property
@@ -146,12 +146,12 @@ class Lineage:
             executions = self._store.get_executions_by_context(context_id)
             events = self._store.get_events_by_execution_ids([execution.id for execution in executions])
             for execution in executions:
-                taken: list[tuple[str, int]] = []
-                given: list[tuple[str, int]] = []
+                inputs: list[tuple[str, int]] = []
+                outputs: list[tuple[str, int]] = []
                 for event in events:
                     if event.execution_id == execution.id:
                         name = next((part.key for part in event.path.steps if part.key), "")
-                        (taken if event.type in _INPUTS else given).append((name, int(event.artifact_id)))
+                        (inputs if event.type in _INPUTS else outputs).append((name, int(event.artifact_id)))
                 steps[execution.id] = Step(
                     id=execution.id,
                     component=components.get(execution.id, execution.type),
@@ -160,13 +160,13 @@ class Lineage:
                     started=execution.create_time_since_epoch / 1000,
                     seconds=(execution.last_update_time_since_epoch - execution.create_time_since_epoch) / 1000,
                     properties=_values(execution.custom_properties),
-                    inputs=tuple(taken),
-                    outputs=tuple(given),
+                    inputs=tuple(inputs),
+                    outputs=tuple(outputs),
                 )
         return steps
 
 
 def _values(properties: Any) -> dict[str, Any]:
-    """ML Metadata's typed values as Python's; structs are left out."""
+    """Convert ML Metadata's typed values to Python's, except structs."""
     kinds = {name: value.WhichOneof("value") for name, value in properties.items()}
     return {name: getattr(properties[name], kind) for name, kind in kinds.items() if kind and kind != "struct_value"}

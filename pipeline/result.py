@@ -1,4 +1,4 @@
-"""The result of one run: what `tandem run --json` prints and the run's folder keeps."""
+"""The result of one run, which `tandem run --json` prints and the run's folder keeps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.workdir import LOG_FILE, run_folder
 
 
 class ComponentTime(pydantic.BaseModel):
-    """How long a component took in one run."""
+    """Duration of a component in one run."""
 
     name: str
     seconds: float
     cached: bool
 
 
-class Asked(pydantic.BaseModel):
-    """What a run was asked for; its folder keeps it as `asked.json`, beside `recipe.json`, which is what came of it."""
+class RunRequest(pydantic.BaseModel):
+    """Arguments of a run; its folder keeps them in `asked.json`, beside the resolved recipe in `recipe.json`."""
 
     schema_dir: str
     preset: str | None
@@ -31,38 +31,38 @@ class Asked(pydantic.BaseModel):
 
 
 class ServedLatency(pydantic.BaseModel):
-    """What one caller of `recommend` waits for an answer of the embedded server, in milliseconds."""
+    """Latency of `recommend` in milliseconds: 1 client, gRPC, the embedded server."""
 
     p50_ms: float
     p99_ms: float
 
 
 class RunResult(pydantic.BaseModel):
-    """What came of a run; `tandem run --json` prints it, and the run's folder keeps it."""
+    """Result of a complete run."""
 
     run_id: str
     recipe: str
     """Name of the recipe."""
     preset: str | None = None
-    """Name of the preset that stood in for sections of the recipe; None where there was none."""
+    """Name of the preset; None without one."""
     seconds: float
     components: tuple[ComponentTime, ...]
     rows: dict[str, int]
-    """Rows read, rejected and merged with another, sampled negatives, and the rows of each split."""
+    """Number of rows read, rejected and merged, of sampled negatives, and of rows in each split."""
     hyperparameters: dict[str, Any] | None = None
-    """What the Tuner found and the Trainer took, by dotted key; None where nothing was searched."""
+    """The Tuner's best hyperparameters, by dotted key; None without a Tuner."""
     metrics: dict[str, float]
     verdict: Verdict
     best_possible: dict[str, float] = {}
-    """What no model can beat, by metric; synthetic data alone knows that of itself."""
+    """Upper bound (oracle) of each metric; empty unless the data is synthetic."""
     latency: ServedLatency | None = None
-    """What the InfraValidator measured; None where it turned the model down before."""
+    """Latency that InfraValidator measured; None if it rejected the model before."""
     not_servable: str | None
-    """Why the InfraValidator turned the model down; None where it did not."""
+    """Why InfraValidator did not bless the model; None if it did."""
     blessed: bool
-    """Whether the model passed every gate and can be served."""
+    """Whether Evaluator and InfraValidator blessed the model."""
     pushed_model: str | None
-    """Path of the pushed version; None where nothing was pushed."""
+    """Path of the pushed version; None if nothing was pushed."""
     log: str
 
 
@@ -75,16 +75,16 @@ def result_of(
     components: Sequence[ComponentTime],
     best: Mapping[str, float],
 ) -> RunResult:
-    """What came of a run whose components are all done, as ML Metadata has it.
+    """Return the result of a run whose components are complete, from ML Metadata.
 
     Args:
         workdir: The run's work folder.
-        run_id: The run's name there.
-        recipe: The recipe's name.
-        preset: The preset's name.
-        seconds: What the whole run took.
-        components: What its components took, in order.
-        best: From `best_possible`.
+        run_id: Id of the run.
+        recipe: Name of the recipe.
+        preset: Name of the preset.
+        seconds: Duration of the run.
+        components: Durations of the components, in order.
+        best: Upper bounds of metrics, from `oracle_metrics`.
     """
     lineage = Lineage(workdir)
     outputs = {step.component: lineage.outputs(step) for step in lineage.steps(run_id)}
@@ -122,7 +122,7 @@ def _latency(infra_blessing: Mapping[str, Any]) -> ServedLatency | None:
 
 
 def _found(best: StoredArtifact) -> dict[str, Any]:
-    """The values that the Tuner found best."""
+    """Return the Tuner's best hyperparameters."""
     from components.trainer.fitting.hyperparameters import recipe_values
 
     (file,) = Path(best.uri).iterdir()

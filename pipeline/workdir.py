@@ -1,6 +1,6 @@
-"""The work folder: every folder and file name in it, and its lock.
+"""The work folder: all its folder and file names, and its lock.
 
-Standard library only at import: Airflow's own processes import it.
+Standard library only at import: Airflow's own processes import this module.
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ARTIFACTS_FOLDER = "artifacts"
+SERVING_FOLDER = "serving"
 RUNS_FOLDER = "runs"
+COMPILED_DAGS_FOLDER = "plans"
+COMPARISONS_FOLDER = "compare"
+"""A work folder of `tandem compare`, with its own artifacts, metadata and runs."""
 METADATA_FILE = "metadata.sqlite"
 LOCK_FILE = ".lock"
 
 # In a run's folder.
-ASKED_FILE = "asked.json"
-RECIPE_FILE = "recipe.json"
+REQUEST_FILE = "asked.json"
+RESOLVED_RECIPE_FILE = "recipe.json"
 RESULT_FILE = "result.json"
 ERROR_FILE = "error.txt"
 LOG_FILE = "log.txt"
-PLAN_FILE = "plan.json"
-"""What an orchestrator's tasks do in this run; `tandem run` leaves none."""
+COMPILED_DAG_FILE = "plan.json"
+"""The DAG that Airflow's tasks run; `tandem run` writes none."""
+
+# In the folder of a comparison.
+COMPARISON_FILE = "comparison.json"
+COMPARISON_PLOT_FILE = "curves.html"
 
 
 def run_folder(workdir: Path, run_id: str) -> Path:
-    """Where a run keeps its recipe, log and result."""
+    """Return the folder of a run's recipe, log and result."""
     return workdir / RUNS_FOLDER / run_id
 
 
+def push_destination(workdir: Path, recipe_name: str) -> Path:
+    """Return the default push destination of a recipe."""
+    return workdir / SERVING_FOLDER / recipe_name
+
+
 def new_folder(runs: Path) -> Path:
-    """Makes a folder that is named by the time."""
+    """Make a folder whose name is the local time."""
     while True:
         folder = runs / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         with contextlib.suppress(FileExistsError):
@@ -43,7 +57,7 @@ def new_folder(runs: Path) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is complete or not there at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text, encoding="utf-8")
@@ -51,20 +65,27 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_folder(flag: str, place: Path) -> None:
-    """Refuses a folder that is not one, or cannot be made or written."""
+    """Check that a folder can be made and written.
+
+    Raises:
+        BadInput: It is a file, or it is not writable.
+    """
     from recipe import BadInput
 
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        found = "cannot be written" if there.is_dir() else "is not a folder"
-        raise BadInput(f"{flag} {place}: {there} {found}. Name a folder that can be made and written.")
+        found = "is not writable" if there.is_dir() else "is not a folder"
+        raise BadInput(f"{flag} {place}: {there} {found}. Choose a folder that can be made and written.")
 
 
 @contextlib.contextmanager
 def only_run_in(workdir: Path, *, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Two runs at once would take each other's models for the last blessed one.
+    """Lock the work folder: of two simultaneous runs, one could compare its model with the other's.
 
-    The tasks of one run of an orchestrator, which may be at work side by side, hold a lock of the kind `LOCK_SH`.
+    The tasks of one Airflow run may run in parallel; they hold a lock of the kind `LOCK_SH`.
+
+    Raises:
+        BadInput: Another run holds the lock.
     """
     from recipe import BadInput
 
@@ -74,6 +95,6 @@ def only_run_in(workdir: Path, *, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(
-                f"{workdir}: another run is at work here. Wait for it, or give --workdir another folder."
+                f"{workdir}: another run is in progress. Wait for it to end, or set --workdir to another folder."
             ) from None
         yield

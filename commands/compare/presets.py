@@ -24,7 +24,18 @@ from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
 from pipeline.console import Progress, output_to_file
 from pipeline.runners.local import explained, start_tfx
-from pipeline.workdir import METADATA_FILE, check_folder, new_folder, only_run_in
+from pipeline.workdir import (
+    ARTIFACTS_FOLDER,
+    COMPARISON_FILE,
+    COMPARISON_PLOT_FILE,
+    COMPARISONS_FOLDER,
+    LOG_FILE,
+    METADATA_FILE,
+    RUNS_FOLDER,
+    check_folder,
+    new_folder,
+    only_run_in,
+)
 from recipe import Recipe, load_recipe, load_schema
 from recipe.training import ValidationSplit
 
@@ -32,10 +43,6 @@ if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import schema_pb2
 
     from pipeline.runners.launch import ComponentRun
-
-FOLDER = "compare"
-COMPARISON_FILE = "comparison.json"
-PLOT_FILE = "curves.html"
 
 # Components that depend on the preset: if one of them fails, the other presets are still compared.
 OF_A_PRESET = ("Tuner", "Trainer", "Evaluator")
@@ -84,12 +91,12 @@ def compare_presets(
     validation = _common_validation(recipes, overrides) if curves else None
     if validation is not None:
         recipes = {name: _with_training(recipe, validation=validation) for name, recipe in recipes.items()}
-    home = (workdir / FOLDER).absolute()
+    home = (workdir / COMPARISONS_FOLDER).absolute()
     check_folder("--workdir", home)
     with only_run_in(workdir.absolute()):
         _take_over_metadata(workdir.absolute() / METADATA_FILE, home / METADATA_FILE)
-        folder = new_folder(home / "runs")
-        with output_to_file(folder / "log.txt") as terminal:
+        folder = new_folder(home / RUNS_FOLDER)
+        with output_to_file(folder / LOG_FILE) as terminal:
             trainings = _Trainings(schema, data.absolute(), home, folder, beam_args, terminal)
             trained = trainings.run(recipes, seeds)
         comparison = Comparison(
@@ -99,13 +106,13 @@ def compare_presets(
             rows=summarised(trained),
             trained=tuple(trained),
             plot=None,
-            log=str(folder / "log.txt"),
+            log=str(folder / LOG_FILE),
         )
         if any("validation_rmse" in each.curves for each in trained):
             from commands.compare.curves_page import page
 
-            (folder / PLOT_FILE).write_text(page(comparison), encoding="utf-8")
-            comparison = comparison.model_copy(update={"plot": str(folder / PLOT_FILE)})
+            (folder / COMPARISON_PLOT_FILE).write_text(page(comparison), encoding="utf-8")
+            comparison = comparison.model_copy(update={"plot": str(folder / COMPARISON_PLOT_FILE)})
         (folder / COMPARISON_FILE).write_text(comparison.model_dump_json(indent=1))
     return comparison
 
@@ -127,7 +134,7 @@ class _Trainings:
         self._data = data
         self._home = home
         self._run_id = folder.name
-        self._log = folder / "log.txt"
+        self._log = folder / LOG_FILE
         self._console = Console(file=terminal)
 
     def run(self, recipes: Mapping[str, Recipe], seeds: int) -> list[PresetTraining]:
@@ -154,7 +161,7 @@ class _Trainings:
             recipe,
             self._schema,
             data_root=str(self._data),
-            pipeline_root=str(self._home / "artifacts"),
+            pipeline_root=str(self._home / ARTIFACTS_FOLDER),
             metadata=metadata.sqlite_metadata_connection_config(str(self._home / METADATA_FILE)),
             beam_pipeline_args=self._beam_args,
             last="Evaluator",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from commands.report.words import brief_duration
 from pipeline.lineage import Step
-from pipeline.runs import Run
+from pipeline.run_history import Run
 
 NodeState = Literal["done", "cached", "failed", "unfinished", "not reached"]
 

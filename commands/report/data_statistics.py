@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 
-from components.example_validator.anomalies import in_words
+from components.example_validator.anomalies import describe_anomalies
 
 # Threshold of the drift for features without a drift_comparator in the schema. Linf and the Jensen-Shannon divergence
 # are between 0 and 1, and typical day-to-day noise is well below.
@@ -177,7 +177,7 @@ def anomalies(uri: str, schema: schema_pb2.Schema) -> list[tuple[str, str, str]]
         with open(path, "rb") as file:
             message = anomalies_pb2.Anomalies.FromString(file.read())
         split = os.path.basename(os.path.dirname(path)).removeprefix("Split-")
-        found += [(split, feature, sentence) for feature, sentence in in_words(message, schema)]
+        found += [(split, feature, sentence) for feature, sentence in describe_anomalies(message, schema)]
     return found
 
 

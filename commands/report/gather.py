@@ -29,16 +29,16 @@ from commands.report.charts import (
 from commands.report.dag_svg import DagSvg, draw
 from commands.report.words import metric_words, slice_name
 from components.evaluator.verdict import Verdict
-from pipeline.best_possible import Reached, reached
 from pipeline.lineage import Lineage, Step, StoredArtifact
-from pipeline.runs import Change, Run, diff_recipes, list_runs, previous_run, schema_of, statistics_of
+from pipeline.oracle_metrics import OracleComparison, compare_with_oracle
+from pipeline.run_history import Change, Run, diff_recipes, list_runs, previous_run, schema_of, statistics_of
+from pipeline.workdir import COMPARISON_FILE, COMPARISONS_FOLDER, REQUEST_FILE, RUNS_FOLDER, run_folder
 from recipe.evaluation import METRICS
 
 CURVES_FILE = "curves.json"
 # Columns of curves.json that are not metrics.
 NOT_CURVES = ("epoch", "steps", "seconds", "kept")
-ASKED_FILE = "asked.json"
-COMPARISON = "compare/runs/*/comparison.json"
+COMPARISON = f"{COMPARISONS_FOLDER}/{RUNS_FOLDER}/*/{COMPARISON_FILE}"
 
 SLICES_DRAWN = 24
 
@@ -94,7 +94,7 @@ class Facts:
     drift: list[data_statistics.Drift] = dataclasses.field(default_factory=list)
     drift_against: tuple[str, ...] = ()
     metrics: list[MetricRow] = dataclasses.field(default_factory=list)
-    reached: list[Reached] = dataclasses.field(default_factory=list)
+    reached: list[OracleComparison] = dataclasses.field(default_factory=list)
     """Metrics compared with their upper bounds; empty unless the data is synthetic."""
     users: list[data_statistics.SampleUser] = dataclasses.field(default_factory=list)
     display_columns: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def gather(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Facts:
         workdir=workdir,
         run=run,
         previous=previous,
-        asked=_read_json(workdir / "runs" / run_id / ASKED_FILE),
+        asked=_read_json(run_folder(workdir, run_id) / REQUEST_FILE),
         recipe_changes=diff_recipes(previous.recipe, run.recipe) if previous is not None else (),
         steps=steps,
         picture=draw(run, steps, lineage.types, [component.name for component in complete.components]),
@@ -216,7 +216,7 @@ def _add_metrics(facts: Facts) -> None:
         for name in dict.fromkeys((*METRICS, *verdict.metrics))
         if name in verdict.metrics
     ]
-    facts.reached = reached(facts.run.best_possible, verdict)
+    facts.reached = compare_with_oracle(facts.run.best_possible, verdict)
     if verdict.last_blessed_problem:
         facts.note("metrics", f"{verdict.last_blessed_problem[:1].upper()}{verdict.last_blessed_problem[1:]}.")
     compared = {

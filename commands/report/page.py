@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from commands.report import charts, words
 from commands.report.gather import Facts
 from commands.report.model_card import command, model_card
-from pipeline.runs import flat
+from pipeline.run_history import flat
 
 SECTIONS = {
     "verdict": "Result",

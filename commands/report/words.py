@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from components.evaluator.verdict import Bound
-from pipeline.runs import Run, Status
+from pipeline.run_history import Run, Status
 from recipe.evaluation import ITEM_POPULARITY, METRICS, RATING_METRICS, USER_ACTIVITY
 
 ABSENT = "–"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.console import output_to_file
 from pipeline.lineage import Lineage
-from pipeline.runs import find_run
+from pipeline.run_history import find_run
 from recipe import BadInput
 
 

@@ -56,7 +56,7 @@ def synthetic(
     """Generate synthetic data with a known structure, and the upper bounds of the metrics on it."""
     from commands.synthetic.files import TABLES, write_synthetic
     from commands.synthetic.ground_truth import SyntheticSpec
-    from pipeline.best_possible import TRUTH
+    from pipeline.oracle_metrics import TRUTH
 
     truth = write_synthetic(SyntheticSpec(users, items, interactions, seed, clusters, drift, broken), out)
     print(f"{out}: {', '.join(TABLES)}, {TRUTH}")

@@ -16,7 +16,7 @@ def runs(workdir: RunsDir = Path("work/movielens"), as_json: AsJson = False) -> 
     from rich.console import Console
 
     from commands.tables import print_runs, runs_as_json
-    from pipeline.runs import list_runs
+    from pipeline.run_history import list_runs
 
     found = list_runs(workdir)
     if as_json:
@@ -30,7 +30,7 @@ def gates(run: RunName = "latest", workdir: RunsDir = Path("work/movielens"), as
     from rich.console import Console
 
     from commands.tables import print_gates, print_measured, verdict_as_json
-    from pipeline.runs import find_run, read_verdict
+    from pipeline.run_history import find_run, read_verdict
 
     result, verdict = read_verdict(workdir, find_run(workdir, run))
     if as_json:
@@ -70,7 +70,7 @@ def diff(
 
     from commands.tables import print_diff
     from pipeline.lineage import Lineage
-    from pipeline.runs import diff_runs, find_run, read_run
+    from pipeline.run_history import diff_runs, find_run, read_run
 
     lineage = Lineage(workdir)
     before, after = (read_run(workdir, find_run(workdir, name, lineage), lineage) for name in (run_a, run_b))

@@ -18,7 +18,7 @@ from commands.synthetic.malformed_rows import insert_malformed
 from commands.synthetic.oracle import Sample, UpperBounds, find_upper_bounds
 from commands.synthetic.sampling import InteractionBlock, stream_interactions
 from commands.synthetic.side_tables import item_tables, user_tables
-from pipeline.best_possible import TRUTH
+from pipeline.oracle_metrics import TRUTH
 
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 TABLES = ("interactions.csv", "items.csv", "users.csv")

@@ -1,1 +1,1 @@
-"""The gate: TFMA on the exported model's own signature, and the verdict in words."""
+"""Evaluator: TFMA on the `evaluate` signature of the exported model, and the results of the recipe's gates."""

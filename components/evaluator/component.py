@@ -1,4 +1,4 @@
-"""Evaluator that decides by the recipe's gates, on the whole eval split and on slices of it."""
+"""Evaluator with the recipe's gates, on the eval split and its slices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tfx.types.standard_component_specs import (
 )
 
 from components.evaluator.executor import SETTINGS_KEY, Executor
-from components.evaluator.settings import Settings
+from components.evaluator.settings import EvaluatorSettings
 
 
 class EvaluatorSpec(component_spec.ComponentSpec):
-    """Models and raw examples in; ModelEvaluation and ModelBlessing out, as TFX's Pusher expects it."""
+    """Inputs and outputs of TFX's Evaluator, and the settings."""
 
     PARAMETERS: ClassVar = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
     INPUTS: ClassVar = {
@@ -35,7 +35,7 @@ class EvaluatorSpec(component_spec.ComponentSpec):
 
 
 class Evaluator(base_beam_component.BaseBeamComponent):
-    """Measures the exported model on the raw eval split and blesses it if it passes every gate of the recipe."""
+    """Evaluates the exported model on the raw eval split and blesses it if it passes every gate of the recipe."""
 
     SPEC_CLASS = EvaluatorSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
@@ -45,15 +45,15 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         examples: types.BaseChannel,
         model: types.BaseChannel,
         baseline_model: types.BaseChannel | None,
-        settings: Settings,
+        settings: EvaluatorSettings,
     ) -> None:
-        """Builds the component.
+        """Build the component.
 
         Args:
-            examples: Raw examples; the split `eval` is measured.
-            model: The candidate.
-            baseline_model: What a ModelResolver found, which may be nothing; None where none is looked up.
-            settings: What the recipe decides.
+            examples: Raw examples with the split `eval`.
+            model: The candidate model.
+            baseline_model: Output of a ModelResolver, which may hold no model; None without a resolver.
+            settings: Gates, slices and columns of the recipe.
         """
         spec = EvaluatorSpec(
             **{

@@ -1,4 +1,4 @@
-"""Executor of the Evaluator: TFMA measures, and the recipe's gates decide."""
+"""Executor of the Evaluator: TFMA measures the metrics, `verdict.py` applies the recipe's gates."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tfx.types.standard_component_specs import (
 )
 from tfx.utils import io_utils, path_utils
 
-from components.evaluator import last_blessed
+from components.evaluator.baseline_model import evaluation_error, missing_outputs
 from components.evaluator.measurement import CANDIDATE, LAST_BLESSED, measure, read_measured
-from components.evaluator.settings import Settings
+from components.evaluator.settings import EvaluatorSettings
 from components.evaluator.verdict import VERDICT_FILE, Verdict, decide
 from components.model_resolver.executor import is_model
 
 SETTINGS_KEY = "settings"
 
 REASON_PROPERTY = "reason"
-"""Of a blessing that is none: the gates that failed, in words, as InfraValidator's has it as well."""
+"""Property of the blessing of a model that is not blessed: the failed gates. InfraValidator sets it too."""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
-    """Measures the candidate and the last blessed model, writes `verdict.json` and blesses or does not.
+    """Evaluates the candidate and the last blessed model, writes `verdict.json` and the blessing.
 
-    The outputs are those of TFX's own Evaluator: TFMA's files in the evaluation, and a blessing with the properties
-    and the file that TFX's Resolver and Pusher read. Its decision is not: TFMA's thresholds know no baselines and pass
-    when a slice has no examples.
+    The outputs are those of TFX's Evaluator: TFMA's files, and a blessing with the properties and the file that TFX's
+    Resolver and Pusher read. TFMA's own thresholds are not used: they have no baselines and pass if a slice has no
+    examples.
     """
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)
         self._log_startup(input_dict, output_dict, exec_properties)
-        settings = Settings.model_validate_json(exec_properties[SETTINGS_KEY])
+        settings = EvaluatorSettings.model_validate_json(exec_properties[SETTINGS_KEY])
         examples = input_dict[EXAMPLES_KEY]
         model = artifact_utils.get_single_instance(input_dict[MODEL_KEY])
         last = artifact_utils.get_single_instance(input_dict[BASELINE_MODEL_KEY]) if input_dict.get(
@@ -60,28 +60,28 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         logging.info("Blessed: %s. %s", verdict.blessed, "; ".join(map(str, verdict.bounds)))
 
     def _evaluate(
-        self, settings: Settings, examples: Sequence[Artifact], candidate: str, last: str | None, output: str
+        self, settings: EvaluatorSettings, examples: Sequence[Artifact], candidate: str, last: str | None, output: str
     ) -> Verdict:
-        problem = last_blessed.lacks(last) if last is not None else None
+        problem = missing_outputs(last) if last is not None else None
         if last is not None and problem is None:
             try:
                 self._measure(settings, examples, {CANDIDATE: candidate, LAST_BLESSED: last}, output)
                 return decide(settings.gates, read_measured(output, has_last_blessed=True))
             except Exception:
-                # Beam's errors do not tell whose fault it was. Only a model that also fails alone is left out.
-                problem = last_blessed.fails(last, examples)
+                # Beam's error does not name the model. The last blessed model is skipped only if it also fails alone.
+                problem = evaluation_error(last, examples)
                 if problem is None:
                     raise
                 fileio.rmtree(output)
                 fileio.makedirs(output)
         if problem is not None:
-            problem = f"the last blessed model cannot be compared with: {problem}"
-            logging.warning("%s. Gates on the change against it do not count this time.", problem)
+            problem = f"cannot evaluate the last blessed model: {problem}"
+            logging.warning("%s. Its change thresholds pass in this run.", problem)
         self._measure(settings, examples, {CANDIDATE: candidate}, output)
         return decide(settings.gates, read_measured(output, has_last_blessed=False), problem)
 
     def _measure(
-        self, settings: Settings, examples: Sequence[Artifact], models: Mapping[str, str], output: str
+        self, settings: EvaluatorSettings, examples: Sequence[Artifact], models: Mapping[str, str], output: str
     ) -> None:
         with self._make_beam_pipeline() as pipeline:
             measure(pipeline, examples, models, settings, output)
@@ -93,7 +93,7 @@ def _path(model: Artifact) -> str:
 
 
 def _bless(blessing: Artifact, blessed: bool, model: Artifact, last: Artifact | None, component_id: str | None) -> None:
-    """Fills the blessing as TFX's Evaluator does."""
+    """Set the properties and write the file of the blessing, as TFX's Evaluator does."""
     blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, model.uri)
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, model.id)
     if last is not None:

@@ -1,4 +1,4 @@
-"""Runs TFMA on exported models' own `evaluate` signature, over raw examples, and reads what it found."""
+"""Runs TFMA on the `evaluate` signature of exported models over raw examples, and reads its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tfx.types import Artifact, artifact_utils
 from tfx.utils import io_utils
 
 from components.evaluator.metrics import BASELINE, EXAMPLE_COUNT, RecommenderMetrics
-from components.evaluator.settings import Settings
+from components.evaluator.settings import EvaluatorSettings
 from components.evaluator.slices import slice_extractor
 from components.evaluator.verdict import Measured, SliceKey
 from recipe.columns import IS_POSITIVE
@@ -34,11 +34,11 @@ CANDIDATE = "candidate"
 LAST_BLESSED = "last_blessed"
 
 
-def eval_config(settings: Settings, models: Sequence[str]) -> tfma.EvalConfig:
-    """What TFMA is asked; it measures, and verdict.py decides.
+def eval_config(settings: EvaluatorSettings, models: Sequence[str]) -> tfma.EvalConfig:
+    """Return TFMA's configuration, without thresholds: `verdict.py` applies the gates.
 
     Args:
-        settings: The recipe's part.
+        settings: Settings from the recipe.
         models: Names of the models, the candidate first.
     """
     metrics = tfma.MetricConfig(
@@ -48,9 +48,9 @@ def eval_config(settings: Settings, models: Sequence[str]) -> tfma.EvalConfig:
     )
     return tfma.EvalConfig(
         model_specs=[
-            # With a type, TFMA need not load the model once more to find out that it is not a Keras one.
+            # With a type, TFMA does not load the model to detect whether it is a Keras model.
             tfma.ModelSpec(
-                # A single model's outputs carry no name.
+                # TFMA expects no name for a single model.
                 name=name if len(models) > 1 else "",
                 model_type=tfma.TF_GENERIC,
                 signature_name=SIGNATURE,
@@ -61,7 +61,7 @@ def eval_config(settings: Settings, models: Sequence[str]) -> tfma.EvalConfig:
             for name in models
         ],
         slicing_specs=[tfma.SlicingSpec()],
-        # Not weighted as a whole: each metric knows whether a negative counts for it.
+        # Unweighted: each metric handles sampled negatives itself.
         metrics_specs=[
             tfma.MetricsSpec(metrics=[metrics], example_weights=config_pb2.ExampleWeightOptions(unweighted=True))
         ],
@@ -69,16 +69,20 @@ def eval_config(settings: Settings, models: Sequence[str]) -> tfma.EvalConfig:
 
 
 def measure(
-    pipeline: beam.Pipeline, examples: Sequence[Artifact], models: Mapping[str, str], settings: Settings, output: str
+    pipeline: beam.Pipeline,
+    examples: Sequence[Artifact],
+    models: Mapping[str, str],
+    settings: EvaluatorSettings,
+    output: str,
 ) -> None:
-    """Adds the evaluation to a Beam pipeline.
+    """Add the evaluation to a Beam pipeline.
 
     Args:
-        pipeline: The pipeline; nothing runs before it does.
-        examples: Artifacts of raw examples; their split `eval` is measured.
+        pipeline: The pipeline.
+        examples: Artifacts of raw examples with the split `eval`.
         models: Folder of each exported model by name, the candidate first.
-        settings: The recipe's part.
-        output: Folder that TFMA writes its result to.
+        settings: Settings from the recipe.
+        output: Folder for TFMA's results.
     """
     config = eval_config(settings, list(models))
     shared = [
@@ -113,13 +117,13 @@ def measure(
 
 
 def read_measured(output: str, has_last_blessed: bool) -> dict[SliceKey | None, Measured]:
-    """What TFMA measured, by slice; the whole eval split is under None.
+    """Return TFMA's results by slice; the key of the whole eval split is None.
 
-    Metrics that are not a finite number could not be computed and are left out.
+    Metrics that are NaN or infinite are omitted.
 
     Args:
-        output: The folder TFMA wrote to.
-        has_last_blessed: Whether the last blessed model was measured too.
+        output: Folder of TFMA's results.
+        has_last_blessed: Whether the last blessed model was evaluated too.
     """
     candidate = _values(output, CANDIDATE if has_last_blessed else None)
     last = _values(output, LAST_BLESSED) if has_last_blessed else {}
@@ -141,7 +145,7 @@ def _values(output: str, model: str | None) -> dict[SliceKey | None, dict[str, f
         values = found.setdefault(_slice_key(key), {})
         for per_output in outputs.values():
             for by_class in per_output.values():
-                # TFMA hands proto JSON through, where NaN and infinity are strings.
+                # TFMA returns proto JSON, where NaN and infinity are strings.
                 values |= {name: float(value["doubleValue"]) for name, value in by_class.items()}
     return found
 

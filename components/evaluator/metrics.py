@@ -1,29 +1,29 @@
-"""What the Evaluator measures, as a TFMA metric; TFMA finds it by the name that measurement.py gives it.
+"""The recipe's `METRICS` as one TFMA metric, which TFMA loads by the class name in `measurement.py`.
 
-TFMA's own metrics would each unpack every example again, have no per-user averages over an example's own outputs, and
-leave out the examples whose prediction is not a number, so that a model with such ratings could pass. Here one pass
-over batches of examples gives all of the recipe's `METRICS`, and each one's baseline, for each slice:
+TFMA's own metrics would each unpack every example again, have no per-user averages over an example's outputs, and omit
+examples whose prediction is NaN, so that a model with such ratings could pass. Here one pass over batches of examples
+computes all metrics and their baselines for each slice:
 
-    top_{k}_accuracy         share of the interactions whose item is among the first k of the whole catalogue:
-                             TFRS's FactorizedTopK
-    top_{k}_accuracy_unseen  the same without the items that the user has interactions with in train
-    ndcg_10, recall_10, mrr  averages over users with interactions here, of what is found among the items that
-                             `recommend` chooses from: unseen ones, unless the recipe says exclude_seen: false
-        recall_10            share of the user's interactions whose item is among the first 10
-        ndcg_10              sum of 1 / log2(1 + place) over those, relative to that of an ideal order (Järvelin and
+    top_{k}_accuracy         fraction of interactions whose item is in the top k of the catalogue: TFRS's
+                             FactorizedTopK
+    top_{k}_accuracy_unseen  the same without the items that the user interacted with in the train split
+    ndcg_10, recall_10, mrr  averages over the users with interactions in the slice; ranks are among the items that
+                             `recommend` returns: unseen items, unless the recipe sets exclude_seen: false
+        recall_10            fraction of the user's interactions whose item is in the top 10
+        ndcg_10              sum of 1 / log2(1 + rank) over those, relative to the ideal order (Järvelin and
                              Kekäläinen 2002, doi:10.1145/582415.582418)
-        mrr                  1 / place of the best-placed one, however far down (Voorhees 1999, TREC-8)
-    coverage_10              share of the catalogue that is among anybody's first 10 (Ge et al. 2010,
+        mrr                  1 / rank of the best-ranked item, at any rank (Voorhees 1999, TREC-8)
+    coverage_10              fraction of the catalogue that is in at least one user's top 10 (Ge et al. 2010,
                              doi:10.1145/1864708.1864761)
-    popularity_bias_10       mean of log(1 + interactions in train) over the recommended first tens, minus the same mean
-                             over the items that users really chose here: 0 where recommendations are as popular as
-                             choices, log 2 where they are twice as popular; the popularity lift of Abdollahpouri et al.
+    popularity_bias_10       mean of log(1 + interactions in the train split) over the recommended top tens, minus the
+                             same mean over the items of the interactions: 0 if recommendations are as popular as
+                             choices, log 2 if they are twice as popular; the popularity lift of Abdollahpouri et al.
                              2020, doi:10.1145/3383313.3418487, on the scale of self-information (Zhou et al. 2010,
                              doi:10.1073/pnas.1000488107)
-    rmse, mae                of the predicted labels
+    rmse, mae                of the predicted ratings
 
-Each interaction is ranked by the request that its own example makes, with the context it has; where a user's requests
-differ in context, so may the ranks, and ndcg_10 is at most 1.
+The query of each interaction has the context of its own example, so the ranks of one user may differ between examples;
+ndcg_10 is clipped to 1.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from recipe.evaluation import METRICS, RATING_METRICS
 
 EXAMPLE_COUNT = "example_count"
 BASELINE = "baseline_"
-"""Stands before the name of a metric where it is the baseline's."""
+"""Prefix of the name of a baseline's metric."""
 
 TOP_K = (1, 5, 10, 50, 100)
 LIST_LENGTH = 10
 
-# The outputs of `evaluate` that the metrics read, of the model and of the baselines beside it.
+# Outputs of `evaluate` that the metrics read, of the model and of the baselines.
 _RANKED = (
     *(f"top_{k}{suffix}_hit" for suffix in ("", "_unseen") for k in TOP_K),
     *("rank", "rank_unseen", f"top_{LIST_LENGTH}_items", f"top_{LIST_LENGTH}_popularity", "rating"),
@@ -67,7 +67,7 @@ Found = dict[str, float]
 
 
 class RecommenderMetrics(tfma.metrics.Metric):
-    """The recipe's `METRICS`, their baselines under `BASELINE`, and `EXAMPLE_COUNT`, in one pass."""
+    """The recipe's `METRICS`, their baselines with the prefix `BASELINE`, and `EXAMPLE_COUNT`, in one pass."""
 
     def __init__(self, name: str = "recommender", exclude_seen: bool = True) -> None:
         super().__init__(_computations, name=name, exclude_seen=exclude_seen)
@@ -87,44 +87,44 @@ def _computations(name: str, exclude_seen: bool, model_names: Sequence[str]) -> 
 
 @dataclasses.dataclass
 class _Side:
-    """Sums for the model or for its baseline."""
+    """Sums of the model or of its baseline."""
 
     errors: np.ndarray
     """float64 [2]: sums of squared and of absolute rating errors, over all examples."""
     hits: np.ndarray
-    """float64 [10]: interactions that are hits, for each k without and then with seen items left out."""
+    """float64 [10]: hits for each k among all items, then among unseen items."""
     log_popularity: float
-    """Sum over interactions of the mean log popularity of the first ten."""
+    """Sum over interactions of the mean log popularity of the top 10."""
     recommended: np.ndarray
-    """int64, sorted: the different items among the first tens; at most the catalogue."""
+    """int64, sorted: distinct items in the top tens."""
 
 
 @dataclasses.dataclass
 class _Sums:
-    """What adds up over the examples of a slice. It grows with the users and the recommended items in the slice."""
+    """Accumulator over the examples of a slice. It grows with the users and the recommended items in the slice."""
 
     examples: float
     positives: float
-    """Interactions: the examples that are no sampled negatives."""
+    """Number of interactions: examples that are not sampled negatives."""
     log_popularity: float
-    """Sum of log(1 + interactions in train) over the interactions' items."""
+    """Sum of log(1 + interactions in the train split) over the interactions' items."""
     catalogue_size: int
     model: _Side
     baseline: _Side
     users: dict[int, np.ndarray]
-    """By user key, float64 [7]: interactions; discounted gain and hits of the model and of the baseline; the best
+    """By user key, float64 [7]: number of interactions; discounted gain and hits of the model and of the baseline; best
     reciprocal rank of the model and of the baseline."""
 
 
-# Of the columns of `_Sums.users` the last ones are maxima, the others sums.
+# The first columns of `_Sums.users` are sums, the others maxima.
 _USER_SUMS = 5
 
 
 class _AllMetrics(beam.CombineFn):
-    """Adds up batches of examples.
+    """Combiner over batches of examples.
 
-    The example weight, where there is one, is 1 for interactions and 0 for sampled negatives. A negative's label counts
-    for the ratings; its item is one that the user did not choose, so how it ranks says nothing about retrieval.
+    The example weight, if set, is 1 for interactions and 0 for sampled negatives. Negatives contribute to rating
+    metrics, but not to ranking metrics.
     """
 
     def __init__(self, model: str, exclude_seen: bool) -> None:
@@ -136,7 +136,7 @@ class _AllMetrics(beam.CombineFn):
 
     def add_input(self, sums: _Sums, batch: Any) -> _Sums:
         outputs: Outputs = batch.get_predictions(self._model or None)
-        # A float64 sum of a million float32 errors is exact to more digits than anyone reads.
+        # float64: sums of millions of float32 errors lose too many digits.
         labels = batch.get_labels(self._model or None).ravel().astype(np.float64)
         weights = batch.get_example_weights(self._model or None)
         positive = np.ones(len(labels), bool) if weights is None else weights.ravel() > 0
@@ -214,7 +214,7 @@ def _add_users(users: dict[int, np.ndarray], more: Mapping[int, np.ndarray]) -> 
 
 
 def _finished(sums: _Sums, side: _Side, place: int) -> Found:
-    """The metrics of the model (`place` 0) or of the baseline (1); those that nothing was measured for are left out."""
+    """Return the metrics of the model (`place` 0) or of the baseline (1); metrics without examples are omitted."""
     values: Found = {}
     if sums.positives:
         accuracies = [f"top_{k}_accuracy{suffix}" for suffix in ("", "_unseen") for k in TOP_K]

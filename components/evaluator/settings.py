@@ -1,4 +1,4 @@
-"""What the recipe decides about the evaluation; what the component hands to its executor."""
+"""Settings of the Evaluator from the recipe, which the component passes to its executor."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pydantic
 from recipe.evaluation import READY_SLICES, Gate, Slices
 
 
-class Settings(pydantic.BaseModel):
-    """Everything about the evaluation but the models and the examples."""
+class EvaluatorSettings(pydantic.BaseModel):
+    """All inputs of the evaluation except models and examples."""
 
     gates: tuple[Gate, ...]
     slices: Slices
     label: str
-    """The raw feature that holds the label."""
+    """Raw feature of the label."""
     exclude_seen: bool
-    """Whether `recommend` leaves out what the user has had: per-user metrics are over what it chooses from."""
+    """Whether `recommend` excludes seen items; per-user metrics then rank unseen items only."""
     negatives: bool = False
-    """Whether the examples hold sampled negatives, which `IS_POSITIVE` tells from interactions."""
+    """Whether the examples include sampled negatives, for which `IS_POSITIVE` is 0."""
     code_version: str = ""
-    """Changes with the code, so that no cached verdict outlives it."""
+    """Hash of the component's code; part of the cache key."""
 
     @property
     def slice_columns(self) -> tuple[str, ...]:
-        """The raw features whose values are slices."""
+        """Raw features whose values are slices."""
         gated = [gate.slice_key[0] for gate in self.gates if gate.slice_key is not None]
         return tuple(dict.fromkeys([*self.slices.columns, *(name for name in gated if name not in READY_SLICES)]))

@@ -1,8 +1,7 @@
-"""Cuts the eval examples into slices, for TFMA: by what the model knows of their user and item, and by raw columns.
+"""Slices of the eval examples for TFMA: by user activity, by item popularity, and by raw columns.
 
-TFMA's own way is to unpack every batch into examples and to look for each example's slices in Python, which takes most
-of an evaluation's time. Here a batch becomes one smaller batch for each slice, in numpy, and metrics.py adds up whole
-batches.
+TFMA's own slicing unpacks every batch and computes the slices of each example in Python, which takes most of an
+evaluation's time. Here numpy splits a batch into one batch per slice, and `metrics.py` aggregates whole batches.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ from recipe.evaluation import ITEM_POPULARITY, READY_SLICES, USER_ACTIVITY, Slic
 
 Extracts = dict[str, Any]
 Parts = np.ndarray
-"""object [B]: for each example the value that names its slice; None for an example that is in none."""
+"""object [B]: the slice value of each example; None if an example is in no slice."""
 
 _METRIC_INPUTS = (tfma.LABELS_KEY, tfma.PREDICTIONS_KEY, tfma.EXAMPLE_WEIGHTS_KEY)
 
 
 def slice_extractor(slices: Slices, columns: Sequence[str], candidate: str | None) -> extractor.Extractor:
-    """The last one of TFMA's extractors: a batch in, a batch for the whole and for each slice of it out.
+    """Return the last of TFMA's extractors, which splits a batch into the whole and one batch per slice.
 
     Args:
         slices: The recipe's slices.
         columns: Raw features whose values are slices.
-        candidate: The model whose outputs tell slices, where several are measured; both are measured on its slices.
+        candidate: Name of the model whose outputs define the slices if several are evaluated.
     """
     return extractor.Extractor(
-        # TFMA's evaluators look for it by this name.
+        # TFMA's evaluators expect this name.
         stage_name=slice_key_extractor.SLICE_KEY_EXTRACTOR_STAGE_NAME,
         ptransform=beam.FlatMap(_cut, slices=slices, columns=tuple(columns), candidate=candidate),
     )
 
 
 def user_activity(outputs: dict[str, np.ndarray], heavy: float) -> Parts:
-    """`new`, `light` or `heavy` for the user of each example, from the outputs of `evaluate`."""
+    """Return `new`, `light` or `heavy` for the user of each example, from the outputs of `evaluate`."""
     new, light, most = READY_SLICES[USER_ACTIVITY]
     known = np.where(outputs["user_activity"].ravel() > heavy, most, light)
     return np.where(outputs["user_interactions"].ravel() == 0, new, known).astype(object)
 
 
 def item_popularity(outputs: dict[str, np.ndarray], torso: float, head: float) -> Parts:
-    """`cold`, `tail`, `torso` or `head` for the item of each example, from the outputs of `evaluate`."""
+    """Return `cold`, `tail`, `torso` or `head` for the item of each example, from the outputs of `evaluate`."""
     cold, tail, middle, most = READY_SLICES[ITEM_POPULARITY]
     share = outputs["item_popularity"].ravel()
     known = np.where(share > head, most, np.where(share > torso, middle, tail))
@@ -57,18 +56,18 @@ def item_popularity(outputs: dict[str, np.ndarray], torso: float, head: float) -
 
 
 def column_values(feature: Any, rows: int) -> Parts:
-    """The first value of a raw feature in each example, as text.
+    """Return the first value of a raw feature in each example, as a string.
 
     Args:
-        feature: As TFMA extracts it: an array [B, values] where all examples have as many, a sparse value where not,
-            None where no example has any.
+        feature: As TFMA extracts it: an array [B, values] if all examples have the same number of values, else a
+            sparse value; None if no example has a value.
         rows: B.
     """
     found = np.full(rows, None, object)
     if isinstance(feature, np.ndarray):
         found[:] = [_text(row[0]) if len(row) else None for row in feature]
     elif feature is not None:
-        # Backwards, so that the first value of an example is the one that stays.
+        # Reversed, so that the first value of an example is assigned last.
         for row, value in zip(feature.indices[::-1, 0].tolist(), feature.values[::-1], strict=True):
             found[row] = _text(value)
     return found
@@ -98,7 +97,7 @@ def _cut(extracts: Extracts, slices: Slices, columns: Sequence[str], candidate: 
 
 
 def _rows(values: Any, rows: np.ndarray) -> Any:
-    """Some rows of arrays, which may lie in mappings by model and by output."""
+    """Select rows of arrays, which may be nested in mappings by model and output."""
     if isinstance(values, dict):
         return {name: _rows(inner, rows) for name, inner in values.items()}
     return values[rows]

@@ -1,4 +1,4 @@
-"""The gate's decision in words and numbers: every bound of every gate, what was measured, by how much it passed."""
+"""Gate results: every threshold of every gate with the measured value and the margin, and the decision."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 SliceKey = tuple[str, str]
 """Name and value of a slice: `("user_activity", "new")`."""
 
-# Differences of floats are compared; a change of nothing must pass `may_drop: 0`.
+# Tolerance of float differences: an unchanged metric passes `may_drop: 0`.
 ROUNDING = 1e-9
 
-NO_LAST_BLESSED = "there is no blessed model yet to compare with"
+NO_LAST_BLESSED = "passed without a comparison: no model is blessed yet"
 
 
 class Measured(pydantic.BaseModel):
-    """What was measured on a part of the eval split; metrics that could not be computed are left out."""
+    """Metrics of the eval split or a slice; metrics that could not be computed are omitted."""
 
     examples: int = 0
     metrics: dict[str, float] = {}
     baselines: dict[str, float] = {}
-    """The same metrics of the baselines: user and item means for `RATING_METRICS`, else the most popular items."""
+    """Metrics of the baselines: user and item means for `RATING_METRICS`, else the most popular items."""
     last_blessed: dict[str, float] = {}
-    """The same metrics of the last blessed model; empty where there is none yet, or none that can be measured."""
+    """Metrics of the last blessed model; empty if there is none, or it cannot be evaluated."""
 
 
 class MeasuredSlice(Measured):
-    """What was measured on a slice."""
+    """Metrics of a slice."""
 
     name: str
     value: str
 
 
 class Bound(pydantic.BaseModel):
-    """One condition of one gate, measured."""
+    """Result of one condition of one gate."""
 
     metric: str
     slice: dict[str, str] | None = None
-    """Name and value of the slice; None for the whole eval split."""
+    """Name and value of the slice; None for the eval split."""
     condition: Condition
     allowed: float
-    """The number in the recipe."""
+    """Value of the condition in the recipe."""
     reference: float | None = None
-    """The last blessed model's value or the baseline's, for conditions that compare with it."""
+    """Value of the last blessed model or the baseline, for conditions that compare with it."""
     limit: float | None
-    """The bound on the metric itself: `allowed`, with `reference` included; None where there is nothing to compare."""
+    """Threshold of the metric, computed from `allowed` and `reference`; None without a required reference."""
     measured: float | None
-    """None where the metric could not be computed."""
+    """Value of the metric; None if it could not be computed."""
     passed: bool
     margin: float | None
-    """How far on the good side of the limit; negative where it failed."""
+    """Distance of the value from the threshold; negative if it failed."""
     examples: int = 0
-    """Eval examples of the slice."""
+    """Number of eval examples in the slice."""
     reason: str = ""
-    """Why it failed although no number is on the wrong side, or passed although nothing could be compared."""
+    """Why it failed without a value, or passed without a comparison."""
 
     @property
     def subject(self) -> str:
-        """The metric, and the slice it was measured on."""
+        """The metric and its slice."""
         where = [f" where {name} is {value}" for name, value in (self.slice or {}).items()]
         return self.metric + "".join(where)
 
@@ -75,42 +75,43 @@ class Bound(pydantic.BaseModel):
         if self.reason:
             return f"{self.subject}: {self.reason}"
         assert self.limit is not None and self.measured is not None
-        # More digits where four would show the same number twice.
+        # More digits if the rounded values are equal.
         digits = 8 if f"{self.measured:.4f}" == f"{self.limit:.4f}" and not self.passed else 4
-        side = "at least" if _is_lower_bound(self.metric, self.condition) else "at most"
-        text = f"{self.subject}: {side} {self.limit:.{digits}f} wanted, {self.measured:.{digits}f} measured"
+        sign = "≥" if _is_lower_bound(self.metric, self.condition) else "≤"
+        text = f"{self.subject}: threshold {sign} {self.limit:.{digits}f}, measured {self.measured:.{digits}f}"
         if self.reference is None:
             return text
-        source = "the last blessed model has" if self.condition != "beats_baseline_by" else _baseline(self.metric)
-        return f"{text} ({source} {self.reference:.{digits}f})"
+        source = "last blessed model" if self.condition != "beats_baseline_by" else _baseline(self.metric)
+        return f"{text} ({source}: {self.reference:.{digits}f})"
 
 
 class Verdict(Measured):
-    """What the Evaluator found; written as `verdict.json` beside TFMA's own output."""
+    """Metrics, gate results and decision; written as `verdict.json` beside TFMA's output."""
 
     blessed: bool
     bounds: tuple[Bound, ...]
     slices: tuple[MeasuredSlice, ...] = ()
     last_blessed_problem: str | None = None
-    """Why the last blessed model could not be measured, where there is one."""
+    """Why the last blessed model could not be evaluated; None if it was, or there is none."""
 
     def failures(self) -> Sequence[Bound]:
+        """Return the results that failed."""
         return [bound for bound in self.bounds if not bound.passed]
 
 
 def decide(
     gates: Sequence[Gate], measured: Mapping[SliceKey | None, Measured], last_blessed_problem: str | None = None
 ) -> Verdict:
-    """Whether a model may replace the one that is being served: it may if it passes every bound of every gate.
+    """Apply the gates: the model is blessed if it passes every threshold.
 
-    A bound whose metric was not measured fails, so that a gate on a slice without examples never passes silently. A
-    bound on the change against the last blessed model passes where there is none to compare with: otherwise there would
-    never be a first one.
+    A threshold on a metric that was not measured fails, so that a gate on a slice without examples never passes
+    silently. A change threshold (`may_drop`, `may_rise`) passes without a last blessed model: otherwise no first model
+    could be blessed.
 
     Args:
         gates: The recipe's gates.
-        measured: What was measured by slice, on the whole eval split under None.
-        last_blessed_problem: Why the last blessed model could not be measured; None where it was, or there is none.
+        measured: Metrics by slice; the key of the eval split is None.
+        last_blessed_problem: Why the last blessed model could not be evaluated; None if it was, or there is none.
     """
     whole = measured.get(None, Measured())
     nothing = last_blessed_problem or NO_LAST_BLESSED
@@ -171,38 +172,33 @@ def _bound(gate: Gate, condition: Condition, measured: Measured, nothing: str) -
 
 
 def _why_nothing(gate: Gate, measured: Measured) -> str:
-    """Why a metric could not be measured, and what to do."""
+    """Return why a metric was not measured, with a remedy."""
     if not measured.examples and gate.slice_key is not None:
         return (
-            "nothing was measured, because no eval example is in this slice; drop the gate, or split the data so that "
+            "not measured: no eval example is in this slice. Remove the gate, or change the split so that "
             "the slice has examples"
         )
     if not measured.examples:
-        return "nothing was measured, because the eval split has no examples"
+        return "not measured: the eval split has no examples"
     if gate.metric in RATING_METRICS:
-        return "nothing was measured, because some of the model's ratings are not numbers; its training went astray"
-    return (
-        "nothing was measured, because every example here is a sampled negative, and those say nothing about what the "
-        "model should recommend"
-    )
+        return "not measured: some predicted ratings are NaN or infinite; training diverged"
+    return "not measured: all examples are sampled negatives, which ranking metrics do not count"
 
 
 def _is_lower_bound(metric: str, condition: Condition) -> bool:
-    """Whether a condition asks for at least something."""
+    """Whether the threshold of a condition is a lower bound."""
     return {"at_least": True, "at_most": False, "may_drop": True, "may_rise": False}.get(
         condition, METRICS[metric] == "higher"
     )
 
 
 def _baseline(metric: str) -> str:
-    """What the baseline does, as the start of a sentence that ends with its value."""
-    if metric in RATING_METRICS:
-        return "predicting user and item means gives"
-    return "recommending the most popular items gives"
+    """Name of a metric's baseline."""
+    return "baseline, user and item means" if metric in RATING_METRICS else "baseline, most popular items"
 
 
 def _order(slice_: tuple[SliceKey, Measured]) -> tuple[int, str, int, int, str]:
-    """Ready-made slices first, from the least known to the best; then columns, the most frequent value first."""
+    """Sort key: built-in slices by activity or popularity, then columns by number of examples."""
     (name, value), measured = slice_
     if name in READY_SLICES:
         return list(READY_SLICES).index(name), name, READY_SLICES[name].index(value), 0, value

@@ -1,1 +1,1 @@
-"""Stops the run when the data breaks the curated schema."""
+"""ExampleValidator: fails on anomalies between the data and the curated schema."""

@@ -1,4 +1,4 @@
-"""TFDV's anomalies in words: what was found, what the schema allows, and what to change where the data is right."""
+"""Messages for TFDV's anomalies: the value found, the value expected by the schema, and the remedy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ABSENT = ("FEATURE_TYPE_LOW_FRACTION_PRESENT", "FEATURE_TYPE_NOT_PRESENT", "SCHE
 TOO_LARGE = ("INT_TYPE_BIG_INT", "FLOAT_TYPE_BIG_FLOAT")
 TOO_SMALL = ("INT_TYPE_SMALL_INT", "FLOAT_TYPE_SMALL_FLOAT")
 
-# More allowed values than these are not listed.
+# Maximum number of allowed values in a message.
 LISTED = 12
 
 
-def in_words(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> Iterator[tuple[str, str]]:
-    """Every anomaly as the feature's name (or `dataset`) and a sentence, in the order of the names."""
+def describe_anomalies(anomalies: anomalies_pb2.Anomalies, schema: schema_pb2.Schema) -> Iterator[tuple[str, str]]:
+    """Yield the feature's name (or `dataset`) and a message for each anomaly, ordered by name."""
     features = {feature.name: feature for feature in schema.feature}
     for name, info in sorted(anomalies.anomaly_info.items()):
         feature = features.get(name, schema_pb2.Feature())
@@ -34,28 +34,28 @@ def _sentence(
     schema: schema_pb2.Schema,
 ) -> str:
     kind = Type.Name(reason.type) if isinstance(reason, anomalies_pb2.AnomalyInfo.Reason) else ""
-    # TFDV tells the numbers in its sentence only.
+    # TFDV has the numbers only in its description.
     text = reason.description.strip().removesuffix(".")
     number = re.search(r"values?: (-?\d[\d.e+-]*)", text)
     actual = re.search(r"actual = ([\d.]+)", text)
     if kind == "ENUM_TYPE_UNEXPECTED_STRING_VALUES":
         found = text.rpartition("schema: ")[2]
-        return f"found {found}; allowed are {_allowed(feature, schema)}; if they are right, add them to string_domain"
+        return f"expected {_allowed(feature, schema)}, got {found}; if they are valid, add them to string_domain"
     domain = "int_domain" if feature.HasField("int_domain") else "float_domain"
     if kind in TOO_LARGE and number:
         limit = f"{getattr(feature, domain).max:.10g}"
-        return f"found {number[1]}; at most {limit} is allowed; if it is right, raise max of {domain}"
+        return f"expected at most {limit}, got {number[1]}; if it is valid, raise max of {domain}"
     if kind in TOO_SMALL and number:
         limit = f"{getattr(feature, domain).min:.10g}"
-        return f"found {number[1]}; at least {limit} is allowed; if it is right, lower min of {domain}"
+        return f"expected at least {limit}, got {number[1]}; if it is valid, lower min of {domain}"
     if kind in ABSENT:
-        share = f"{_percent(1 - float(actual[1]))} of the rows have no value" if actual else "no row has a value"
-        wanted = f"{_percent(feature.presence.min_fraction)} must have one"
-        return f"{share}; {wanted}; if it may be missing, lower min_fraction of presence"
+        expected = f"expected a value in at least {_percent(feature.presence.min_fraction)} of the rows"
+        found = _percent(float(actual[1])) if actual else "0 %"
+        return f"{expected}, got {found}; if it may be missing, lower min_fraction of presence"
     if kind == "SCHEMA_NEW_COLUMN":
-        return "the schema does not have it; add it there, or leave it out of the data"
+        return "not in the schema; add it to the schema, or remove it from the data"
     if kind == "UNEXPECTED_DATA_TYPE":
-        return f"{text[0].lower()}{text[1:]}; if that is right, change its type"
+        return f"{text[0].lower()}{text[1:]}; if the data is valid, change its type in the schema"
     return f"{reason.short_description.strip()}: {text}" if reason.short_description else text
 
 

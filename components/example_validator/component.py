@@ -1,4 +1,4 @@
-"""TFX's ExampleValidator with an executor that fails on anomalies, where TFX's own only records them."""
+"""TFX's ExampleValidator with an executor that fails on anomalies; TFX's own only records them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODE_VERSION_KEY = "code_version"
 
 
 class ExampleValidatorSpec(standard_component_specs.ExampleValidatorSpec):
-    """TFX's inputs and outputs, and the version of the code that decides what an anomaly is."""
+    """Inputs and outputs of TFX's ExampleValidator, and the hash of the component's code."""
 
     PARAMETERS: ClassVar = {
         **standard_component_specs.ExampleValidatorSpec.PARAMETERS,
@@ -26,18 +26,18 @@ class ExampleValidatorSpec(standard_component_specs.ExampleValidatorSpec):
 
 
 class ExampleValidator(tfx_components.ExampleValidator):
-    """Validates statistics against the schema; an anomaly stops the run before training."""
+    """Validates statistics against the schema; an anomaly fails the run before training."""
 
     SPEC_CLASS = ExampleValidatorSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
     def __init__(self, statistics: types.BaseChannel, schema: types.BaseChannel, code_version: str) -> None:
-        """Builds the component.
+        """Build the component.
 
         Args:
             statistics: ExampleStatistics; every split in them is validated.
             schema: The curated schema.
-            code_version: Changes with the code of the component; part of the cache key.
+            code_version: Hash of the component's code; part of the cache key.
         """
         spec = ExampleValidatorSpec(
             **{
@@ -48,5 +48,5 @@ class ExampleValidator(tfx_components.ExampleValidator):
                 ANOMALIES_KEY: types.Channel(type=standard_artifacts.ExampleAnomalies),
             }
         )
-        # TFX's own constructor makes a specification without the version.
+        # TFX's constructor makes a spec without the version.
         base_component.BaseComponent.__init__(self, spec=spec)

@@ -1,4 +1,4 @@
-"""Executor of ExampleValidator: an anomaly is an error with the split, the feature and the reason."""
+"""Executor of ExampleValidator: reports each anomaly with feature, split and reason as an error."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.components.example_validator import executor, labels
 from tfx.types import standard_component_specs
 
-from components.example_validator.anomalies import in_words
+from components.example_validator.anomalies import describe_anomalies
 from recipe.errors import BadInput
 from recipe.files import SCHEMA_FILE
 
 
 class AnomalyError(BadInput):
-    """The data breaks the curated schema."""
+    """The data has anomalies against the curated schema."""
 
 
 class Executor(executor.Executor):
-    """Validates every split and fails when one of them has an anomaly."""
+    """Validates every split and fails if one has an anomaly."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> Any:  # noqa: N802  (TFX's name)
-        """Writes the anomalies of each split.
+        """Write the anomalies of each split.
 
         Raises:
             AnomalyError: A split has an anomaly.
@@ -34,14 +34,14 @@ class Executor(executor.Executor):
                 f"  {feature} ({', '.join(splits)}): {reason}." for (feature, reason), splits in self._splits.items()
             ]
             raise AnomalyError(
-                "\n".join([f"the data breaks {SCHEMA_FILE}, in these features (and splits):", *listed])
-                + f"\nNothing was trained. Mend the data or, where the data is right, {SCHEMA_FILE}; then run again."
+                "\n".join([f"the data has anomalies against {SCHEMA_FILE}, by feature (and splits):", *listed])
+                + f"\nNothing was trained. Fix the data, or {SCHEMA_FILE} if the data is valid, and rerun."
             )
         return result
 
     def _Validate(self, inputs: Any, outputs: Any) -> anomalies_pb2.Anomalies:  # noqa: N802
         anomalies = super()._Validate(inputs, outputs)
         split = os.path.basename(outputs[labels.SCHEMA_DIFF_PATH]).removeprefix("Split-")
-        for anomaly in in_words(anomalies, inputs[standard_component_specs.SCHEMA_KEY]):
+        for anomaly in describe_anomalies(anomalies, inputs[standard_component_specs.SCHEMA_KEY]):
             self._splits.setdefault(anomaly, []).append(split)
         return anomalies

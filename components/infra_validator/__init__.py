@@ -1,1 +1,1 @@
-"""Starts a real server on the candidate model and asks it real questions before anything is pushed."""
+"""InfraValidator: serves the candidate model and compares the server's responses with the evaluation, before a push."""

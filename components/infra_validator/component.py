@@ -1,6 +1,6 @@
-"""InfraValidator that needs neither Docker nor Kubernetes, so that every orchestrator can run it.
+"""InfraValidator with the embedded server, which every orchestrator can run.
 
-TFX's own accepts only a Docker or Kubernetes server and does not compile for Kubeflow Pipelines v2.
+TFX's own requires Docker or Kubernetes and does not compile for Kubeflow Pipelines v2.
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 
-from components.infra_validator.executor import BLESSING_KEY, EXAMPLES_KEY, MODEL_KEY, SETTINGS_KEY, Executor, Settings
+from components.infra_validator.executor import (
+    BLESSING_KEY,
+    EXAMPLES_KEY,
+    MODEL_KEY,
+    SETTINGS_KEY,
+    Executor,
+    InfraValidatorSettings,
+)
 
 
 class InfraValidatorSpec(component_spec.ComponentSpec):
-    """Model and raw examples in, InfraBlessing out, as TFX's Pusher expects it."""
+    """Model and raw examples as inputs, InfraBlessing as output."""
 
     PARAMETERS: ClassVar = {SETTINGS_KEY: component_spec.ExecutionParameter(type=str)}
     INPUTS: ClassVar = {
@@ -26,12 +33,12 @@ class InfraValidatorSpec(component_spec.ComponentSpec):
 
 
 class InfraValidator(base_component.BaseComponent):
-    """Blesses a model that a real server answers with as it was evaluated, and as fast as the recipe wants it."""
+    """Blesses a model whose responses equal those of the evaluation, within the latency threshold of the recipe."""
 
     SPEC_CLASS = InfraValidatorSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, model: types.BaseChannel, examples: types.BaseChannel, settings: Settings) -> None:
+    def __init__(self, model: types.BaseChannel, examples: types.BaseChannel, settings: InfraValidatorSettings) -> None:
         spec = InfraValidatorSpec(
             **{
                 MODEL_KEY: model,

@@ -1,4 +1,4 @@
-"""Rows of the eval split as a client would ask for them: user, item and the columns that say what surrounds them."""
+"""Rows of the eval split as requests of a client: user, item and context columns."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class EvalRows:
     """B rows of the eval split."""
 
     examples: Sequence[bytes]
-    """Serialized raw tf.Examples, as the Evaluator reads them."""
+    """Serialized raw tf.Examples."""
     users: Sequence[str]
     items: Sequence[str]
     columns: Sequence[Mapping[str, Any]]
-    """Each row's other columns that have a value: text, int or float by name."""
+    """Other columns of each row that have a value: string, int or float by name."""
 
     def context(self, defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The columns that a signature takes, B values each.
+        """Return the columns that a signature takes, B values each.
 
         Args:
-            defaults: The value that means "not given", by column.
+            defaults: The default of each column, for rows without a value.
         """
         return {name: [row.get(name, default) for row in self.columns] for name, default in defaults.items()}
 
@@ -34,11 +34,11 @@ class EvalRows:
 
 
 def read_eval_rows(uri: str, count: int, user_column: str, item_column: str) -> EvalRows:
-    """The first `count` examples of the split at `uri`.
+    """Read the first examples of a split.
 
     Args:
         uri: Folder of gzipped TFRecords.
-        count: Rows wanted at most.
+        count: Maximum number of rows.
         user_column: Column of the user ids.
         item_column: Column of the item ids.
     """

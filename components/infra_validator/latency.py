@@ -1,4 +1,4 @@
-"""How long one caller waits for an answer, one request after the other."""
+"""Latency of sequential requests of one client."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Properties of the blessing, in milliseconds; absent where no latency was measured.
+# Properties of the blessing, in milliseconds; missing if no latency was measured.
 P50_PROPERTY = "latency_p50_ms"
 P99_PROPERTY = "latency_p99_ms"
 
 REQUESTS = 400
 ROUNDS = 3
-# A slow model is measured by fewer requests, so that no validation takes minutes.
+# A slow model gets fewer requests, so that no validation takes minutes.
 LONGEST_ROUND_S = 20.0
 FEWEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Of the requests of one round, in milliseconds."""
+    """Latency percentiles of one round of requests."""
 
     p50_ms: float
     p99_ms: float
@@ -29,14 +29,14 @@ class Latency:
 
 
 def measure(call: Callable[[int], object], limit_ms: float | None) -> Latency:
-    """Times calls in sequence, after others that are not counted.
+    """Measure the latency of sequential requests, after warm-up requests that are not counted.
 
-    A round over the limit is repeated, twice at most, and the best one counts: a neighbour on the same machine can only
-    make a round slower.
+    A round over the threshold is repeated up to twice, and the best round counts: other load on the machine can only
+    increase the latency.
 
     Args:
-        call: Sends request number i and returns with its answer.
-        limit_ms: The longest p99 that passes; None where nothing is judged.
+        call: Sends request number i and returns after its response.
+        limit_ms: Threshold of the p99; None without a threshold.
     """
     for number in range(REQUESTS // 10):
         call(number)

@@ -1,4 +1,4 @@
-"""A model server in a process of its own, for as long as somebody needs it."""
+"""The embedded model server in its own process, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from absl import logging
 
 
 class ServerFailed(Exception):
-    """The server ended, or was not ready in time; the text says which, and the last thing that it said."""
+    """The server ended or was not ready in time; the message has the last line of its log."""
 
 
 @contextlib.contextmanager
 def serving(model_dir: Path, model_name: str, timeout_s: float = 300.0) -> Iterator[str]:
-    """Runs the embedded server on free loopback ports and stops it in the end.
+    """Run the embedded server on free loopback ports, and stop it at the end of the block.
 
     Args:
         model_dir: Folder with numbered versions.
-        model_name: Name that clients ask for.
+        model_name: Name of the model in requests.
         timeout_s: Seconds until a version must be available.
 
     Yields:
         HOST:PORT of its gRPC API.
 
     Raises:
-        ServerFailed: The model does not load, or not in time.
+        ServerFailed: The model cannot be loaded, or not within `timeout_s`.
     """
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
@@ -44,12 +44,12 @@ def serving(model_dir: Path, model_name: str, timeout_s: float = 300.0) -> Itera
             stderr=log,
         )
 
-        def said() -> str:
+        def output() -> str:
             log.seek(0)
             return log.read().decode(errors="replace").strip()
 
         try:
-            yield _address(server, timeout_s, said)
+            yield _address(server, timeout_s, output)
         finally:
             server.terminate()
             try:
@@ -57,22 +57,21 @@ def serving(model_dir: Path, model_name: str, timeout_s: float = 300.0) -> Itera
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
-            logging.info("Server log:\n%s", said())
+            logging.info("Server log:\n%s", output())
 
 
-def _address(server: subprocess.Popen[bytes], timeout_s: float, said: Callable[[], str]) -> str:
-    """The gRPC address in the one line that the server prints once a version is available."""
+def _address(server: subprocess.Popen[bytes], timeout_s: float, output: Callable[[], str]) -> str:
+    """Return the gRPC address from the line that the server prints when a version is available."""
     assert server.stdout is not None
     readable, _, _ = select.select([server.stdout], [], [], timeout_s)
     line = server.stdout.readline() if readable else b""
     if line.startswith(b"{"):
         return str(json.loads(line)["grpc"])
-    last = (said().splitlines() or ["nothing"])[-1]
+    last = (output().splitlines() or ["(empty)"])[-1]
     if readable:
         raise ServerFailed(f"the server ended: {last}")
-    # What TensorFlow logs while it starts is not why it is slow: another program often is.
-    busy = f"{os.getloadavg()[0]:.1f} processes wanted the {os.cpu_count()} cores in the last minute"
+    # TensorFlow's logs do not show that other processes slow the start down; the load average does.
     raise ServerFailed(
-        f"the server was not ready in time ({timeout_s:g} s); {busy}: if that is more than there are, run again "
-        f"when the machine is less busy. The last line of its log: {last}"
+        f"the server was not ready after {timeout_s:g} s; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} "
+        f"cores: if it is higher than the number of cores, rerun at lower load. Last line of the server's log: {last}"
     )

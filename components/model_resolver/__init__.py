@@ -1,1 +1,1 @@
-"""Finds the model that a push would replace, so that the Evaluator can compare the candidate with it."""
+"""ModelResolver: finds the latest pushed version, with which the Evaluator compares the candidate."""

@@ -1,7 +1,7 @@
-"""ModelResolver: what a TFX Resolver with LatestBlessedModelStrategy is for, as a component that runs everywhere.
+"""ModelResolver: replaces TFX's Resolver with LatestBlessedModelStrategy by a component that runs everywhere.
 
-A Resolver asks ML Metadata, and the open-source backend of Kubeflow Pipelines runs none. This component looks at the
-push destination, which every orchestrator can read and which says what is really there to be replaced.
+A Resolver queries ML Metadata, and the open-source backend of Kubeflow Pipelines runs no Resolvers. This component
+reads the push destination, which every orchestrator can read and which has the model that is being served.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from components.model_resolver.executor import CODE_VERSION_KEY, MODEL_KEY, PUSH
 
 
 class ModelResolverSpec(component_spec.ComponentSpec):
-    """A folder of versions in, Model out."""
+    """The push destination as parameter, Model as output."""
 
     PARAMETERS: ClassVar = {
         PUSH_DESTINATION_KEY: component_spec.ExecutionParameter(type=str),
@@ -29,10 +29,10 @@ class ModelResolverSpec(component_spec.ComponentSpec):
 
 
 class ModelResolver(base_component.BaseComponent):
-    """Outputs `model`, a copy of the newest pushed version; without one, a Model artifact that says so.
+    """Outputs `model`, a copy of the latest pushed version; without one, an artifact with the file `NOTHING_PUSHED`.
 
-    Its custom properties are `pushed_version`, `pushed_from` (the version's folder) and `origin` (URI of the Model
-    artifact that was pushed); all are empty where nothing was pushed yet.
+    The custom properties are `pushed_version`, `pushed_from` (folder of the version) and `origin` (URI of the Model
+    artifact that was pushed); all are empty if nothing was pushed yet.
     """
 
     SPEC_CLASS = ModelResolverSpec
@@ -40,11 +40,11 @@ class ModelResolver(base_component.BaseComponent):
     DRIVER_CLASS = Driver
 
     def __init__(self, push_destination: str | data_types.RuntimeParameter, code_version: str) -> None:
-        """Builds the component.
+        """Build the component.
 
         Args:
-            push_destination: The folder that the Pusher writes versions to.
-            code_version: Changes with the code of the component; part of the cache key.
+            push_destination: Folder of pushed versions.
+            code_version: Hash of the component's code; part of the cache key.
         """
         spec = ModelResolverSpec(
             **{

@@ -1,4 +1,4 @@
-"""Driver of the ModelResolver: makes the newest version part of the cache key, before the cache is asked."""
+"""Driver of the ModelResolver: adds the latest version to the cache key before the cache is queried."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from components.model_resolver.executor import NEWEST_VERSION_KEY, PUSH_DESTINAT
 
 
 class Driver(base_driver.BaseDriver, portable_base_driver.BaseDriver):
-    """An unchanged folder gives the cached model, and with it the Evaluator's cached verdict; a new version never does.
+    """Makes the model cacheable: the key changes with each pushed version.
 
-    Two base classes, because TFX accepts components with a driver of the older one only, and calls that of the other.
-    Kubeflow Pipelines calls neither; there nothing of this component may come from a cache.
+    It has two base classes, because TFX accepts only drivers of the older class and calls the newer one's method.
+    Kubeflow Pipelines runs no driver; there the component is never cached.
     """
 
     def __init__(self, metadata_handle: metadata.Metadata) -> None:
@@ -23,7 +23,7 @@ class Driver(base_driver.BaseDriver, portable_base_driver.BaseDriver):
         portable_base_driver.BaseDriver.__init__(self, metadata_handle)
 
     def run(self, execution_info: data_types.ExecutionInfo) -> driver_output_pb2.DriverOutput:
-        """Adds the number of the newest version; empty where there is none."""
+        """Add the number of the latest version; empty if there is none."""
         newest = newest_version(execution_info.exec_properties[PUSH_DESTINATION_KEY])
         found = {NEWEST_VERSION_KEY: "" if newest is None else str(newest)}
         result = driver_output_pb2.DriverOutput()

@@ -1,4 +1,4 @@
-"""Executor of the ModelResolver: the newest pushed version as a Model artifact."""
+"""Executor of the ModelResolver: copies the latest pushed version into a Model artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from components.pusher.push_destination import origin_of, pushed_versions, versi
 PUSH_DESTINATION_KEY = "push_destination"
 CODE_VERSION_KEY = "code_version"
 NEWEST_VERSION_KEY = "newest_version"
-"""What the driver found; absent where the orchestrator runs no driver."""
+"""Property with the latest version; missing if the orchestrator runs no driver."""
 MODEL_KEY = "model"
 
 VERSION_PROPERTY = "pushed_version"
@@ -24,22 +24,22 @@ FOLDER_PROPERTY = "pushed_from"
 ORIGIN_PROPERTY = "origin"
 
 NOTHING_PUSHED_FILE = "NOTHING_PUSHED"
-"""Stands in the artifact's folder in place of a model: a property could get lost between orchestrators."""
+"""File of an artifact without a model; not all orchestrators keep custom properties."""
 
 
 class Executor(base_executor.BaseExecutor):
-    """Copies the version, because the Pusher may remove it while this artifact is still of interest."""
+    """Copies the version, because the Pusher may remove it later."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)
-        """Looks the version up.
+        """Copy the latest version.
 
         Args:
             input_dict: Empty.
             output_dict: `model`: one Model artifact.
-            exec_properties: `push_destination`; `newest_version` where the driver has looked already.
+            exec_properties: `push_destination`; `newest_version` if a driver ran.
 
         Raises:
-            FileNotFoundError: The version that the driver found is gone.
+            FileNotFoundError: The version was removed after the driver ran.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         folder = exec_properties[PUSH_DESTINATION_KEY]
@@ -51,26 +51,24 @@ class Executor(base_executor.BaseExecutor):
             found = "" if newest is None else str(newest)
         path = version_path(folder, int(found)) if found else ""
         if found and not fileio.isdir(path):
-            raise FileNotFoundError(
-                f"{path} was the newest version a moment ago and is gone. Somebody else works on this folder; run again"
-            )
+            raise FileNotFoundError(f"{path} does not exist: another process removed it during this run. Rerun")
         model.set_string_custom_property(VERSION_PROPERTY, found)
         model.set_string_custom_property(FOLDER_PROPERTY, path)
         origin = (origin_of(path) or {}) if found else {}
         model.set_string_custom_property(ORIGIN_PROPERTY, str(origin.get("model", "")))
         if found:
             io_utils.copy_dir(path, path_utils.serving_model_dir(model.uri))
-            logging.info("The candidate will be compared with %s.", path)
+            logging.info("Last blessed model: %s", path)
         else:
             io_utils.write_string_file(os.path.join(model.uri, NOTHING_PUSHED_FILE), f"{folder} has no version yet\n")
-            logging.info("%s has no version yet; there is nothing to compare with.", folder)
+            logging.info("Last blessed model: none; %s has no version yet.", folder)
 
 
 def newest_version(folder: str) -> int | None:
-    """The newest version in a folder that the Pusher writes to; None where there is none."""
+    """Return the latest version of a push destination; None if there is none."""
     return max(pushed_versions(folder), default=None)
 
 
 def is_model(artifact: Artifact) -> bool:
-    """Whether a ModelResolver's artifact holds a model; otherwise nothing was pushed yet."""
+    """Whether a ModelResolver's artifact has a model; without one, nothing was pushed yet."""
     return not fileio.exists(os.path.join(artifact.uri, NOTHING_PUSHED_FILE))

@@ -1,1 +1,1 @@
-"""Writes a blessed model as an immutable numbered version, atomically."""
+"""Pusher: copies a blessed model to the push destination as a numbered version, atomically."""

@@ -1,4 +1,4 @@
-"""TFX's Pusher, with an executor that publishes a version in one step."""
+"""TFX's Pusher with an executor that publishes a version atomically."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from components.pusher.executor import Executor
 
 
 class Pusher(tfx_components.Pusher):
-    """Pushes a model that the Evaluator and the InfraValidator blessed."""
+    """Pushes a model that Evaluator and InfraValidator have blessed."""
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

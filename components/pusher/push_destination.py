@@ -1,7 +1,7 @@
-"""A model's numbered versions in the folder that TensorFlow Serving watches: listed, published, removed.
+"""The push destination: lists, publishes and removes a model's numbered versions.
 
-The Pusher, `tandem rollback` and `tandem promote` work on the folder through these functions. A server looks at names
-that are whole numbers only, so whatever is on its way in or out has another name.
+The Pusher, `tandem rollback` and `tandem promote` use these functions. Servers ignore names that are not numbers, so
+versions that are being copied or removed have other names.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tfx.utils import io_utils
 
 from recipe.errors import BadInput
 
-# Where a version comes from, for `tandem` and for whoever finds the folder.
+# The origin of a version: the URI of its Model artifact.
 ORIGIN_FILE = os.path.join("assets.extra", "tandem.json")
 
-# A copy whose process is gone is cleaned up; one of a machine that we cannot ask is left alone this long.
+# Age at which a partial copy is removed, unless its process still runs on this machine.
 ABANDONED_AFTER_S = 6 * 3600
 
 # Version numbers are int64 in TensorFlow Serving.
@@ -34,49 +34,49 @@ _UNFINISHED = re.compile(r"\.(?:pushing|removing)-[0-9]+-(?:(?P<process>[0-9]+)@
 
 
 class WouldGoBackwards(BadInput):
-    """The version would not be the newest one in its folder, so nobody would be served it."""
+    """The version would not be the latest in its folder, so no client would get it."""
 
 
 def pushed_versions(folder: str) -> list[int]:
-    """The version numbers in a folder that TensorFlow Serving watches, ascending; empty where it does not exist."""
+    """Return the version numbers in a push destination, ascending; empty if it does not exist."""
     return sorted(int(name) for name in _names(folder) if name.isascii() and name.isdigit())
 
 
 def version_path(folder: str, version: int) -> str:
-    """Folder of one version."""
+    """Return the folder of a version."""
     return os.path.join(folder, str(version))
 
 
 def next_version(folder: str) -> int:
-    """The time in seconds, or one more than the newest where the clock is behind it.
+    """Return the time in seconds, or one more than the latest version if the clock is behind it.
 
     Raises:
-        WouldGoBackwards: The newest version has the highest number there is.
+        WouldGoBackwards: The latest version has the highest possible number.
     """
     newest = max(pushed_versions(folder), default=-1)
     if newest >= _HIGHEST:
         raise WouldGoBackwards(
-            f"{version_path(folder, newest)}: no version can have a higher number than this one, so none can be pushed "
-            "any more. Push to another folder, or remove this version if it is not served"
+            f"{version_path(folder, newest)}: this is the highest possible version number; no version can be pushed. "
+            "Push to another folder, or remove this version if it is not served"
         )
     return max(int(time.time()), newest + 1)
 
 
 def publish(source: str, folder: str, version: int, origin: dict[str, Any]) -> str:
-    """Copies a SavedModel beside the other versions, and renames the whole copy to its number.
+    """Copy a SavedModel into the push destination, and rename the complete copy to its version number.
 
     Args:
         source: Folder of the SavedModel.
-        folder: Where the versions are; made if needed.
-        version: The number.
-        origin: What `origin_of` tells of the version later; `model` is the URI of its Model artifact.
+        folder: The push destination; made if it does not exist.
+        version: The version number.
+        origin: Origin of the version, which `origin_of` returns; `model` is the URI of its Model artifact.
 
     Returns:
         The version's folder.
 
     Raises:
-        WouldGoBackwards: By the time the copy was whole, there was a version with this number or a higher one. The
-            copy is gone, and what was there is as it was.
+        WouldGoBackwards: When the copy was complete, there was a version with this number or a higher one. The copy
+            was removed; other versions are unchanged.
     """
     staging = _unfinished(folder, "pushing", version)
     target = version_path(folder, version)
@@ -87,16 +87,15 @@ def publish(source: str, folder: str, version: int, origin: dict[str, Any]) -> s
         newest = max(pushed_versions(folder), default=-1)
         if newest >= version:
             raise WouldGoBackwards(
-                f"{folder}: version {newest} was pushed by somebody else while version {version} was being copied. It "
-                "would not be the newest, and nobody would be served it: nothing was pushed. If this model is the one "
-                "to serve, push it again"
+                f"{folder}: another process pushed version {newest} while version {version} was being copied, which "
+                "would not be the latest: nothing was pushed. Rerun to push this model as the latest version"
             )
         try:
             fileio.rename(staging, target)
         except (OSError, tf.errors.OpError) as error:
             if fileio.exists(target):
                 raise WouldGoBackwards(
-                    f"{target} was pushed by somebody else at the same second: nothing was pushed. Push again"
+                    f"{target}: another process pushed this version in the same second: nothing was pushed. Rerun"
                 ) from error
             raise
     except BaseException:
@@ -107,7 +106,7 @@ def publish(source: str, folder: str, version: int, origin: dict[str, Any]) -> s
 
 
 def origin_of(path: str) -> dict[str, Any] | None:
-    """What `publish` noted about the version at `path`; None where something else wrote it."""
+    """Return the origin that `publish` wrote into the version at `path`; None if Tandem did not push it."""
     target = os.path.join(path, ORIGIN_FILE)
     if not fileio.exists(target):
         return None
@@ -117,16 +116,16 @@ def origin_of(path: str) -> dict[str, Any] | None:
 
 
 def remove_old_versions(folder: str, keep: int, in_use: Callable[[], Collection[int]]) -> list[int]:
-    """Removes all but the newest versions: each is renamed at once, and only then deleted file by file.
+    """Remove all but the latest versions: each is renamed atomically, then deleted.
 
     Args:
-        folder: Where the versions are.
-        keep: How many of the newest stay; at least 1.
-        in_use: The versions that stay besides. It is asked again when a version has been taken out of sight, and a
-            version that somebody promoted meanwhile comes back.
+        folder: The push destination.
+        keep: Number of latest versions to keep; at least 1.
+        in_use: Returns further versions to keep. It is called again after a version was renamed; if the version was
+            promoted in the meantime, it is renamed back.
 
     Returns:
-        The numbers removed. A version without `ORIGIN_FILE` was not pushed by us and stays.
+        The numbers removed. A version without `ORIGIN_FILE` was not pushed by Tandem and stays.
     """
     removed = []
     for version in pushed_versions(folder)[: -max(keep, 1)]:
@@ -144,9 +143,9 @@ def remove_old_versions(folder: str, keep: int, in_use: Callable[[], Collection[
 
 
 def remove_abandoned(folder: str) -> list[str]:
-    """Removes copies that a process left behind when it was killed, and versions that it had begun to delete.
+    """Remove partial copies, and partly deleted versions, of processes that were killed.
 
-    Removed is what is older than `ABANDONED_AFTER_S`, unless its process still runs on this machine.
+    A folder is removed if it is older than `ABANDONED_AFTER_S`, unless its process still runs on this machine.
 
     Returns:
         The names removed.
@@ -159,7 +158,7 @@ def remove_abandoned(folder: str) -> list[str]:
             continue
         if found["host"] == socket.gethostname() and _runs(int(found["process"])):
             continue
-        logging.info("Removing %s: the process that wrote it ended before it was whole.", path)
+        logging.info("Removed %s, a partial copy of a process that ended.", path)
         fileio.rmtree(path)
         removed.append(name)
     return removed

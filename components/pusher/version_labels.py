@@ -1,8 +1,8 @@
-"""TensorFlow Serving's model config file, `models.config`: which versions a server loads, and what their labels are.
+"""TensorFlow Serving's model config file, `models.config`: the versions that a server loads and their labels.
 
-The file lies beside the model's folder of versions. A server that follows it (TensorFlow Serving with
-`--model_config_file` and `--model_config_file_poll_wait_seconds`, the embedded one with `--model-config-file`) learns
-from it where a label points. The Pusher reads it, `tandem promote` and `tandem rollback` write it.
+The file is in the parent folder of the push destination. A server that polls it (TensorFlow Serving with
+`--model_config_file` and `--model_config_file_poll_wait_seconds`, the embedded server with `--model-config-file`) reads
+the labels from it. `tandem promote` and `tandem rollback` write it, the Pusher reads it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _HEADER = "# Written by `tandem promote` and `tandem rollback`, which keep every
 
 
 class ModelConfigError(BadInput):
-    """The file cannot be read, or does not allow what was asked for; names the file."""
+    """The file is invalid, or does not have the requested model. The message starts with the file."""
 
 
 def config_path(folder: str) -> str:
-    """Where the file of a folder of versions lies."""
+    """Return the path of the model config file of a push destination."""
     return os.path.join(os.path.dirname(os.path.abspath(folder) if "://" not in folder else folder.rstrip("/")), FILE)
 
 
 def read_config(path: str) -> model_server_config_pb2.ModelServerConfig | None:
-    """The file's content; None where there is no file.
+    """Read the file; None if it does not exist.
 
     Raises:
-        ModelConfigError: It is not the text proto that TensorFlow Serving reads.
+        ModelConfigError: The file is not a text proto of ModelServerConfig.
     """
     if not fileio.exists(path):
         return None
@@ -45,12 +45,12 @@ def read_config(path: str) -> model_server_config_pb2.ModelServerConfig | None:
         return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
         raise ModelConfigError(
-            f"{path}:{error}. It is not TensorFlow Serving's ModelServerConfig; mend the file or take it away"
+            f"{path}:{error}. Expected TensorFlow Serving's ModelServerConfig as text proto; fix or remove the file"
         ) from None
 
 
 def write_config(path: str, config: model_server_config_pb2.ModelServerConfig) -> None:
-    """Replaces the file in one step: a server that reads it at any time finds the old one or the new one, whole."""
+    """Replace the file atomically, so that a server never reads a partial file."""
     staging = f"{path}.{uuid.uuid4().hex}.new"
     try:
         with fileio.open(staging, "w") as file:
@@ -65,29 +65,29 @@ def write_config(path: str, config: model_server_config_pb2.ModelServerConfig) -
 def model_entry(
     config: model_server_config_pb2.ModelServerConfig, path: str, name: str
 ) -> model_server_config_pb2.ModelConfig:
-    """The entry of one model.
+    """Return the entry of one model.
 
     Args:
-        config: What `path` holds.
-        path: For the message.
-        name: Name that the server knows the model by.
+        config: Content of the file.
+        path: Path of the file, for the message.
+        name: Name of the model on the server.
 
     Raises:
-        ModelConfigError: There is none.
+        ModelConfigError: The file has no such model.
     """
     found: list[model_server_config_pb2.ModelConfig] = list(config.model_config_list.config)
     for entry in found:
         if entry.name == name:
             return entry
-    names = ", ".join(repr(entry.name) for entry in found) or "no model"
-    raise ModelConfigError(f"{path} has no model {name!r}; it has {names}. Name one of them with --model")
+    names = ", ".join(repr(entry.name) for entry in found) or "(none)"
+    raise ModelConfigError(f"{path}: expected one of the models {names}, got {name!r}. Set --model to one of them")
 
 
 def versions_in_use(path: str) -> set[int]:
-    """Every version that a label points to, or that is to be served by its number, of any model of the file.
+    """Return the versions of all models that have a label or that a `specific` version policy names.
 
     Raises:
-        ModelConfigError: The file cannot be read.
+        ModelConfigError: The file is invalid.
     """
     config = read_config(path)
     used: set[int] = set()

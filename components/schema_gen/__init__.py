@@ -1,1 +1,1 @@
-"""Brings the curated schema into the pipeline."""
+"""ImportSchemaGen: imports the curated schema into the pipeline."""

@@ -1,7 +1,7 @@
-"""ImportSchemaGen that carries the schema with it, where TFX's own reads a file that every orchestrator would need.
+"""ImportSchemaGen with the schema as a parameter; TFX's own reads a file, which every orchestrator would need.
 
-So a compiled pipeline is complete without any file beside it, and the cache knows a schema by its content: TFX's
-knows it by the file's path alone.
+A compiled pipeline is then complete without other files, and the cache key has the schema's content instead of the
+file's path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.schema_gen.executor import CODE_VERSION_KEY, CONTENT_KEY, Execut
 
 
 class ImportSchemaGenSpec(component_spec.ComponentSpec):
-    """A text proto in, Schema out."""
+    """A text proto as parameter, Schema as output."""
 
     PARAMETERS: ClassVar = {
         CONTENT_KEY: component_spec.ExecutionParameter(type=str),
@@ -36,11 +36,11 @@ class ImportSchemaGen(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
     def __init__(self, schema: schema_pb2.Schema, code_version: str) -> None:
-        """Builds the component.
+        """Build the component.
 
         Args:
             schema: The curated schema.
-            code_version: Changes with the code of the component; part of the cache key.
+            code_version: Hash of the component's code; part of the cache key.
         """
         spec = ImportSchemaGenSpec(
             **{

@@ -1,4 +1,4 @@
-"""Executor of ImportSchemaGen: writes the schema where the components behind it look for it."""
+"""Executor of ImportSchemaGen: writes the schema file of the Schema artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODE_VERSION_KEY = "code_version"
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes `schema.pbtxt` into the artifact, as TFX's own does."""
+    """Writes `schema.pbtxt` into the artifact, as TFX's ImportSchemaGen does."""
 
     def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:  # noqa: N802  (TFX's name)
         self._log_startup(input_dict, output_dict, exec_properties)

@@ -1,1 +1,1 @@
-"""How the DAG is run; one module an orchestrator. What the DAG is stands in `pipeline/dag.py`."""
+"""Runners of the DAG of `pipeline/dag.py`, one for each orchestrator."""

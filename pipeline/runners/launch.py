@@ -1,6 +1,6 @@
-"""One component of one run, on TFX's portable launcher: what the local runner and Airflow's tasks have in common.
+"""Launches the components of a run with TFX's portable launcher, for the local runner and Airflow's tasks.
 
-The DAG's definition is not imported: a task of Airflow needs its own component's executor only.
+It does not import the DAG's definition: an Airflow task needs only the executor of its own component.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfx.types.artifact import Artifact
 
 @dataclasses.dataclass(frozen=True)
 class ComponentRun:
-    """One component of one run."""
+    """Result and duration of one component of a run."""
 
     name: str
     seconds: float
@@ -32,7 +32,7 @@ class ComponentRun:
 
 
 class ComponentError(Exception):
-    """A component failed; `__cause__` is its own error."""
+    """A component failed; `__cause__` is its error."""
 
     def __init__(self, component: str, seconds: float) -> None:
         super().__init__(component)
@@ -41,29 +41,29 @@ class ComponentError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What launching a component came to."""
+class LaunchResult:
+    """Result of launching a component."""
 
     cached: bool
     outputs: dict[str, list[Artifact]]
 
 
 class InputsMissing(Exception):
-    """A component before this one left nothing in this run."""
+    """An upstream component has no outputs in this run."""
 
 
 class Launches:
-    """The components of one run, launched one by one, in this process or in others."""
+    """The components of one run, launched one by one, in one process or in several."""
 
     def __init__(
         self, compiled: pipeline_pb2.Pipeline, run_id: str, beam_args: Sequence[str] | None = None
     ) -> None:  # fmt: skip
-        """Takes a DAG as TFX's compiler has it.
+        """Prepare the compiled DAG for one run.
 
         Args:
-            compiled: The DAG.
-            run_id: The run's name in ML Metadata.
-            beam_args: What Beam is told; by default what the DAG was compiled with.
+            compiled: The DAG, from `compile_dag`.
+            run_id: Id of the run in ML Metadata.
+            beam_args: Beam's pipeline options. Default: those that the DAG was compiled with.
         """
         self._beam_args = beam_args
         self._compiled = pipeline_pb2.Pipeline()
@@ -78,36 +78,38 @@ class Launches:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The components, in an order in which they can run."""
+        """The components in topological order."""
         return tuple(self._nodes)
 
-    def launch(self, name: str) -> Outcome:
-        """Runs a component or takes it from the cache; one that is done in this run is left as it is.
+    def launch(self, name: str) -> LaunchResult:
+        """Run a component or take its outputs from the cache; skip it if it is complete in this run.
 
         Raises:
-            InputsMissing: A component before it has no outputs in this run.
-            Exception: Whatever the component raised.
+            InputsMissing: An upstream component has no outputs in this run.
+            Exception: The component's own error.
         """
         executor = runner_utils.extract_executor_spec(self._deployment, name)
-        told = executor if self._beam_args is None else _with_beam_args(executor, self._beam_args)
+        with_args = executor if self._beam_args is None else _with_beam_args(executor, self._beam_args)
         execution = launcher.Launcher(
             pipeline_node=self._nodes[name],
             mlmd_connection=metadata.Metadata(self._connection),
             pipeline_info=self._compiled.pipeline_info,
             pipeline_runtime_spec=self._compiled.runtime_spec,
-            # What belongs to the cache key: a result is the same on every engine that Beam has.
+            # For the cache key: results do not depend on the Beam runner.
             executor_spec=_with_beam_args(executor, ()),
             custom_driver_spec=runner_utils.extract_custom_driver_spec(self._deployment, name),
-            custom_executor_operators={executable_spec_pb2.BeamExecutableSpec: lambda **_: BeamExecutorOperator(told)},
+            custom_executor_operators={
+                executable_spec_pb2.BeamExecutableSpec: lambda **_: BeamExecutorOperator(with_args)
+            },
         ).launch()
         with metadata.Metadata(self._connection) as store:
-            # The launcher does not raise when it finds no inputs.
+            # The launcher raises no error for missing inputs.
             found = store.store.get_executions_by_id([execution.execution_id] if execution.execution_id else [])
             if not found or not execution_lib.is_execution_successful(found[0]):
-                raise InputsMissing(f"{name} did not run, because a component before it left nothing in this run")
+                raise InputsMissing(f"{name} did not run: an upstream component has no outputs in this run")
             outputs = execution_lib.get_output_artifacts(store, execution.execution_id)
         cached = found[0].last_known_state == metadata_store_pb2.Execution.CACHED
-        return Outcome(cached, {key: list(artifacts) for key, artifacts in outputs.items()})
+        return LaunchResult(cached, {key: list(artifacts) for key, artifacts in outputs.items()})
 
 
 def run(
@@ -116,16 +118,16 @@ def run(
     started: Callable[[str], None],
     finished: Callable[[ComponentRun], None],
 ) -> list[ComponentRun]:
-    """Runs every component, in order.
+    """Run every component, in order.
 
     Args:
         compiled: The DAG, from `compile_dag`.
-        run_id: Name of the run in ML Metadata.
+        run_id: Id of the run in ML Metadata.
         started: Called with each component's name before it runs.
-        finished: Called with each component's outcome.
+        finished: Called with each component's result.
 
     Raises:
-        ComponentError: A component failed; the ones behind it did not run.
+        ComponentError: A component failed; later components did not run.
     """
     launches = Launches(compiled, run_id)
     runs = []
@@ -133,17 +135,17 @@ def run(
         start = time.monotonic()
         started(name)
         try:
-            outcome = launches.launch(name)
+            result = launches.launch(name)
         except Exception as error:
             raise ComponentError(name, time.monotonic() - start) from error
-        component = ComponentRun(name, time.monotonic() - start, outcome.cached, outcome.outputs)
+        component = ComponentRun(name, time.monotonic() - start, result.cached, result.outputs)
         runs.append(component)
         finished(component)
     return runs
 
 
 def _with_beam_args(executor: Any, args: Sequence[str]) -> Any:
-    """An executor as TFX's compiler has it, with other arguments for Beam where it runs Beam."""
+    """Return a compiled executor with other Beam arguments if it is a Beam executor."""
     if not isinstance(executor, executable_spec_pb2.BeamExecutableSpec):
         return executor
     changed = executable_spec_pb2.BeamExecutableSpec()

@@ -1,6 +1,6 @@
-"""`tandem run`: one run of the DAG in this process, from a recipe and a data folder to a verdict and a pushed model.
+"""Local runner: one run of the DAG in this process, for `tandem run` and the Python API.
 
-TFX's LocalDagRunner cannot report progress by component, so `pipeline.runners.launch` runs the components one by one.
+TFX's LocalDagRunner does not report progress by component, so `pipeline.runners.launch` runs the components.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from rich.console import Console
 
 from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
-from pipeline.best_possible import best_possible
 from pipeline.console import CACHED, Progress, output_to_file
-from pipeline.result import Asked, ComponentTime, RunResult, result_of
+from pipeline.oracle_metrics import oracle_metrics
+from pipeline.result import ComponentTime, RunRequest, RunResult, result_of
 from pipeline.workdir import (
-    ASKED_FILE,
+    ARTIFACTS_FOLDER,
     ERROR_FILE,
     LOG_FILE,
     METADATA_FILE,
-    RECIPE_FILE,
+    REQUEST_FILE,
+    RESOLVED_RECIPE_FILE,
     RESULT_FILE,
     RUNS_FOLDER,
     check_folder,
     new_folder,
     only_run_in,
+    push_destination,
     run_folder,
     write_whole,
 )
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class ComponentFailure(Exception):
-    """A component failed for a reason that is not the user's input; names the component, the error and the log."""
+    """A component failed, and not because of invalid input. The message has the component, the error and the log."""
 
 
 def run_recipe(
@@ -54,40 +56,44 @@ def run_recipe(
     serving_dir: Path | None = None,
     beam: BeamOptions = DIRECT,
 ) -> RunResult:
-    """Runs the whole DAG with progress on the terminal's standard error.
+    """Run the whole DAG, with progress on stderr.
 
     Args:
         schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`.
         data: Folder with the CSVs.
-        workdir: Folder for artifacts, ML Metadata and logs; made if needed, shared by all runs on it.
-        overrides: `key=value` changes to the recipe and its preset.
+        workdir: Folder for artifacts, ML Metadata and logs, shared by its runs; made if it does not exist.
+        overrides: `key=value` overrides of the recipe and its preset.
         preset: Name of a preset of `schema_dir`.
-        serving_dir: Folder that TensorFlow Serving watches; by default `serving/NAME` in `workdir`.
-        beam: Where Beam's part is computed. No result depends on it, nor whether one comes from the cache.
+        serving_dir: Push destination. Default: `serving/NAME` in `workdir`.
+        beam: Beam's runner and options; they are not part of the cache key.
 
     Raises:
-        BadInput: The recipe, the schema, the data or Beam's options cannot be used; nothing was pushed.
+        BadInput: The recipe, the schema, the data or Beam's options are invalid; nothing was pushed.
         ComponentFailure: A component failed; nothing was pushed.
+
+    Example:
+        result = run_recipe(Path("schemas/movielens"), Path("data/movielens"), Path("work/movielens"))
+        print(result.blessed, result.metrics["rmse"], result.pushed_model)
     """
     recipe = load_recipe(schema_dir, overrides, preset)
     schema = load_schema(schema_dir, recipe)
     sources = resolve_sources(data, recipe.data, schema)
     check_features(recipe.features, recipe.data.columns, sources)
     beam.check()
-    workdir, serving_dir = workdir.absolute(), (serving_dir or workdir / "serving" / recipe.name).absolute()
+    workdir, serving_dir = workdir.absolute(), (serving_dir or push_destination(workdir, recipe.name)).absolute()
     for flag, place in (("--workdir", workdir), ("--serving-dir", serving_dir)):
         check_folder(flag, place)
     with only_run_in(workdir):
         folder = new_folder(workdir / RUNS_FOLDER)
-        asked = Asked(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
-        (folder / ASKED_FILE).write_text(asked.model_dump_json(indent=1))
-        (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
+        request = RunRequest(schema_dir=str(schema_dir), preset=preset, overrides=tuple(overrides))
+        (folder / REQUEST_FILE).write_text(request.model_dump_json(indent=1))
+        (folder / RESOLVED_RECIPE_FILE).write_text(recipe.model_dump_json(indent=1))
         with _error_kept(folder / ERROR_FILE), output_to_file(folder / LOG_FILE) as terminal:
             beam_args = beam.pipeline_args(sources.interactions.bytes)
             seconds, components = _run(
                 recipe, schema, folder.name, data.absolute(), workdir, serving_dir, beam_args, terminal
             )  # fmt: skip
-        best = best_possible(data, recipe.data.split.model_dump())
+        best = oracle_metrics(data, recipe.data.split.model_dump())
         result = result_of(workdir, folder.name, recipe.name, preset, seconds, components, best)
         write_whole(folder / RESULT_FILE, result.model_dump_json(indent=1))
     return result
@@ -115,7 +121,7 @@ def _run(
             recipe,
             schema,
             data_root=str(data),
-            pipeline_root=str(workdir / "artifacts"),
+            pipeline_root=str(workdir / ARTIFACTS_FOLDER),
             serving_dir=str(serving_dir),
             metadata=metadata.sqlite_metadata_connection_config(str(workdir / METADATA_FILE)),
             beam_pipeline_args=beam_args,
@@ -138,28 +144,28 @@ def _run(
 
 @contextlib.contextmanager
 def start_tfx(console: Console) -> Iterator[None]:
-    """Imports TensorFlow and TFX, and lets them log while the DAG runs."""
+    """Import TensorFlow and TFX, and let them log inside the block."""
     with Progress(console, 0).step("starting TensorFlow and TFX"), _never_garbage():
         from absl import logging
 
         import pipeline.dag
         import pipeline.runners.launch  # noqa: F401
 
-    # The only handler: others that libraries have installed meanwhile would write every line twice.
+    # The only handler: libraries have installed others, which would write every line twice.
     python_logging.root.handlers = [logging.get_absl_handler()]
     logging.set_verbosity(logging.INFO)
     try:
         yield
     finally:
-        # What comes after the run is for people, not for the log.
+        # Later output goes to the terminal.
         logging.set_verbosity(logging.WARNING)
 
 
 @contextlib.contextmanager
 def _never_garbage() -> Iterator[None]:
-    """Spares the garbage collector what is made inside: imports make a million objects, and all of them stay.
+    """Exclude the objects that are made inside the block from garbage collection.
 
-    It would go through them again and again, while they are made and in every component.
+    Imports make a million objects, which the collector would visit repeatedly during the import and in every component.
     """
     gc.disable()
     try:
@@ -170,7 +176,7 @@ def _never_garbage() -> Iterator[None]:
 
 
 def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
-    """What a person is told when a component failed: how to mend the input, or where the whole story stands."""
+    """Return the error of a failed component for the user: invalid input, or the cause with the path of the log."""
     from absl import logging
 
     cause = error.__cause__
@@ -179,18 +185,17 @@ def explained(error: ComponentError, log: Path) -> BadInput | ComponentFailure:
         return type(cause)(f"{error.component}: {cause}")
     return ComponentFailure(
         f"{error.component} failed: {type(cause).__name__}: {_first_line(cause)}\n"
-        f"The whole story is at the end of {log}. Components before it are cached: mend the cause and type the same "
-        "command again, and the run goes on from there."
+        f"Full traceback: {log}. Fix the cause and rerun; completed components are cached."
     )
 
 
 @contextlib.contextmanager
 def _error_kept(path: Path) -> Iterator[None]:
-    """Leaves the reason why a run failed for its report."""
+    """Write the reason of a failure into the run's folder, for `tandem runs` and the report."""
     try:
         yield
     except KeyboardInterrupt:
-        path.write_text("The run was stopped by hand (Ctrl-C).")
+        path.write_text("Stopped with Ctrl-C.")
         raise
     except Exception as error:
         path.write_text(str(error) or type(error).__name__)

@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv-airflow" / "bin"
-DAG_FILE = ROOT / "pipeline" / "runners" / "airflow_dag.py"
+DAG_FILE = ROOT / "pipeline" / "runners" / "airflow" / "example_dag.py"
 
 # Each night of a place where it is noon now: no second night begins while a test waits for the run of the latest one.
 NIGHTLY = f"15 {(datetime.datetime.now(datetime.UTC).hour + 12) % 24} * * *"

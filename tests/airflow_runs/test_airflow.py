@@ -114,7 +114,7 @@ def test_the_dag_file_is_read_without_errors_and_shows_the_recipe(home: AirflowH
     assert {task: found["upstream"] for task, found in dag["tasks"].items()} == UPSTREAM
     recipe = yaml.safe_load((Path(home.settings["TANDEM_SCHEMA_DIR"]) / "recipe.yaml").read_text())
     assert recipe["description"].split(".")[0] in dag["description"] + dag["doc"]
-    assert "`top_100_accuracy`: at least 0.01" in dag["doc"]
+    assert "`top_100_accuracy`: ≥ 0.01" in dag["doc"]
     assert dag["tags"] == ["movielens", "tandem"]
     assert dag["schedule"] == "30 4 * * *"
     assert dag["catchup"] is False
@@ -172,14 +172,17 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "argument data"]),
-        ({"workdir": "work"}, ["TANDEM_WORKDIR", "an absolute path was wanted, 'work' was found"]),
-        ({"schedule": "nightly"}, ["TANDEM_SCHEDULE or schedule", "@daily", "'nightly' was found"]),
-        ({"schedule": "", "set": "schedule='61 4 * * *'"}, ["recipe.yaml: schedule: a cron", "'61 4 * * *' was found"]),
-        ({"retries": "twice"}, ["TANDEM_RETRIES: a whole number was wanted, 'twice' was found"]),
-        ({"beam_runner": "flunk"}, ["TANDEM_BEAM_RUNNER", "direct, flink, spark, dataflow", "'flunk' was found"]),
-        ({"beam_args": "--direct_num_worker=2"}, ["did you mean 'direct_num_workers'?"]),
-        ({"python": "/nowhere/python"}, ["/nowhere/python cannot be run", "TANDEM_PYTHON names the Python"]),
+        ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "pass data to recipe_dag"]),
+        ({"workdir": "work"}, ["TANDEM_WORKDIR", "expected an absolute path, got 'work'"]),
+        ({"schedule": "nightly"}, ["TANDEM_SCHEDULE or schedule", "@daily", "got 'nightly'"]),
+        (
+            {"schedule": "", "set": "schedule='61 4 * * *'"},
+            ["recipe.yaml: schedule: expected a cron", "got '61 4 * * *'"],
+        ),
+        ({"retries": "twice"}, ["TANDEM_RETRIES: expected a non-negative integer, got 'twice'"]),
+        ({"beam_runner": "flunk"}, ["TANDEM_BEAM_RUNNER", "direct, flink, spark, dataflow", "got 'flunk'"]),
+        ({"beam_args": "--flink_master=h:8081"}, ["has no effect with --beam-runner direct"]),
+        ({"python": "/nowhere/python"}, ["/nowhere/python: cannot be executed", "Set TANDEM_PYTHON to the Python"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -239,7 +242,7 @@ def test_a_model_that_fails_its_gate_pushes_nothing_and_turns_the_run_red(
     ]
     ((run_id,),) = home.rows("select run_id from dag_run where state = 'failed'")
     assert {task for task, (state, _) in home.states(run_id).items() if state != "success"} == {"verdict"}
-    assert "AirflowFailException: not blessed: top_100_accuracy: at least 0.9900 wanted" in done.stdout
+    assert "AirflowFailException: not blessed: top_100_accuracy: threshold ≥ 0.9900" in done.stdout
     assert "Nothing was pushed" in done.stdout
     assert tandem("runs", "--workdir", tested.workdir, "--json").json[-1]["status"] == "not blessed"
 
@@ -323,5 +326,5 @@ def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> 
     log = scheduled.home.log(run_id, "Pusher")
     (line,) = (line for line in log.splitlines() if "Running /" in line)
     command = shlex.split(line.partition("Running ")[2])
-    assert command[1:4] == ["-P", "-m", "pipeline.runners.airflow.task"]
+    assert command[1:4] == ["-P", "-m", "pipeline.runners.airflow.component_task"]
     assert Path(command[4]).is_file()

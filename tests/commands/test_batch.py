@@ -22,7 +22,7 @@ import tensorflow as tf
 from commands import batch_inference
 from commands.batch_inference import BatchError, run_batch
 from commands.cli import main
-from components.infra_validator.offline import OfflineModel
+from components.infra_validator.local_model import LocalModel
 from pipeline.beam import BeamOptions, BeamRunner
 
 ITEMS = [f"i{number}" for number in range(1, 7)]
@@ -176,15 +176,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def arm(calls: int) -> None:
         left = [calls]
-        real = OfflineModel.__call__
+        real = LocalModel.__call__
 
-        def call(self: OfflineModel, signature: str, inputs: Any) -> Any:
+        def call(self: LocalModel, signature: str, inputs: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 raise Stopped
             return real(self, signature, inputs)
 
-        monkeypatch.setattr(batch_inference.OfflineModel, "__call__", call)
+        monkeypatch.setattr(batch_inference.LocalModel, "__call__", call)
 
     return arm
 

@@ -355,7 +355,7 @@ def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_p
     earlier = tandem("gates", "20260101-000000", "--workdir", tmp_path)
     assert earlier.returncode == 0
     assert "not blessed" in earlier.stdout.splitlines()[0]
-    assert "(recommending the most popular items gives 0.2990)" in earlier.stdout
+    assert "(baseline, most popular items: 0.2990)" in earlier.stdout
 
 
 def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> None:
@@ -374,17 +374,17 @@ def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> Non
 
 def test_gates_of_no_run_an_unfinished_one_or_another_version_s_is_bad_input(tmp_path: Path) -> None:
     none = tandem("gates", "--workdir", tmp_path)
-    assert none.returncode == 2 and "no runs here" in none.stderr
+    assert none.returncode == 2 and "there are no runs" in none.stderr
     finished(tmp_path, "20260101-000000", 0.4)
     unknown = tandem("gates", "yesterday", "--workdir", tmp_path)
-    assert unknown.returncode == 2 and "has no run 'yesterday'" in unknown.stderr
+    assert unknown.returncode == 2 and "got 'yesterday'" in unknown.stderr
     folder = tmp_path / "runs" / "20260102-000000"
     folder.mkdir()
     failed = tandem("gates", "20260102", "--workdir", tmp_path)
-    assert failed.returncode == 2 and "did not come to a verdict" in failed.stderr and "log.txt" in failed.stderr
+    assert failed.returncode == 2 and "has no gate results" in failed.stderr and "log.txt" in failed.stderr
     (folder / "result.json").write_text('{"run_id": "20260102-000000"}')
     other = tandem("gates", "--workdir", tmp_path)
-    assert other.returncode == 2 and "another version of tandem" in other.stderr
+    assert other.returncode == 2 and "another version of Tandem" in other.stderr
 
 
 # --- asking a server --------------------------------------------------------------------------------------------------

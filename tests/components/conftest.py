@@ -35,7 +35,7 @@ def run_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Eva
         from tfx.types import artifact_utils, standard_artifacts
 
         from components.evaluator.executor import Executor
-        from components.evaluator.settings import Settings
+        from components.evaluator.settings import EvaluatorSettings
         from components.evaluator.verdict import VERDICT_FILE, Verdict
         from recipe.evaluation import Slices
 
@@ -64,7 +64,9 @@ def run_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Eva
             unique_id="1",
             make_beam_pipeline_fn=lambda: beam.Pipeline(argv=["--runner=FnApiRunner"]),
         )
-        settings = Settings(**{"gates": gates, "slices": Slices(), "label": LABEL, "exclude_seen": True, **more})
+        settings = EvaluatorSettings(
+            **{"gates": gates, "slices": Slices(), "label": LABEL, "exclude_seen": True, **more}
+        )
         properties = {"settings": settings.model_dump_json(), "current_component_id": "Evaluator"}
         Executor(context).Do(inputs, outputs, properties)
         found = {

@@ -212,7 +212,7 @@ def test_every_container_gets_the_volumes(compiled: Compile) -> None:
 def test_a_volume_is_a_claim_and_a_path(text: str) -> None:
     from pipeline.runners.kubeflow.compile import Volume
 
-    with pytest.raises(BadInput, match="CLAIM:/PATH was wanted"):
+    with pytest.raises(BadInput, match="expected CLAIM:/PATH"):
         Volume.parse(text)
 
 
@@ -231,7 +231,7 @@ def test_a_schema_that_fits_no_command_line_is_refused_before_a_cluster_does() -
     recipe = load_recipe(ROOT / "schemas" / "books")
     schema = load_schema(ROOT / "schemas" / "books", recipe)
     schema.feature[0].string_domain.value.extend(f"user {number:08d}" for number in range(10_000))
-    with pytest.raises(BadInput, match=r"ImportSchemaGen gets \d{3},\d{3} bytes.*string_domain"):
+    with pytest.raises(BadInput, match=r"ImportSchemaGen: expected at most 122,880 .* got \d{3},\d{3}.*string_domain"):
         compile_pipeline(recipe, schema, Options(**OPTIONS))
 
 

@@ -65,11 +65,14 @@ def test_settings_of_the_run_reach_the_trainer(prepared: Prepared) -> None:
     ("parameters", "complaint"),
     [
         ({"epochs": 0}, r"training.epochs"),
-        ({"recipe_overrides": "epochs=3"}, r"'epochs=3' is not JSON .*\{\"training.optimizer.ema\": 0.98\} was wanted"),
-        ({"recipe_overrides": "[3]"}, r"no JSON object"),
+        (
+            {"recipe_overrides": "epochs=3"},
+            r"expected a JSON object .*\"training.optimizer.ema\": 0.98\}, got 'epochs=3'",
+        ),
+        ({"recipe_overrides": "[3]"}, r"expected a JSON object .*, got '\[3\]'"),
         (
             {"recipe_overrides": '{"gates.0.at_least": 0}'},
-            r"'gates.0.at_least' is neither.*compile it again with --set",
+            r"expected keys of model or training, got 'gates.0.at_least'.*compile it again with --set",
         ),
         ({"recipe_overrides": '{"training.epoch": 3}'}, r"training.epoch"),
         ({"recipe_overrides": '{"training.optimizer.kind": "sgd"}'}, r"training.optimizer.kind"),
@@ -151,5 +154,5 @@ def test_a_folder_that_only_the_launcher_could_reach_is_refused(
 
     executor_input = pipeline_spec_pb2.ExecutorInput()
     executor_input.inputs.parameter_values[name].string_value = folder
-    with pytest.raises(BadInput, match=f"{parameter}: '{folder}' cannot be reached.*--volume"):
+    with pytest.raises(BadInput, match=rf"{parameter}: expected gs://.*--volume CLAIM:/PATH\), got '{folder}'"):
         kubeflow_container.prepare(executor_input, pipeline_spec_pb2.ComponentInputsSpec())

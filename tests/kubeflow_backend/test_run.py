@@ -133,8 +133,8 @@ def test_a_model_that_misses_its_gate_pushes_nothing_and_the_run_ends_failed_wit
     assert run.verdict["last_blessed"] == pytest.approx(pushed.verdict["metrics"])
     assert (run.tasks["Pusher"].state, run.tasks["Pusher"].exit_code) == ("failed", 3)
     last_words = run.tasks["Pusher"].log.splitlines()[-2:]
-    assert last_words[0] == "tandem: Not blessed: nothing was pushed; what is being served stays as it is."
-    assert last_words[1].startswith("tandem: gates: top_10_accuracy: at least 0.9900 wanted")
+    assert last_words[0] == "tandem: not blessed: nothing was pushed; the served version is unchanged."
+    assert last_words[1].startswith("tandem: gates: top_10_accuracy: threshold ≥ 0.9900")
     assert pushed.versions == before
 
 

@@ -37,7 +37,7 @@ from pipeline import beam
 from pipeline.beam import DIRECT, BeamOptions, BeamRunner, UnknownBeamOption
 from pipeline.dag import compile_dag
 from pipeline.runners import launch
-from pipeline.runners.airflow import task as node
+from pipeline.runners.airflow import component_task
 from recipe import BadInput, load_recipe, load_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,7 +248,7 @@ def test_a_task_of_airflow_computes_where_its_deployment_says(
         "pipeline": json_format.MessageToDict(compiled, preserving_proto_field_name=True),
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert node.main([str(tmp_path / "plan.json"), "run", "Count"]) == 0
+    assert component_task.main([str(tmp_path / "plan.json"), "run", "Count"]) == 0
     (noted,) = tmp_path.glob("artifacts/Count/examples/*/runner")
     assert noted.read_text() == runner
     assert noted.with_name("processes").read_text() == "1"

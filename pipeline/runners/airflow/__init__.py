@@ -1,8 +1,9 @@
 """Airflow: `recipe_dag` for DAG files, and the processes that its tasks start.
 
-from pipeline.runners.airflow import recipe_dag
+Example:
+    from pipeline.runners.airflow import recipe_dag
 
-dag = recipe_dag("/srv/shop/recipe", data="/srv/shop/data", workdir="/srv/shop/work", schedule="@daily")
+    dag = recipe_dag("/srv/shop/recipe", data="/srv/shop/data", workdir="/srv/shop/work", schedule="@daily")
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["recipe_dag"]
 
 
 def __getattr__(name: str) -> Any:
-    # Tasks run in an environment without Airflow, and import this package for their own modules.
+    # The processes of tasks import this package, in an environment without Airflow.
     if name in __all__:
         from pipeline.runners.airflow import dag_factory
 

@@ -1,9 +1,8 @@
-"""A recipe as an Airflow DAG: one task a component of `pipeline/dag.py`, between one that begins and one that judges.
+"""The Airflow DAG of a recipe: one task per component of `pipeline/dag.py`, a first task and a result task.
 
-Called by DAG files (`airflow_dag.py` beside this is one). TFX has a runner for Airflow of its own. It imports TFX in
-every process of Airflow, every time a DAG file is read, and launches components in a way that the rest of TFX has left
-behind. Here a task is a process of the Python that `TANDEM_PYTHON` names, which launches its component exactly as
-`tandem run` does, so Airflow needs neither TensorFlow nor an environment that it agrees with.
+DAG files call `recipe_dag`; `example_dag.py` is one. TFX's own AirflowDagRunner is not used: it imports TFX whenever
+Airflow parses a DAG file, and launches components with TFX's deprecated launcher. Here a task starts a process of the
+Python in `TANDEM_PYTHON`, which launches the component as `tandem run` does, so Airflow needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -27,30 +26,31 @@ from airflow.models import BaseOperator
 
 from pipeline.beam import BeamRunner
 from pipeline.exit_codes import BAD_INPUT, NOT_BLESSED
-from pipeline.runners.airflow.plan import Deployment, Plan, last_words, plan_for
+from pipeline.runners.airflow.compiled_dag import CompiledDag, Deployment, compiled_dag_for, printed_reason
 from pipeline.workdir import (
-    ASKED_FILE,
+    COMPILED_DAG_FILE,
     ERROR_FILE,
     LOG_FILE,
-    PLAN_FILE,
-    RECIPE_FILE,
+    REQUEST_FILE,
+    RESOLVED_RECIPE_FILE,
     RUNS_FOLDER,
     new_folder,
+    push_destination,
     run_folder,
 )
 
 BEGIN, VERDICT = "begin", "verdict"
-"""The tasks besides the components."""
+"""Task ids of the first task and the result task."""
 
 NO_SCHEDULE = "none"
-"""What says that the recipe's schedule does not count."""
+"""The schedule that overrides the recipe's with none."""
 
-# Any day in the past: with catch-up off, Airflow begins with the latest interval.
+# Any day in the past: with catch-up off, Airflow starts with the latest interval.
 START_DATE = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 
-GATE_WORDS = {
-    "at_least": "at least {}",
-    "at_most": "at most {}",
+GATE_CONDITIONS = {
+    "at_least": "≥ {}",
+    "at_most": "≤ {}",
     "may_drop": "may drop by {} from the last blessed model",
     "may_rise": "may rise by {} from the last blessed model",
     "beats_baseline_by": "better than the baseline by {}",
@@ -58,7 +58,7 @@ GATE_WORDS = {
 
 
 class SettingError(ValueError):
-    """A DAG file or a TANDEM_* variable says something that cannot be used."""
+    """An argument of `recipe_dag` or a TANDEM_* variable is invalid."""
 
 
 def recipe_dag(
@@ -80,58 +80,58 @@ def recipe_dag(
     default_args: Mapping[str, Any] | None = None,
     **dag_arguments: Any,
 ) -> DAG:
-    """The DAG of a recipe: of the one that the TANDEM_* variables name, or of `schema_dir`.
+    """Return the DAG of `schema_dir`, or of the recipe that the TANDEM_* variables specify.
 
-    An argument wins over its variable. With `schema_dir`, the variables about a recipe do not count at all, so that two
-    DAGs in one Airflow never share a folder by accident; those about the machine do.
+    An argument takes precedence over its variable. With `schema_dir`, the variables of a recipe are ignored, so that
+    two DAGs of one Airflow never share a folder by accident; the variables of the machine are used.
 
     Args:
         schema_dir: Folder with `recipe.yaml` and `schema.pbtxt`; TANDEM_SCHEMA_DIR.
         data: Folder with the CSVs; TANDEM_DATA.
-        workdir: Folder for artifacts, ML Metadata and runs, on a disk that every worker has; TANDEM_WORKDIR.
-        serving_dir: Folder that TensorFlow Serving watches; TANDEM_SERVING_DIR, else `serving/NAME` in `workdir`.
+        workdir: Folder for artifacts, ML Metadata and runs, on a disk that all workers mount; TANDEM_WORKDIR.
+        serving_dir: Push destination; TANDEM_SERVING_DIR. Default: `serving/NAME` in `workdir`.
         preset: Name of a preset of `schema_dir`; TANDEM_PRESET.
-        overrides: `key=value` changes to the recipe; TANDEM_SET, with spaces between them.
-        schedule: Anything that Airflow takes, or `none`; TANDEM_SCHEDULE, else the recipe's. With `none`, or where none
-            is given, the DAG runs only when it is triggered.
-        retries: How often a task is tried again; TANDEM_RETRIES, else 2. Bad input and a closed gate are final.
-        retry_delay: How long to wait before that; TANDEM_RETRY_DELAY in seconds, else a minute.
-        python: The interpreter that has Tandem with TFX; TANDEM_PYTHON, else Airflow's own.
-        beam_runner: direct, flink or spark; TANDEM_BEAM_RUNNER, else direct.
-        beam_args: Options of Beam for it, as `tandem run --beam-arg` has them; TANDEM_BEAM_ARGS, with spaces between.
-        dag_id: Name of the DAG; the recipe's by default.
-        tags: Tags besides `tandem` and the recipe's name.
+        overrides: `key=value` overrides of the recipe; TANDEM_SET, separated by spaces.
+        schedule: Any schedule of Airflow, or `none`; TANDEM_SCHEDULE. Default: the recipe's. With `none`, or without
+            a schedule, the DAG runs only when it is triggered.
+        retries: Number of retries of a task; TANDEM_RETRIES. Default: 2. Bad input and a failed gate are not retried.
+        retry_delay: Time between retries; TANDEM_RETRY_DELAY in seconds. Default: 60 s.
+        python: Python of an environment with Tandem and TFX; TANDEM_PYTHON. Default: Airflow's Python.
+        beam_runner: direct, flink or spark; TANDEM_BEAM_RUNNER. Default: direct.
+        beam_args: Beam's pipeline options, as for `tandem run --beam-arg`; TANDEM_BEAM_ARGS, separated by spaces.
+        dag_id: Id of the DAG. Default: the recipe's name.
+        tags: Tags in addition to `tandem` and the recipe's name.
         default_args: Further arguments of every task, such as `pool` or `on_failure_callback`.
         dag_arguments: Further arguments of the DAG, such as `start_date` or `dagrun_timeout`.
 
     Raises:
-        SettingError: A path is missing or relative, a number is none, or Airflow cannot read the schedule.
-        PlanError: The recipe or the schema cannot be used.
+        SettingError: A path is missing or relative, or a number or the schedule is invalid.
+        CompileError: The recipe, the schema or Beam's options are invalid.
     """
     machine = _Settings(os.environ)
-    asked = machine if schema_dir is None else _Settings({})
+    of_recipe = machine if schema_dir is None else _Settings({})
+    serving = of_recipe.folder("SERVING_DIR", serving_dir) if of_recipe.given("SERVING_DIR", serving_dir) else None
     deployment = Deployment(
-        schema_dir=asked.folder("SCHEMA_DIR", schema_dir),
-        data=asked.folder("DATA", data),
-        workdir=asked.folder("WORKDIR", workdir),
-        serving_dir=asked.folder("SERVING_DIR", serving_dir) if asked.given("SERVING_DIR", serving_dir) else None,
-        preset=asked.given("PRESET", preset),
-        overrides=asked.words("SET", overrides),
+        schema_dir=of_recipe.folder("SCHEMA_DIR", schema_dir),
+        data=of_recipe.folder("DATA", data),
+        workdir=of_recipe.folder("WORKDIR", workdir),
+        serving_dir=serving,
+        preset=of_recipe.given("PRESET", preset),
+        overrides=of_recipe.words("SET", overrides),
         beam_runner=machine.engine(beam_runner),
         beam_args=machine.words("BEAM_ARGS", beam_args),
     )
     interpreter = str(machine.given("PYTHON", python) or sys.executable)
-    plan = plan_for(deployment, interpreter)
-    name = str(plan.recipe["name"])
-    # The words come from where the schedule does, for the person who has to mend it.
-    given, said = asked.given("SCHEDULE", schedule), "TANDEM_SCHEDULE or schedule"
+    compiled = compiled_dag_for(deployment, interpreter)
+    name = str(compiled.recipe["name"])
+    given, source = of_recipe.given("SCHEDULE", schedule), "TANDEM_SCHEDULE or schedule"
     if given is None:
-        given, said = plan.recipe["schedule"], f"{Path(deployment.schema_dir, 'recipe.yaml')}: schedule"
+        given, source = compiled.recipe["schedule"], f"{Path(deployment.schema_dir, 'recipe.yaml')}: schedule"
     delay = datetime.timedelta(seconds=machine.number("RETRY_DELAY", 60)) if retry_delay is None else retry_delay
     dag = DAG(
         dag_id=dag_id or name,
-        description=_first_sentence(plan),
-        doc_md=_documentation(plan),
+        description=_first_sentence(compiled),
+        doc_md=_documentation(compiled),
         schedule=None if given == NO_SCHEDULE else given,
         tags=list(dict.fromkeys(("tandem", name, *tags))),
         default_args={
@@ -142,7 +142,7 @@ def recipe_dag(
         **{
             "start_date": START_DATE,
             "catchup": False,
-            # The next run compares its model with the one that this run pushes.
+            # A run compares its model with the one that the previous run pushed.
             "max_active_runs": 1,
             **dag_arguments,
         },
@@ -151,49 +151,49 @@ def recipe_dag(
         dag.timetable.validate()
     except AirflowTimetableInvalid as error:
         raise SettingError(
-            f"{said}: a cron expression, such as '30 4 * * *', or an Airflow preset, such as @daily, was wanted, "
-            f"{given!r} was found: {error}"
+            f"{source}: expected a cron expression, such as '30 4 * * *', or an Airflow preset, such as @daily, "
+            f"got {given!r}: {error}"
         ) from None
-    begin = Begin(task_id=BEGIN, plan=str(plan.path), workdir=deployment.workdir, dag=dag)
+    begin = Begin(task_id=BEGIN, compiled_dag=str(compiled.path), workdir=deployment.workdir, dag=dag)
     tasks: dict[str, BaseOperator] = {}
-    for component, before in plan.tasks.items():
+    for component, upstream in compiled.tasks.items():
         tasks[component] = RunComponent(
             task_id=component, component=component, python=interpreter, workdir=deployment.workdir, dag=dag
         )
-        tasks[component].set_upstream([tasks[one] for one in before] or [begin])
-    verdict = Judge(task_id=VERDICT, python=interpreter, workdir=deployment.workdir, dag=dag)
-    verdict.set_upstream([tasks[component] for component in _last(plan)])
+        tasks[component].set_upstream([tasks[one] for one in upstream] or [begin])
+    result = WriteResult(task_id=VERDICT, python=interpreter, workdir=deployment.workdir, dag=dag)
+    result.set_upstream([tasks[component] for component in _leaves(compiled)])
     return dag
 
 
 class Begin(BaseOperator):
-    """Makes the run's folder; what the run does from here on stands in it, whatever becomes of the recipe meanwhile.
+    """Make the run's folder and copy the compiled DAG into it, so that later edits of the recipe do not affect the run.
 
-    Returns the run's id, as `tandem runs` shows it, to the other tasks.
+    The XCom value is the run's id, as `tandem runs` shows it.
     """
 
     ui_color = "#e8eef7"
 
-    def __init__(self, *, plan: str, workdir: str, **arguments: Any) -> None:
+    def __init__(self, *, compiled_dag: str, workdir: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.plan = plan
+        self.compiled_dag = compiled_dag
         self.workdir = workdir
 
     def execute(self, context: Any) -> str:
         folder = new_folder(Path(self.workdir, RUNS_FOLDER))
-        plan = json.loads(Path(self.plan).read_text(encoding="utf-8"))
-        deployment = plan["deployment"]
-        asked = {key: deployment[key] for key in ("schema_dir", "preset", "overrides")}
-        asked |= {"airflow_dag": context["dag"].dag_id, "airflow_run": context["run_id"]}
-        (folder / ASKED_FILE).write_text(json.dumps(asked, indent=1))
-        (folder / RECIPE_FILE).write_text(json.dumps(plan["recipe"], indent=1))
-        shutil.copyfile(self.plan, folder / PLAN_FILE)
-        self.log.info("This is run %s of %s.", folder.name, self.workdir)
+        compiled = json.loads(Path(self.compiled_dag).read_text(encoding="utf-8"))
+        deployment = compiled["deployment"]
+        request = {key: deployment[key] for key in ("schema_dir", "preset", "overrides")}
+        request |= {"airflow_dag": context["dag"].dag_id, "airflow_run": context["run_id"]}
+        (folder / REQUEST_FILE).write_text(json.dumps(request, indent=1))
+        (folder / RESOLVED_RECIPE_FILE).write_text(json.dumps(compiled["recipe"], indent=1))
+        shutil.copyfile(self.compiled_dag, folder / COMPILED_DAG_FILE)
+        self.log.info("Started run %s in %s.", folder.name, self.workdir)
         return folder.name
 
 
 class _TandemTask(BaseOperator):
-    """Runs a module of Tandem in a process, with its output in the task's log and in the run's own."""
+    """Run a module of Tandem in a process, with its output in the task's log and in the run's log."""
 
     template_fields: ClassVar[Sequence[str]] = ("tandem_run",)
     is_final: ClassVar[tuple[int, ...]] = (BAD_INPUT, NOT_BLESSED)
@@ -207,12 +207,12 @@ class _TandemTask(BaseOperator):
 
     def _run_module(self, module: str, *arguments: str) -> None:
         folder = run_folder(Path(self.workdir), self.tandem_run)
-        if not (folder / PLAN_FILE).is_file():
+        if not (folder / COMPILED_DAG_FILE).is_file():
             raise AirflowFailException(
-                f"{folder} has no plan. Was the task {BEGIN!r} skipped, or the run's folder removed? Trigger a new "
-                "run; what is done already comes from the cache."
+                f"{folder / COMPILED_DAG_FILE} does not exist: the task {BEGIN!r} was skipped, or the run's folder was "
+                "removed. Trigger a new run; completed components are cached."
             )
-        command = [self.python, "-P", "-m", module, str(folder / PLAN_FILE), self.tandem_run, *arguments]
+        command = [self.python, "-P", "-m", module, str(folder / COMPILED_DAG_FILE), self.tandem_run, *arguments]
         self.log.info("Running %s", shlex.join(command))
         (folder / ERROR_FILE).unlink(missing_ok=True)
         output: list[str] = []
@@ -229,17 +229,17 @@ class _TandemTask(BaseOperator):
                     output.append(line)
                 code = self._process.wait()
             finally:
-                # Ctrl-C does not reach a session of its own.
+                # Ctrl-C does not reach the process, which has its own session.
                 self.on_kill()
         if code == 0:
             return
-        message = last_words("".join(output)) or _ended(self.task_id, code)
+        message = printed_reason("".join(output)) or _exit_reason(self.task_id, code)
         if code != NOT_BLESSED:
             (folder / ERROR_FILE).write_text(message, encoding="utf-8")
         raise (AirflowFailException if code in self.is_final else AirflowException)(message)
 
     def on_kill(self) -> None:
-        """Ends the process and what it started, when somebody stops the task."""
+        """End the process and its children when the task is stopped."""
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
@@ -255,95 +255,95 @@ class RunComponent(_TandemTask):
         self.component = component
 
     def execute(self, context: Any) -> None:
-        self._run_module("pipeline.runners.airflow.task", self.component)
+        self._run_module("pipeline.runners.airflow.component_task", self.component)
 
 
-class Judge(_TandemTask):
-    """Writes what came of the run, and fails where nothing was pushed, so that the run is red."""
+class WriteResult(_TandemTask):
+    """Write the run's result, and fail if no model was pushed, so that the DAG run fails."""
 
     ui_color = "#e7f4e4"
 
     def execute(self, context: Any) -> None:
-        self._run_module("pipeline.runners.airflow.outcome")
+        self._run_module("pipeline.runners.airflow.result_task")
 
 
 class _Settings:
-    """What the TANDEM_* variables say where an argument does not."""
+    """Arguments of `recipe_dag` with the TANDEM_* variables as defaults."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
 
     def given(self, name: str, argument: Any) -> Any:
-        """The argument, else the variable; None where both say nothing."""
+        """Return the argument or else the variable; None if neither is set."""
         return argument if argument is not None else self._variables.get(f"TANDEM_{name}") or None
 
     def folder(self, name: str, argument: str | Path | None) -> str:
-        """An absolute path, which must be there to be given."""
+        """Return an absolute path, which is required."""
         found = self.given(name, argument)
         if found is None:
             raise SettingError(
-                f"TANDEM_{name} is not set. Set it to an absolute path for all of Airflow's processes, or give "
-                f"recipe_dag the argument {name.lower()}; it must be given together with the argument schema_dir."
+                f"TANDEM_{name} is not set. Set it to an absolute path for all of Airflow's processes, or pass "
+                f"{name.lower()} to recipe_dag, which is required together with schema_dir."
             )
         if not os.path.isabs(found):
             raise SettingError(
-                f"TANDEM_{name} or {name.lower()}: an absolute path was wanted, {str(found)!r} was found; Airflow's "
-                "processes run in no particular folder."
+                f"TANDEM_{name} or {name.lower()}: expected an absolute path, got {str(found)!r}. Airflow's processes "
+                "have different working directories."
             )
         return os.path.normpath(found)
 
     def words(self, name: str, argument: Sequence[str] | None) -> tuple[str, ...]:
-        """A list, which a variable has with spaces between."""
+        """Return a list, which a variable has separated by spaces."""
         return tuple(shlex.split(self.given(name, None) or "") if argument is None else argument)
 
     def engine(self, argument: str | None) -> str:
-        """One of Beam's engines."""
+        """Return the name of a Beam runner."""
         found = self.given("BEAM_RUNNER", argument) or BeamRunner.DIRECT.value
         if found not in list(BeamRunner):
             raise SettingError(
-                f"TANDEM_BEAM_RUNNER or beam_runner: {', '.join(BeamRunner)} were wanted, {found!r} was found."
+                f"TANDEM_BEAM_RUNNER or beam_runner: expected one of {', '.join(BeamRunner)}, got {found!r}."
             )
         return str(found)
 
     def number(self, name: str, default: int) -> int:
-        """A whole number, not negative."""
+        """Return a non-negative integer."""
         found = self.given(name, None) or str(default)
         if not found.isdecimal():
-            raise SettingError(f"TANDEM_{name}: a whole number was wanted, {found!r} was found.")
+            raise SettingError(f"TANDEM_{name}: expected a non-negative integer, got {found!r}.")
         return int(found)
 
 
-def _ended(name: str, code: int) -> str:
-    """What is known about a process that ended without a word."""
+def _exit_reason(name: str, code: int) -> str:
+    """Return the reason why a process failed that printed none."""
     if code < 0:
-        what = f"{name} was killed by {signal.Signals(-code).name}"
-        return f"{what}. The machine may have run out of memory." if code == -signal.SIGKILL else f"{what}."
-    return f"{name} ended with exit code {code}. The task's log says why."
+        killed = f"{name} was killed by {signal.Signals(-code).name}."
+        return f"{killed} The machine may have run out of memory." if code == -signal.SIGKILL else killed
+    return f"{name} failed with exit code {code}. Full traceback: the task's log."
 
 
-def _last(plan: Plan) -> list[str]:
-    """The components that no other one waits for."""
-    waited_for = {one for before in plan.tasks.values() for one in before}
-    return [component for component in plan.tasks if component not in waited_for]
+def _leaves(compiled: CompiledDag) -> list[str]:
+    """Return the components without downstream components."""
+    upstream = {one for each in compiled.tasks.values() for one in each}
+    return [component for component in compiled.tasks if component not in upstream]
 
 
-def _first_sentence(plan: Plan) -> str:
-    text = " ".join(str(plan.recipe["description"]).split())
-    return text.partition(". ")[0] or f"Tandem: {plan.recipe['name']}"
+def _first_sentence(compiled: CompiledDag) -> str:
+    text = " ".join(str(compiled.recipe["description"]).split())
+    return text.partition(". ")[0] or f"Tandem: {compiled.recipe['name']}"
 
 
-def _documentation(plan: Plan) -> str:
-    """What the UI shows above the DAG, as Markdown."""
-    deployment = plan.deployment
-    serving = deployment.serving_dir or f"{deployment.workdir}/serving/{plan.recipe['name']}"
+def _documentation(compiled: CompiledDag) -> str:
+    """Return the DAG's documentation in Airflow's UI, as Markdown."""
+    deployment, recipe = compiled.deployment, compiled.recipe
+    serving = deployment.serving_dir or push_destination(Path(deployment.workdir), recipe["name"])
     gates = []
-    for gate in plan.recipe["gates"]:
-        where = "".join(f" where {key} is {value}" for key, value in (gate.get("slice") or {}).items())
-        wanted = [words.format(gate[key]) for key, words in GATE_WORDS.items() if gate.get(key) is not None]
-        gates.append(f"- `{gate['metric']}`{where}: {', '.join(wanted)}")
+    for gate in recipe["gates"]:
+        slice_ = "".join(f" where {key} is {value}" for key, value in (gate.get("slice") or {}).items())
+        conditions = [text.format(gate[key]) for key, text in GATE_CONDITIONS.items() if gate.get(key) is not None]
+        gates.append(f"- `{gate['metric']}`{slice_}: {', '.join(conditions)}")
     return "\n".join(
         [
-            str(plan.recipe["description"]).strip(),
+            str(recipe["description"]).strip(),
             "",
             f"Recipe `{deployment.schema_dir}`, data `{deployment.data}`, runs in `{deployment.workdir}`. "
             f"A model that passes every gate is pushed to `{serving}`.",
@@ -352,9 +352,9 @@ def _documentation(plan: Plan) -> str:
             "",
             *gates,
             "",
-            f"**Red?** `{VERDICT}` red: the model did not pass, nothing was pushed, and the task's last line names the "
-            "gate. A component red: its last line says what to mend; then clear the task, or trigger a new run if you "
-            "changed the recipe or the data. What is done already comes from the cache. "
-            f"`tandem report --workdir {deployment.workdir}` draws the whole run.",
+            f"**Failed tasks.** `{VERDICT}`: the model is not blessed, nothing was pushed; the last line of its log "
+            "has the gate and its threshold. A component: the last line has the cause. Fix it, then clear the task, "
+            "or trigger a new run if you changed the recipe or the data; completed components are cached. Report of "
+            f"all runs: `tandem report --workdir {deployment.workdir}`.",
         ]
     )

@@ -1,6 +1,6 @@
-"""Copy this file into Airflow's DAG folder: a DAG for the recipe that the TANDEM_* variables name.
+"""DAG file for the recipe that the TANDEM_* variables specify; copy it into Airflow's DAG folder.
 
-For a second recipe copy it again under another name, and write its folders and schedule as arguments instead:
+For a second recipe, copy it under another name and pass the folders and the schedule as arguments:
 
     dag = recipe_dag("/srv/shop/recipe", data="/srv/shop/data", workdir="/srv/shop/work", schedule="@daily")
 """

@@ -1,1 +1,1 @@
-"""Kubeflow Pipelines v2: the compiler, and the entry point of its containers."""
+"""Kubeflow Pipelines v2: the compiler, and the entry point of the containers."""

@@ -1,8 +1,7 @@
-"""Compiles the DAG for Kubeflow Pipelines v2: one YAML file that the open-source backend and Vertex AI both run.
+"""Compiles the DAG for Kubeflow Pipelines v2: one YAML file for the open-source backend and Vertex AI.
 
-TFX's compiler does most of it. What it leaves to do: parameters of a run, resources, retries, which results may come
-from a cache, and a container command of our own (`kubeflow_container`), because the open-source backend does not do all
-that TFX's containers expect.
+In addition to TFX's compiler, it sets run parameters, resources, retries and caching options, and the command of the
+containers (`container.py`), because the open-source backend lacks some features that TFX's containers require.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from recipe.orchestration import Resources
 
 COMMAND = ("python", "-m", kubeflow_container.__name__)
 
-# Where a component's property becomes a parameter of the run: component, property, parameter.
+# Properties of components that become run parameters: component, property, parameter.
 RUN_PARAMETERS = (
     ("InteractionExampleGen", "input_base", DATA_ROOT),
     ("ModelResolver", "push_destination", PUSH_DESTINATION),
@@ -38,7 +37,7 @@ RUN_PARAMETERS = (
 )
 TRAINING_COMPONENTS = ("Tuner", "Trainer")
 
-# Linux takes no longer argument, and a container gets all its properties in one. Paths come on top.
+# The length limit of an argument on Linux; a container gets all its properties in one. The rest is for paths.
 LARGEST_ARGUMENT = 128 * 1024 - 8 * 1024
 
 _SCHEMES = ("gs://", "s3://", "minio://")
@@ -47,62 +46,66 @@ _ParameterType = pipeline_spec_pb2.ParameterType
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A PersistentVolumeClaim that every container gets; the open-source backend only."""
+    """A PersistentVolumeClaim that every container mounts; open-source backend only."""
 
     claim: str
     path: str
 
     @classmethod
     def parse(cls, text: str) -> Volume:
-        """Reads `CLAIM:/PATH`.
+        """Parse `CLAIM:/PATH`.
 
         Raises:
-            BadInput: It is something else.
+            BadInput: `text` has another format.
         """
         claim, _, path = text.partition(":")
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", claim) or not path.startswith("/"):
-            raise BadInput(f"--volume {text}: CLAIM:/PATH was wanted, such as tandem-data:/mnt/tandem")
+            raise BadInput(f"--volume {text}: expected CLAIM:/PATH, such as tandem-data:/mnt/tandem, got {text!r}")
         return cls(claim, path)
 
 
 class Options(pydantic.BaseModel):
-    """How the pipeline runs on a cluster, besides what the recipe says."""
+    """Options of the compiled pipeline that are not part of the recipe."""
 
     image: str
-    """Container image with Tandem, for every component."""
+    """Container image of every component, with Tandem."""
     pipeline_root: str
-    """Default of where artifacts go, in an object store; each run may name another."""
+    """Default pipeline root for artifacts, in an object store; a run may set another."""
     data_root: str = ""
-    """Default of the parameter; without one each run must give it."""
+    """Default of the run parameter; if empty, each run must set it."""
     push_destination: str = ""
-    """Default of the parameter; without one each run must give it."""
+    """Default of the run parameter; if empty, each run must set it."""
     retries: int = 2
-    """How often a failed container is started again."""
+    """Number of retries of a failed container."""
     cache: Literal["none", "same-inputs", "same-folder"] = "same-inputs"
-    """Whether results may come from a cache; `same-folder` takes a data folder of the same name for the same data."""
+    """Caching policy; `same-folder` assumes that a data folder of the same name has the same data."""
     beam: BeamOptions = DIRECT
-    """Where Beam's part is computed. It stands in the containers' arguments, so another engine is another cache key."""
+    """Beam's runner and options, which are arguments of the containers and thereby part of the cache key."""
     volumes: tuple[Volume, ...] = ()
 
 
 def compile_pipeline(recipe: Recipe, schema: schema_pb2.Schema, options: Options) -> list[dict[str, Any]]:
-    """The pipeline as YAML documents.
+    """Compile a recipe to YAML documents.
 
     Args:
-        recipe: What to build.
-        schema: The curated schema; it becomes a part of the pipeline.
-        options: How it runs on a cluster.
+        recipe: The recipe.
+        schema: The curated schema; it becomes part of the pipeline.
+        options: Image, pipeline root and further options.
 
     Returns:
-        The PipelineSpec; behind it, where there are volumes, what only Kubernetes understands.
+        The PipelineSpec and, if there are volumes, the platform spec for Kubernetes.
 
     Raises:
-        BadInput: Something cannot run on Kubeflow Pipelines.
+        BadInput: Kubeflow Pipelines cannot run the pipeline with these options.
+
+    Example:
+        options = Options(image="registry.example.com/tandem:0.1.0", pipeline_root="gs://bucket/pipelines")
+        write_pipeline(compile_pipeline(recipe, schema, options), recipe.description, Path("movielens.yaml"))
     """
     if not options.pipeline_root.startswith(_SCHEMES):
         raise BadInput(
-            f"--pipeline-root {options.pipeline_root}: Kubeflow Pipelines keeps artifacts in an object store; "
-            f"a path that begins with {', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]} was wanted"
+            f"--pipeline-root {options.pipeline_root}: expected a path in an object store that begins with "
+            f"{', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]}, got {options.pipeline_root!r}"
         )
     # Kubeflow allows no underscore in a name.
     named = recipe.model_copy(update={"name": recipe.name.replace("_", "-").rstrip("-")})
@@ -130,7 +133,7 @@ def compile_pipeline(recipe: Recipe, schema: schema_pb2.Schema, options: Options
         container = deployment.executors[spec.components[name].executor_label].container
         _refresh_input_definitions(container, spec.components[name])
         if name in recipe.resources:
-            _ask_for(container.resources, recipe.resources[name])
+            _set_resources(container.resources, recipe.resources[name])
     spec.deployment_spec.Clear()
     spec.deployment_spec.update(json_format.MessageToDict(deployment))
     _check_sizes(spec)
@@ -141,7 +144,7 @@ def compile_pipeline(recipe: Recipe, schema: schema_pb2.Schema, options: Options
 
 
 def write_pipeline(documents: Sequence[Mapping[str, Any]], description: str, path: Path) -> None:
-    """Writes the documents; `description` is what the Kubeflow UI shows of the pipeline."""
+    """Write the documents with a header that the Kubeflow UI shows, `description` included."""
     spec = documents[0]
     header = ["# PIPELINE DEFINITION", f"# Name: {spec['pipelineInfo']['name']}"]
     if description:
@@ -168,11 +171,11 @@ def _compile(dag: tfx.dsl.Pipeline, image: str) -> pipeline_spec_pb2.PipelineSpe
 
 
 def _add_run_parameters(spec: pipeline_spec_pb2.PipelineSpec, options: Options) -> None:
-    """Takes the data's place and the serving folder's from the run instead of from constants."""
+    """Replace the constants of the data root and the push destination by run parameters."""
     defaults = {DATA_ROOT: options.data_root, PUSH_DESTINATION: options.push_destination}
     descriptions = {
         DATA_ROOT: "Folder with the data: gs://… or a path on a volume.",
-        PUSH_DESTINATION: "Folder that TensorFlow Serving watches: gs://… or a path on a volume.",
+        PUSH_DESTINATION: "Push destination: gs://… or a path on a volume.",
     }
     for component, name, parameter in RUN_PARAMETERS:
         task = spec.root.dag.tasks[component]
@@ -186,7 +189,7 @@ def _add_run_parameters(spec: pipeline_spec_pb2.PipelineSpec, options: Options) 
 
 
 def _add_training_parameters(spec: pipeline_spec_pb2.PipelineSpec, recipe: Recipe) -> None:
-    """Lets a run change how the model is trained; the defaults are the recipe's."""
+    """Add run parameters for hyperparameters; the defaults are the recipe's values."""
     parameters = {name: (key, kubeflow_container.value_of(recipe, key)) for name, key in TRAINING_PARAMETERS.items()}
     for component in TRAINING_COMPONENTS:
         if component not in spec.root.dag.tasks:
@@ -204,16 +207,16 @@ def _add_training_parameters(spec: pipeline_spec_pb2.PipelineSpec, recipe: Recip
             'Other keys of the recipe\'s model and training as JSON: {"training.optimizer.ema": 0.98}'
         )
         for name in (*parameters, OVERRIDES):
-            wanted = spec.root.input_definitions.parameters[name].parameter_type
-            spec.components[component].input_definitions.parameters[name].parameter_type = wanted
+            kind = spec.root.input_definitions.parameters[name].parameter_type
+            spec.components[component].input_definitions.parameters[name].parameter_type = kind
             spec.root.dag.tasks[component].inputs.parameters[name].component_input_parameter = name
 
 
 def _uncached(dag: tfx.dsl.Pipeline, options: Options) -> set[str]:
-    """Components that run every time.
+    """Return the components that run every time.
 
-    What a driver finds out belongs to the cache key (the data's fingerprint, the newest version), and the open-source
-    backend runs no drivers.
+    Drivers add to the cache key (the fingerprint of the data, the latest version), and the open-source backend runs no
+    drivers.
     """
     if options.cache == "none":
         return {component.id for component in dag.components}
@@ -224,7 +227,7 @@ def _uncached(dag: tfx.dsl.Pipeline, options: Options) -> set[str]:
 
 
 def _refresh_input_definitions(container: Any, component: pipeline_spec_pb2.ComponentSpec) -> None:
-    """The container gets its input definitions as an argument; parameters were added to them since."""
+    """Update the argument that has the input definitions, to which parameters were added."""
     arguments = list(container.args)
     place = arguments.index("--json_serialized_inputs_spec_args") + 1
     arguments[place] = json_format.MessageToJson(component.input_definitions, sort_keys=True, indent=None)
@@ -232,24 +235,24 @@ def _refresh_input_definitions(container: Any, component: pipeline_spec_pb2.Comp
     container.args.extend(arguments)
 
 
-def _ask_for(found: Any, wanted: Resources) -> None:
-    """Requests and limits alike: Kubernetes evicts such containers last."""
-    if wanted.cpu is not None:
+def _set_resources(spec: Any, resources: Resources) -> None:
+    """Set requests and limits to the same values: Kubernetes evicts such containers last."""
+    if resources.cpu is not None:
         for name in ("cpu_request", "cpu_limit"):
-            setattr(found, name, wanted.cpu)
-            setattr(found, f"resource_{name}", f"{wanted.cpu:g}")
-    if wanted.memory is not None:
+            setattr(spec, name, resources.cpu)
+            setattr(spec, f"resource_{name}", f"{resources.cpu:g}")
+    if resources.memory is not None:
         for name in ("memory_request", "memory_limit"):
-            setattr(found, name, _gigabytes(wanted.memory))
-            setattr(found, f"resource_{name}", wanted.memory)
-    if wanted.gpu:
-        accelerator = found.accelerator
-        accelerator.type = accelerator.resource_type = wanted.gpu_type
-        accelerator.count, accelerator.resource_count = wanted.gpu, str(wanted.gpu)
+            setattr(spec, name, _gigabytes(resources.memory))
+            setattr(spec, f"resource_{name}", resources.memory)
+    if resources.gpu:
+        accelerator = spec.accelerator
+        accelerator.type = accelerator.resource_type = resources.gpu_type
+        accelerator.count, accelerator.resource_count = resources.gpu, str(resources.gpu)
 
 
 def _gigabytes(memory: str) -> float:
-    """Billions of bytes, which older backends and Vertex AI read."""
+    """Convert to 10^9 bytes, the unit of older backends and Vertex AI."""
     units = {"M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
     number, unit = re.fullmatch(r"(\d+)(\D+)", memory).groups()  # type: ignore[union-attr]
     return float(int(number) * units[unit] / 1e9)
@@ -260,13 +263,13 @@ def _check_sizes(spec: pipeline_spec_pb2.PipelineSpec) -> None:
         size = len(json_format.MessageToJson(task.inputs, indent=None))
         if size > LARGEST_ARGUMENT:
             raise BadInput(
-                f"{name} gets {size:,} bytes of properties, most likely the schema's; its container can be given "
-                f"{LARGEST_ARGUMENT:,}. Shorten the string_domain lists of schema.pbtxt"
+                f"{name}: expected at most {LARGEST_ARGUMENT:,} bytes of properties, the limit of a container's "
+                f"argument, got {size:,}. Shorten the string_domain lists of schema.pbtxt"
             )
 
 
 def _platform(deployment: Any, volumes: Sequence[Volume]) -> dict[str, Any]:
-    """What only Kubernetes understands, as the Kubeflow SDK writes it."""
+    """Return the platform spec for Kubernetes, as the Kubeflow SDK writes it."""
     mounts = [
         {
             # Older backends read `constant`.

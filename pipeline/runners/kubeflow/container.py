@@ -1,17 +1,15 @@
-"""What every container of a compiled Kubeflow pipeline runs: TFX's executor entry point, and what it leaves to do.
+"""Entry point of every container of a compiled Kubeflow pipeline; it wraps TFX's executor entry point.
 
-`python -m pipeline.runners.kubeflow.container` takes the arguments of TFX's own
-`tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor` and hands them on, after these changes:
+`python -m pipeline.runners.kubeflow.container` takes the arguments of TFX's
+`tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor` and passes them on after these changes:
 
-- The open-source backend does not tell an input artifact's type (github.com/tensorflow/tfx/issues/7768); the
-  component's definition, which is an argument as well, does.
-- It does not run ExampleGen's driver, the hook that Vertex AI calls before it looks into its cache; then the driver
-  runs here.
-- TensorFlow cannot read s3:// and minio://; the launcher has put such artifacts into local folders and will take the
-  outputs from there.
-- Settings of the run replace those of the recipe in Tuner and Trainer.
-- A model that is not pushed ends the run as failed, with the reasons as the last words: a pipeline that is green all
-  over, while what is served stays as it was, would be noticed by nobody.
+- The open-source backend does not set the types of input artifacts (github.com/tensorflow/tfx/issues/7768); they are
+  taken from the component's definition, which is an argument.
+- It does not run ExampleGen's driver, which Vertex AI runs before it queries its cache; the driver runs here.
+- TensorFlow cannot read s3:// and minio://; the launcher mounts such artifacts as local folders.
+- Run parameters override the recipe in Tuner and Trainer.
+- If no model was pushed, the run fails, and the last lines of the log are the reasons: a run that succeeds while the
+  served model is unchanged would not be noticed.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from tfx.types import standard_component_specs as keys
 from tfx.utils import json_utils, proto_utils
 
 from components.evaluator.executor import REASON_PROPERTY
+from pipeline.exit_codes import BAD_INPUT, NOT_BLESSED
 from recipe import BadInput
 from recipe.trainer import TrainerRecipe
 from recipe.tuner import TunerRecipe
@@ -48,19 +47,16 @@ TRAINING_PARAMETERS = {
     "embedding_dim": "model.embedding_dim",
     "seed": "training.seed",
 }
-"""By name: the recipe's key that it sets."""
+"""The recipe key of each run parameter."""
 OVERRIDES = "recipe_overrides"
-"""The parameter for all other keys of `model` and `training`, as a JSON object."""
+"""The run parameter for all other keys of `model` and `training`, as a JSON object."""
 
-# Where the launcher keeps what TensorFlow cannot read, by scheme.
+# Local folders of artifacts that TensorFlow cannot read, by scheme.
 LOCAL_FOLDERS = {"s3://": "/s3/", "minio://": "/minio/"}
-
-NOT_PUSHED = 3
-"""The exit code, as `tandem run` has it."""
 
 
 def value_of(recipe: pydantic.BaseModel, key: str) -> Any:
-    """The value at a dotted key."""
+    """Return the value of a dotted key."""
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
@@ -70,14 +66,14 @@ def value_of(recipe: pydantic.BaseModel, key: str) -> Any:
 def prepare(
     executor_input: pipeline_spec_pb2.ExecutorInput, inputs_spec: pipeline_spec_pb2.ComponentInputsSpec
 ) -> None:
-    """Makes what any backend hands to a container into what TFX's entry point expects.
+    """Convert the executor input of any backend to what TFX's entry point expects.
 
     Args:
         executor_input: From the launcher; changed in place.
-        inputs_spec: The component's definition.
+        inputs_spec: Input definitions of the component.
 
     Raises:
-        BadInput: A setting of the run is not one that the recipe could have.
+        BadInput: A run parameter is invalid.
     """
     for name, listed in executor_input.inputs.artifacts.items():
         for artifact in listed.artifacts:
@@ -100,7 +96,7 @@ def prepare(
         config["recipe"] = _with_settings(config["recipe"], overrides)
         parameters[keys.CUSTOM_CONFIG_KEY].string_value = json_utils.dumps(config)
     if keys.MODEL_BLESSING_KEY in executor_input.inputs.artifacts:
-        # The Pusher knows a folder as a proto only.
+        # The Pusher expects a proto.
         folder = parameters[keys.PUSH_DESTINATION_KEY].string_value
         destination = pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=folder)
@@ -109,37 +105,37 @@ def prepare(
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """The parameter `recipe_overrides`: a JSON object of values by dotted key.
+    """Parse the run parameter `recipe_overrides`: a JSON object of values by dotted key.
 
     Raises:
-        BadInput: It is something else, or has a key of another section.
+        BadInput: It is not a JSON object, or a key is in another section.
     """
     try:
         found = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise BadInput(f"{OVERRIDES}: {text!r} is not JSON ({error}); {_WANTED_OVERRIDES}") from None
+        raise BadInput(f"{OVERRIDES}: {_EXPECTED_OVERRIDES}, got {text!r} ({error})") from None
     if not isinstance(found, dict):
-        raise BadInput(f"{OVERRIDES}: {text!r} is no JSON object; {_WANTED_OVERRIDES}")
+        raise BadInput(f"{OVERRIDES}: {_EXPECTED_OVERRIDES}, got {text!r}")
     for key in found:
         if not key.startswith(("model.", "training.")):
             raise BadInput(
-                f"{OVERRIDES}: {key!r} is neither of model nor of training. Other keys are part of the compiled "
+                f"{OVERRIDES}: expected keys of model or training, got {key!r}. Other keys are part of the compiled "
                 "pipeline; compile it again with --set"
             )
     return found
 
 
-_WANTED_OVERRIDES = 'an object such as {"training.optimizer.ema": 0.98} was wanted'
+_EXPECTED_OVERRIDES = 'expected a JSON object such as {"training.optimizer.ema": 0.98}'
 
 
 def _with_settings(recipe_json: str, overrides: Mapping[str, Any]) -> str:
-    """The recipe of a Tuner or Trainer with the settings of the run."""
+    """Return the recipe of a Tuner or Trainer with the run's overrides."""
     kind = TunerRecipe if "tuner" in json.loads(recipe_json) else TrainerRecipe
     recipe = kind.model_validate_json(recipe_json)
-    # Only what differs, so that a run without settings trains the very recipe.
+    # Only what differs, so that a run with the defaults trains the same recipe.
     changed = {key: value for key, value in overrides.items() if not _is(recipe, key, value)}
     if changed:
-        logging.info("Settings of this run: %s", changed)
+        logging.info("Overrides of this run: %s", changed)
     return (recipe.with_values(changed) if changed else recipe).model_dump_json()
 
 
@@ -151,11 +147,11 @@ def _is(recipe: pydantic.BaseModel, key: str, value: Any) -> bool:
 
 
 def _check_reachable(parameter: str, folder: str) -> None:
-    """The launcher carries artifacts only; what is pushed to a local folder would be gone with the container."""
+    """Check that a folder outlives the container: the launcher uploads artifacts only."""
     if not folder or folder.startswith(tuple(LOCAL_FOLDERS)):
         raise BadInput(
-            f"{parameter}: {folder!r} cannot be reached from a container; gs://… or a path on a volume was wanted "
-            "(tandem compile kubeflow --volume CLAIM:/PATH)"
+            f"{parameter}: expected gs://… or a path on a volume (tandem compile kubeflow --volume CLAIM:/PATH), got "
+            f"{folder!r}, which a container cannot reach"
         )
 
 
@@ -165,7 +161,7 @@ def _number(value: float, inputs_spec: pipeline_spec_pb2.ComponentInputsSpec, na
 
 
 def local_path(uri: str) -> str:
-    """Where this process reads and writes a URI."""
+    """Return the path at which this process reads and writes a URI."""
     for scheme, folder in LOCAL_FOLDERS.items():
         if uri.startswith(scheme):
             return folder + uri.removeprefix(scheme)
@@ -180,10 +176,10 @@ def _artifacts(executor_input: pipeline_spec_pb2.ExecutorInput) -> Iterator[tupl
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one component.
+    """Run one component.
 
     Args:
-        argv: Arguments as in the compiled pipeline, placeholders filled; what is not known goes to Beam.
+        argv: Arguments of the compiled pipeline with their placeholders filled; unknown arguments are Beam's.
 
     Returns:
         The exit code.
@@ -204,12 +200,12 @@ def run(argv: Sequence[str]) -> int:
         output_file = executor_input.outputs.output_file
         if keys.INPUT_CONFIG_KEY in executor_input.inputs.parameter_values and not fileio.exists(output_file):
             example_gen_driver.main(arguments)
-            _take_over(output_file, executor_input)
+            _add_driver_metadata(output_file, executor_input)
             arguments.json_serialized_invocation_args = json_format.MessageToJson(executor_input)
         kubeflow_v2_run_executor.main((arguments, list(beam_args)))
     except BadInput as error:
         print(f"tandem: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     output = _read_output(output_file)
     for name, listed in output.artifacts.items():
         for artifact in listed.artifacts:
@@ -217,29 +213,29 @@ def run(argv: Sequence[str]) -> int:
     with fileio.open(output_file, "w") as file:
         file.write(json_format.MessageToJson(output))
     if keys.MODEL_BLESSING_KEY in executor_input.inputs.artifacts:
-        return _verdict(executor_input, output)
+        return _push_result(executor_input, output)
     return 0
 
 
-def _verdict(executor_input: pipeline_spec_pb2.ExecutorInput, output: pipeline_spec_pb2.ExecutorOutput) -> int:
-    """Says why nothing was pushed, where nothing was."""
+def _push_result(executor_input: pipeline_spec_pb2.ExecutorInput, output: pipeline_spec_pb2.ExecutorOutput) -> int:
+    """Return the Pusher's exit code, and print the reasons if nothing was pushed."""
     (pushed,) = output.artifacts[keys.PUSHED_MODEL_KEY].artifacts
     if pushed.metadata["pushed"] == 1:
         return 0
-    print("tandem: Not blessed: nothing was pushed; what is being served stays as it is.", file=sys.stderr)
-    for key, who in ((keys.MODEL_BLESSING_KEY, "gates"), (keys.INFRA_BLESSING_KEY, "InfraValidator")):
+    print("tandem: not blessed: nothing was pushed; the served version is unchanged.", file=sys.stderr)
+    for key, source in ((keys.MODEL_BLESSING_KEY, "gates"), (keys.INFRA_BLESSING_KEY, "InfraValidator")):
         for artifact in executor_input.inputs.artifacts[key].artifacts:
             metadata = json_format.MessageToDict(artifact.metadata)
             if metadata.get("blessed") != 1:
-                print(f"tandem: {who}: {metadata.get(REASON_PROPERTY, 'no reason given')}", file=sys.stderr)
-    return NOT_PUSHED
+                print(f"tandem: {source}: {metadata.get(REASON_PROPERTY, 'no reason recorded')}", file=sys.stderr)
+    return NOT_BLESSED
 
 
-def _take_over(output_file: str, executor_input: pipeline_spec_pb2.ExecutorInput) -> None:
-    """What the driver says about the output artifacts, as a backend would hand it on."""
+def _add_driver_metadata(output_file: str, executor_input: pipeline_spec_pb2.ExecutorInput) -> None:
+    """Copy the driver's metadata to the output artifacts, as Vertex AI does."""
     for name, listed in _read_output(output_file).artifacts.items():
-        for said, artifact in zip(listed.artifacts, executor_input.outputs.artifacts[name].artifacts, strict=True):
-            artifact.metadata.update(json_format.MessageToDict(said.metadata))
+        for found, artifact in zip(listed.artifacts, executor_input.outputs.artifacts[name].artifacts, strict=True):
+            artifact.metadata.update(json_format.MessageToDict(found.metadata))
 
 
 def _read_output(path: str) -> pipeline_spec_pb2.ExecutorOutput:

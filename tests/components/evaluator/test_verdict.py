@@ -1,4 +1,4 @@
-"""The decision itself: from what was measured to a verdict in words, in both directions."""
+"""Gate results: from measured metrics to blessed or not blessed, with the message of each threshold."""
 
 from __future__ import annotations
 
@@ -27,38 +27,36 @@ def text(gate: Gate, measured: Measured, problem: str | None = None) -> str:
 @pytest.mark.parametrize(
     ("gate", "expected"),
     [
-        (Gate(metric="rmse", at_most=1.0), "rmse: at most 1.0000 wanted, 1.2500 measured"),
-        (Gate(metric="rmse", at_least=2.0), "rmse: at least 2.0000 wanted, 1.2500 measured"),
+        (Gate(metric="rmse", at_most=1.0), "rmse: threshold ≤ 1.0000, measured 1.2500"),
+        (Gate(metric="rmse", at_least=2.0), "rmse: threshold ≥ 2.0000, measured 1.2500"),
         (
             Gate(metric="rmse", may_rise=0.1),
-            "rmse: at most 1.1000 wanted, 1.2500 measured (the last blessed model has 1.0000)",
+            "rmse: threshold ≤ 1.1000, measured 1.2500 (last blessed model: 1.0000)",
         ),
         (
             Gate(metric="top_100_accuracy", may_drop=0.02),
-            "top_100_accuracy: at least 0.4800 wanted, 0.4000 measured (the last blessed model has 0.5000)",
+            "top_100_accuracy: threshold ≥ 0.4800, measured 0.4000 (last blessed model: 0.5000)",
         ),
         (
             Gate(metric="top_100_accuracy", beats_baseline_by=0.1),
-            "top_100_accuracy: at least 0.5500 wanted, 0.4000 measured "
-            "(recommending the most popular items gives 0.4500)",
+            "top_100_accuracy: threshold ≥ 0.5500, measured 0.4000 (baseline, most popular items: 0.4500)",
         ),
         (
             Gate(metric="rmse", beats_baseline_by=0),
-            "rmse: at most 0.9500 wanted, 1.2500 measured (predicting user and item means gives 0.9500)",
+            "rmse: threshold ≤ 0.9500, measured 1.2500 (baseline, user and item means: 0.9500)",
         ),
         (
             Gate(metric="popularity_bias_10", beats_baseline_by=0.1),
-            "popularity_bias_10: at most 0.2000 wanted, 0.5000 measured "
-            "(recommending the most popular items gives 0.3000)",
+            "popularity_bias_10: threshold ≤ 0.2000, measured 0.5000 (baseline, most popular items: 0.3000)",
         ),
         (
             Gate(metric="rmse", at_most=1.0, slice={"user_activity": "new"}),
-            "rmse where user_activity is new: at most 1.0000 wanted, 1.2500 measured",
+            "rmse where user_activity is new: threshold ≤ 1.0000, measured 1.2500",
         ),
     ],
     ids=str,
 )
-def test_a_failed_bound_says_what_was_wanted_of_what_and_what_was_measured(gate: Gate, expected: str) -> None:
+def test_a_failed_gate_shows_metric_slice_threshold_and_measured_value(gate: Gate, expected: str) -> None:
     measured = whole(
         last_blessed={"rmse": 1.0, "top_100_accuracy": 0.5},
         baselines={"rmse": 0.95, "top_100_accuracy": 0.45, "popularity_bias_10": 0.3},
@@ -67,15 +65,18 @@ def test_a_failed_bound_says_what_was_wanted_of_what_and_what_was_measured(gate:
     assert not decide([gate], {None: measured, NEW: measured}).blessed
 
 
-def test_the_text_never_shows_the_same_number_for_a_limit_and_a_value_that_misses_it() -> None:
-    said = text(Gate(metric="top_100_accuracy", at_least=0.27), whole(metrics={"top_100_accuracy": 0.26999996}))
-    assert said == "top_100_accuracy: at least 0.27000000 wanted, 0.26999996 measured"
+def test_a_threshold_and_a_value_that_misses_it_never_look_equal() -> None:
+    found = text(Gate(metric="top_100_accuracy", at_least=0.27), whole(metrics={"top_100_accuracy": 0.26999996}))
+    assert found == "top_100_accuracy: threshold ≥ 0.27000000, measured 0.26999996"
 
 
 @pytest.mark.parametrize(
     ("gate", "measured", "problem", "expected", "passed"),
     [
-        (Gate(metric="rmse", may_rise=0.1), whole(), None, "there is no blessed model yet to compare with", True),
+        (
+            Gate(metric="rmse", may_rise=0.1), whole(), None,
+            "passed without a comparison: no model is blessed yet", True,
+        ),
         (Gate(metric="rmse", may_rise=0.1), whole(), "it is broken", "it is broken", True),
         (
             Gate(metric="rmse", may_rise=0.1), whole(last_blessed={"mae": 1.0}), None,
@@ -87,13 +88,12 @@ def test_the_text_never_shows_the_same_number_for_a_limit_and_a_value_that_misse
         ),
         (
             Gate(metric="rmse", at_most=9.0), whole(metrics={}), None,
-            "nothing was measured, because some of the model's ratings are not numbers; its training went astray",
+            "not measured: some predicted ratings are NaN or infinite; training diverged",
             False,
         ),
         (
             Gate(metric="mrr", at_least=0.0), whole(metrics={"rmse": 1.0}), None,
-            "nothing was measured, because every example here is a sampled negative, and those say nothing about what "
-            "the model should recommend",
+            "not measured: all examples are sampled negatives, which ranking metrics do not count",
             False,
         ),
     ],
@@ -109,19 +109,19 @@ def test_what_cannot_be_compared_has_a_reason(
 @pytest.mark.parametrize(
     "condition", [{"at_least": 0.0}, {"at_most": 9.0}, {"may_drop": 1.0}, {"beats_baseline_by": 0.0}], ids=str
 )
-def test_a_gate_on_a_slice_without_examples_fails_whatever_it_asks(condition: dict[str, float]) -> None:
+def test_a_gate_on_a_slice_without_examples_fails_with_every_condition(condition: dict[str, float]) -> None:
     gate = Gate(metric="top_100_accuracy", slice={"user_activity": "new"}, **condition)
     verdict = decide([gate], {None: whole()})
     assert not verdict.blessed
     (failure,) = verdict.failures()
     assert (failure.examples, failure.measured) == (0, None)
     assert str(failure) == (
-        "top_100_accuracy where user_activity is new: nothing was measured, because no eval example is in this slice; "
-        "drop the gate, or split the data so that the slice has examples"
+        "top_100_accuracy where user_activity is new: not measured: no eval example is in this slice. Remove the "
+        "gate, or change the split so that the slice has examples"
     )
 
 
-def test_a_model_that_was_measured_on_nothing_is_not_blessed_whatever_its_slices_say() -> None:
+def test_a_model_without_eval_examples_is_not_blessed_even_if_its_slices_pass() -> None:
     gate = Gate(metric="rmse", slice={"user_activity": "new"}, at_most=2.0)
     verdict = decide([gate], {NEW: whole()})
     assert not verdict.failures() and not verdict.blessed

@@ -1,4 +1,4 @@
-"""Data that breaks the schema stops the run before training, in words that say what to mend."""
+"""Anomalies fail the run before training, with a message for each feature."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def complaint(validate: Validate, splits: Mapping[str, pd.DataFrame]) -> list[st
     with pytest.raises(AnomalyError) as caught:
         validate(splits)
     first, *found, last = str(caught.value).splitlines()
-    assert first.startswith("the data breaks schema.pbtxt")
-    assert "Nothing was trained" in last and "Mend the data" in last and "schema.pbtxt" in last
+    assert first.startswith("the data has anomalies against schema.pbtxt")
+    assert "Nothing was trained" in last and "Fix the data" in last and "schema.pbtxt" in last
     return [line.strip() for line in found]
 
 
@@ -30,36 +30,36 @@ def test_data_that_keeps_to_the_schema_passes_in_every_split(validate: Validate,
     assert anomalies.get_json_value_custom_property("blessed") == {"train": 1, "eval": 1}
 
 
-def test_an_anomaly_is_the_user_s_to_mend() -> None:
+def test_an_anomaly_is_bad_input() -> None:
     assert issubclass(AnomalyError, BadInput), "the command line would end with 1 (failure) instead of 2 (bad input)"
 
 
 BROKEN = {
-    "gender (eval): found X (~50%); allowed are F, M; if they are right, add them to string_domain.": {
+    "gender (eval): expected F, M, got X (~50%); if they are valid, add them to string_domain.": {
         "gender": ["F", "X"] * 10
     },
-    "age (eval): found 150; at most 120 is allowed; if it is right, raise max of int_domain.": {
-        "age": [30] * 19 + [150]
-    },
-    "age (eval): found -1; at least 1 is allowed; if it is right, lower min of int_domain.": {"age": [30] * 19 + [-1]},
-    "rating (eval): found 9.5; at most 5 is allowed; if it is right, raise max of float_domain.": {
+    "age (eval): expected at most 120, got 150; if it is valid, raise max of int_domain.": {"age": [30] * 19 + [150]},
+    "age (eval): expected at least 1, got -1; if it is valid, lower min of int_domain.": {"age": [30] * 19 + [-1]},
+    "rating (eval): expected at most 5, got 9.5; if it is valid, raise max of float_domain.": {
         "rating": [4.0] * 19 + [9.5]
     },
-    "rating (eval): found 0.5; at least 1 is allowed; if it is right, lower min of float_domain.": {
+    "rating (eval): expected at least 1, got 0.5; if it is valid, lower min of float_domain.": {
         "rating": [4.0] * 19 + [0.5]
     },
-    "at (eval): found 1700000000000; at most 4102444800 is allowed; if it is right, raise max of int_domain.": {
+    "at (eval): expected at most 4102444800, got 1700000000000; if it is valid, raise max of int_domain.": {
         "at": [1_700_000_000] * 19 + [1_700_000_000_000]
     },
-    "gender (eval): 75 % of the rows have no value; 50 % must have one; if it may be missing, lower min_fraction of "
-    "presence.": {"gender": ["F"] * 5 + [None] * 15},
-    "age (eval): expected data of type: INT but got STRING; if that is right, change its type.": {"age": ["30"] * 20},
-    "colour (eval): the schema does not have it; add it there, or leave it out of the data.": {"colour": ["red"] * 20},
+    "gender (eval): expected a value in at least 50 % of the rows, got 25 %; if it may be missing, lower min_fraction "
+    "of presence.": {"gender": ["F"] * 5 + [None] * 15},
+    "age (eval): expected data of type: INT but got STRING; if the data is valid, change its type in the schema.": {
+        "age": ["30"] * 20
+    },
+    "colour (eval): not in the schema; add it to the schema, or remove it from the data.": {"colour": ["red"] * 20},
 }
 
 
 @pytest.mark.parametrize(("line", "change"), BROKEN.items())
-def test_an_anomaly_is_told_with_its_feature_split_reason_and_remedy(
+def test_an_anomaly_is_reported_with_feature_split_reason_and_remedy(
     validate: Validate, rows: pd.DataFrame, line: str, change: dict[str, list[Any]]
 ) -> None:
     assert complaint(validate, {"train": rows, "eval": rows.assign(**change)}) == [line]
@@ -67,11 +67,12 @@ def test_an_anomaly_is_told_with_its_feature_split_reason_and_remedy(
 
 def test_a_column_that_is_missing_is_named(validate: Validate, rows: pd.DataFrame) -> None:
     assert complaint(validate, {"train": rows.drop(columns="rating"), "eval": rows}) == [
-        "rating (train): no row has a value; 100 % must have one; if it may be missing, lower min_fraction of presence."
+        "rating (train): expected a value in at least 100 % of the rows, got 0 %; if it may be missing, lower "
+        "min_fraction of presence."
     ]
 
 
-def test_every_anomaly_is_told_at_once_and_the_same_one_only_once(validate: Validate, rows: pd.DataFrame) -> None:
+def test_all_anomalies_are_reported_together_and_each_one_once(validate: Validate, rows: pd.DataFrame) -> None:
     broken = rows.assign(age=[150] * 20, gender=["X"] * 20)
     lines = complaint(validate, {"train": broken, "eval": broken.assign(rating=9.0)})
     assert [line.split(":")[0] for line in lines] == ["age (train, eval)", "gender (train, eval)", "rating (eval)"]
@@ -79,7 +80,7 @@ def test_every_anomaly_is_told_at_once_and_the_same_one_only_once(validate: Vali
 
 def test_a_long_list_of_allowed_values_is_cut(validate: Validate, rows: pd.DataFrame) -> None:
     (line,) = complaint(validate, {"train": rows, "eval": rows.assign(country=["XX"] * 20)})
-    assert "allowed are c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, and 18 more;" in line
+    assert "expected c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, and 18 more, got " in line
 
 
 def test_the_anomalies_are_kept_for_tools_that_read_them(validate: Validate, rows: pd.DataFrame, tmp_path: Any) -> None:

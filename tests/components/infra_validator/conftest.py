@@ -27,7 +27,7 @@ from components.infra_validator.executor import (
     MODEL_KEY,
     SETTINGS_KEY,
     Executor,
-    Settings,
+    InfraValidatorSettings,
 )
 from components.infra_validator.latency import P50_PROPERTY, P99_PROPERTY
 
@@ -157,10 +157,11 @@ def validate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Validate
         examples = artifact(standard_artifacts.Examples, folder / "examples")
         examples.split_names = artifact_utils.encode_split_names(["eval"])
         blessing = artifact(standard_artifacts.InfraBlessing, folder / "blessing")
+        configured = InfraValidatorSettings(user_id=USER, item_id=ITEM, code_version="test", **settings)
         Executor().Do(
             {MODEL_KEY: [artifact(standard_artifacts.Model, candidate)], EXAMPLES_KEY: [examples]},
             {BLESSING_KEY: [blessing]},
-            {SETTINGS_KEY: Settings(user_id=USER, item_id=ITEM, code_version="test", **settings).model_dump_json()},
+            {SETTINGS_KEY: configured.model_dump_json()},
         )
         found = [blessing.get_float_custom_property(name) for name in (P50_PROPERTY, P99_PROPERTY)]
         measured = blessing.has_custom_property(P99_PROPERTY)

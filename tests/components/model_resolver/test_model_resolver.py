@@ -112,7 +112,7 @@ def test_nothing_pushed_yet_is_said_not_failed(there: bool, destination: Path, r
 def test_a_version_that_vanished_since_it_was_found_is_an_error(push: Push, resolve: Any) -> None:
     """Otherwise the cache would keep another model under its number."""
     push("5", "weights")
-    with pytest.raises(FileNotFoundError, match=r"/6 was the newest version.*run again"):
+    with pytest.raises(FileNotFoundError, match=r"/6 does not exist: another process removed it.*Rerun"):
         resolve(newest_version="6")
 
 

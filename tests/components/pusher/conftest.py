@@ -19,7 +19,7 @@ from tfx.proto import pusher_pb2
 from tfx.types import standard_artifacts, standard_component_specs
 from tfx.utils import json_utils, proto_utils
 
-from components.pusher.executor import SETTINGS_KEY, Executor, Settings
+from components.pusher.executor import SETTINGS_KEY, Executor, PusherSettings
 
 # A model is a folder of files to the Pusher.
 FILES = {
@@ -101,7 +101,7 @@ def push(serving_dir: Path, tmp_path: Path) -> Callable[..., Pushed]:
                     )
                 ),
                 standard_component_specs.CUSTOM_CONFIG_KEY: json_utils.dumps(
-                    {SETTINGS_KEY: Settings(**settings).model_dump_json()}
+                    {SETTINGS_KEY: PusherSettings(**settings).model_dump_json()}
                 ),
             },
         )

@@ -61,9 +61,7 @@ def test_a_version_with_a_label_stays(push: Any, make_model: Any, serving_dir: P
     assert there(serving_dir) == pushed[-1:], "without its label it goes"
 
 
-def test_nothing_is_removed_where_nobody_can_tell_what_has_a_label(
-    push: Any, make_model: Any, serving_dir: Path
-) -> None:
+def test_no_version_is_removed_if_the_labels_are_unknown(push: Any, make_model: Any, serving_dir: Path) -> None:
     push(make_model("a"))
     label(serving_dir).write_text("model_config_list { confg {} }")
     assert push(make_model("b"), keep_versions=1).pushed == 1
@@ -182,7 +180,7 @@ def test_a_push_that_was_overtaken_is_refused(
     first = int(push(make_model("a")).version)
     with monkeypatch.context() as patched:
         overtaken(patched, serving_dir, ahead)
-        with pytest.raises(WouldGoBackwards, match="somebody else"):
+        with pytest.raises(WouldGoBackwards, match="another process"):
             push(make_model("b"))
     (_, other) = there(serving_dir)
     assert {path.name for path in serving_dir.iterdir()} == {str(first), str(other)}, "no half copy stays"
@@ -200,6 +198,6 @@ def test_a_push_that_overtakes_goes_through(
 
 def test_beyond_the_highest_number_nothing_is_pushed(push: Any, make_model: Any, serving_dir: Path) -> None:
     write_version(serving_dir, 2**63 - 1)
-    with pytest.raises(WouldGoBackwards, match="no version can have a higher number"):
+    with pytest.raises(WouldGoBackwards, match="the highest possible version number"):
         push(make_model("a"))
     assert there(serving_dir) == [2**63 - 1]

@@ -235,8 +235,8 @@ def test_a_model_with_shuffled_item_vectors_is_not_blessed(
     evaluated = run_evaluator(model.folder, split(known_users), [BEATS_POPULARITY, Gate(metric="rmse", at_most=1.0)])
     assert not evaluated.blessed
     (failure,) = evaluated.verdict.failures()
-    assert "top_10_accuracy_unseen: at least " in str(failure)
-    assert "(recommending the most popular items gives 0." in str(failure)
+    assert "top_10_accuracy_unseen: threshold ≥ " in str(failure)
+    assert "(baseline, most popular items: 0." in str(failure)
 
 
 def test_a_model_below_the_popularity_baseline_is_not_blessed(
@@ -248,8 +248,8 @@ def test_a_model_below_the_popularity_baseline_is_not_blessed(
     (failure,) = evaluated.verdict.failures()
     assert failure.condition == "beats_baseline_by" and failure.reference > failure.measured
     assert str(failure) == (
-        f"top_10_accuracy_unseen: at least {failure.reference:.4f} wanted, {failure.measured:.4f} measured "
-        f"(recommending the most popular items gives {failure.reference:.4f})"
+        f"top_10_accuracy_unseen: threshold ≥ {failure.reference:.4f}, measured {failure.measured:.4f} "
+        f"(baseline, most popular items: {failure.reference:.4f})"
     )
 
 
@@ -265,4 +265,6 @@ def test_a_model_that_is_poor_on_new_users_is_not_blessed_with_a_gate_on_them(
     assert not evaluated.blessed
     (failure,) = evaluated.verdict.failures()
     assert failure.examples == len(new_users)
-    assert str(failure).startswith("top_10_accuracy_unseen where user_activity is new: at least 0.3000 wanted, 0.0")
+    assert str(failure).startswith(
+        "top_10_accuracy_unseen where user_activity is new: threshold ≥ 0.3000, measured 0.0"
+    )

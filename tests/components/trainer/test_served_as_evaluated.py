@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 
 from components.infra_validator import executor, latency
-from components.infra_validator.agreement import NotServable
 from components.infra_validator.eval_rows import EvalRows, read_eval_rows
-from components.infra_validator.executor import Settings, validate
+from components.infra_validator.executor import InfraValidatorSettings, validate
+from components.infra_validator.response_checks import NotServable
 
 # The end-to-end run of the books validates an export as well, on every `make test`.
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(code_version="test", user_id="customer", item_id="item", exclude_seen=True)
+SETTINGS = InfraValidatorSettings(code_version="test", user_id="customer", item_id="item", exclude_seen=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def test_rows_are_requested_with_their_own_columns(
 ) -> None:
     """Without them the model would use the columns of each user's latest training interaction."""
     monkeypatch.setattr(executor, "_context", lambda *arguments: {})
-    with pytest.raises(NotServable, match=r"the Evaluator measured"):
+    with pytest.raises(NotServable, match=r"expected the evaluated"):
         validate(str(unseen_items.path), rows, SETTINGS)
 
 
 def test_columns_of_other_users_are_detected(unseen_items: Any, rows: EvalRows) -> None:
     others = dataclasses.replace(rows, users=[*rows.users[1:], rows.users[0]])
-    with pytest.raises(NotServable, match=r"the Evaluator measured"):
+    with pytest.raises(NotServable, match=r"expected the evaluated"):
         validate(str(unseen_items.path), others, SETTINGS)

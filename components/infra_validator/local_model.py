@@ -1,4 +1,4 @@
-"""The exported model in this process: what its answers over the wire are held against."""
+"""A SavedModel loaded in this process: the reference for the server's responses, and the model of `tandem batch`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 
-class OfflineModel:
-    """A SavedModel in the session that TensorFlow Serving's loader makes, without a server around it."""
+class LocalModel:
+    """A SavedModel in the kind of session that TensorFlow Serving makes, without a server.
+
+    Example:
+        with LocalModel("serving/movielens/17") as model:
+            outputs = model("recommend", {"user_id": ["42"]})
+    """
 
     def __init__(self, path: str) -> None:
-        """Loads the MetaGraph tagged `serve` of the SavedModel at `path`.
+        """Load the MetaGraph with the tag `serve` of the SavedModel at `path`.
 
         Raises:
-            OSError, tf.errors.OpError: It is not a SavedModel that loads.
+            OSError, tf.errors.OpError: The SavedModel cannot be loaded.
         """
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
@@ -33,18 +38,18 @@ class OfflineModel:
         self.signatures = meta_graph.signature_def
 
     def __call__(self, signature: str, inputs: Mapping[str, Any]) -> Arrays:
-        """Runs a signature; inputs that are not given take the signature's defaults, as TensorFlow Serving does it.
+        """Run a signature; missing inputs take the signature's defaults, as in TensorFlow Serving.
 
         Args:
-            signature: Its name.
-            inputs: Arrays, or what makes one, by the signature's names.
+            signature: Name of the signature.
+            inputs: Arrays or array-likes by input name.
 
         Returns:
-            Every output by its name.
+            All outputs by name.
 
         Raises:
-            KeyError: There is no such signature, or an input without default is not given.
-            tf.errors.OpError: The model does not take these inputs.
+            KeyError: The signature does not exist, or an input without a default is missing.
+            tf.errors.OpError: The model rejects the inputs.
         """
         definition = self.signatures[signature]
         feeds = {}
@@ -55,16 +60,16 @@ class OfflineModel:
             elif name in definition.defaults:
                 feeds[info.name] = tf.make_ndarray(definition.defaults[name])
             else:
-                raise KeyError(f"signature {signature} has no default for its input {name}")
+                raise KeyError(f"signature {signature}: input {name} is missing and has no default")
         fetches = {name: info.name for name, info in definition.outputs.items()}
         found: Arrays = self._session.run(fetches, feeds)
         return found
 
     def close(self) -> None:
-        """Frees the session and its variables."""
+        """Close the session and free its variables."""
         self._session.close()
 
-    def __enter__(self) -> OfflineModel:
+    def __enter__(self) -> LocalModel:
         return self
 
     def __exit__(
@@ -74,7 +79,7 @@ class OfflineModel:
 
 
 def warmup_requests(path: str) -> list[predict_pb2.PredictRequest]:
-    """The requests that the SavedModel at `path` brings for TensorFlow Serving's warm-up; none where it has no file."""
+    """Return the warm-up requests of the SavedModel at `path`; empty if it has none."""
     file = os.path.join(path, WARMUP_FILE)
     if not tf.io.gfile.exists(file):
         return []

@@ -36,11 +36,11 @@ def without_variables(path: Path) -> Path:
 INCOMPATIBLE: dict[str, tuple[Callable[[Callable[..., Path]], Path], str]] = {
     "an older export": (
         lambda model: model(lacking=("rank_unseen", "mean_rating")),
-        "its signature 'evaluate' does not answer rank_unseen, mean_rating",
+        "its signature 'evaluate' has no output rank_unseen, mean_rating",
     ),
-    "other features": (lambda model: model(other_types=("user_activity",)), "it fails on today's examples"),
-    "no model": (lambda model: corrupt(model()), "its files cannot be read"),
-    "half a model": (lambda model: without_variables(model()), "it fails on today's examples"),
+    "other features": (lambda model: model(other_types=("user_activity",)), "it fails on the current examples"),
+    "no model": (lambda model: corrupt(model()), "cannot read its files"),
+    "half a model": (lambda model: without_variables(model()), "it fails on the current examples"),
 }
 
 
@@ -94,5 +94,5 @@ def test_nothing_pushed_yet_is_no_model_to_compare_with_and_no_problem(
     assert evaluated.verdict.last_blessed_problem is None
     assert evaluated.verdict.last_blessed == {}
     skipped = [str(each) for each in evaluated.verdict.bounds if each.limit is None]
-    assert len(skipped) == 2 and all("there is no blessed model yet" in each for each in skipped)
+    assert len(skipped) == 2 and all("no model is blessed yet" in each for each in skipped)
     assert evaluated.blessing["baseline_model"] == ""

@@ -19,10 +19,9 @@ from tfx import v1 as tfx
 
 from pipeline.exit_codes import BAD_INPUT, FAILED, NOT_BLESSED
 from pipeline.lineage import Lineage
-from pipeline.runners.airflow import outcome as verdict
-from pipeline.runners.airflow import task as node
-from pipeline.runners.airflow.plan import last_words
-from pipeline.runs import read_run
+from pipeline.run_history import read_run
+from pipeline.runners.airflow import component_task, result_task
+from pipeline.runners.airflow.compiled_dag import printed_reason
 from pipeline.workdir import only_run_in
 from recipe import BadInput, load_recipe
 
@@ -34,7 +33,7 @@ RECIPE = load_recipe(Path(__file__).resolve().parents[2] / "schemas" / "books").
 
 
 class Killed(BaseException):
-    """Stands in for a process that is no more: nobody gets to write anything about it."""
+    """A process that is killed and writes no error."""
 
 
 @tfx.dsl.components.component
@@ -45,7 +44,7 @@ def Read(examples: tfx.dsl.components.OutputArtifact[Examples], mood: tfx.dsl.co
         Path(examples.uri, "half-written").write_text("4 5")
         raise Killed
     if there == "bad input":
-        raise BadInput("interactions.csv, line 3: a number was wanted")
+        raise BadInput("interactions.csv:3: expected a number, got 'x'")
     if there == "unwell":
         raise OSError("the disk is full\nand more")
 
@@ -83,10 +82,10 @@ class Tasks:
         )  # fmt: skip
 
     def run(self, name: str, run_id: str = RUN) -> int:
-        return node.main([str(self._plan), run_id, name])
+        return component_task.main([str(self._plan), run_id, name])
 
     def said(self) -> str | None:
-        return last_words(self._capfd.readouterr().out)
+        return printed_reason(self._capfd.readouterr().out)
 
     def states(self, run_id: str = RUN) -> dict[str, str]:
         return {step.component: step.state for step in Lineage(self.workdir).steps(run_id)}
@@ -138,25 +137,25 @@ def test_another_try_after_a_crash_does_not_see_what_the_first_one_wrote(tasks: 
     assert tasks.learnt == ["rows"]
 
 
-def test_bad_input_is_told_apart_because_another_try_would_not_help(tasks: Tasks) -> None:
+def test_bad_input_has_its_own_exit_code_because_a_retry_would_fail(tasks: Tasks) -> None:
     tasks.mood.write_text("bad input")
     assert tasks.run("Read") == BAD_INPUT
-    assert tasks.said() == "Read: interactions.csv, line 3: a number was wanted"
+    assert tasks.said() == "Read: interactions.csv:3: expected a number, got 'x'"
 
 
 def test_a_component_whose_inputs_are_not_there_fails(tasks: Tasks) -> None:
     """Somebody marks a task as successful in Airflow's pages that had never run."""
     assert tasks.run("Learn") == FAILED
-    assert "Learn did not run, because a component before it left nothing" in (tasks.said() or "")
+    assert "Learn did not run: an upstream component has no outputs" in (tasks.said() or "")
 
 
 def test_tasks_run_side_by_side_but_not_beside_a_run_by_hand(tasks: Tasks) -> None:
     with only_run_in(tasks.workdir):
         assert tasks.run("Read") == FAILED
-        assert "another run is at work here" in (tasks.said() or "")
-    with only_run_in(tasks.workdir, kind=node.fcntl.LOCK_SH):
+        assert "another run is in progress" in (tasks.said() or "")
+    with only_run_in(tasks.workdir, kind=component_task.fcntl.LOCK_SH):
         assert tasks.run("Read") == 0
-        with pytest.raises(BadInput, match="another run is at work"), only_run_in(tasks.workdir):
+        with pytest.raises(BadInput, match="another run is in progress"), only_run_in(tasks.workdir):
             pass
 
 
@@ -164,11 +163,11 @@ def test_tasks_run_side_by_side_but_not_beside_a_run_by_hand(tasks: Tasks) -> No
 
 
 @pytest.fixture
-def judge(marks: Marks, capfd: pytest.CaptureFixture[str]) -> "Judge":
-    return Judge(marks, capfd)
+def last_task(marks: Marks, capfd: pytest.CaptureFixture[str]) -> "ResultTask":
+    return ResultTask(marks, capfd)
 
 
-class Judge:
+class ResultTask:
     """Runs the last task on a run whose components are done."""
 
     def __init__(self, marks: Marks, capfd: pytest.CaptureFixture[str]) -> None:
@@ -200,37 +199,37 @@ class Judge:
         recipe = {"name": "movielens", "data": {"split": {"kind": "random", "eval_fraction": 0.2}}}
         plan = {"deployment": deployment, "recipe": recipe, "tasks": {}, "pipeline": {}}
         folder = self.marks.folder(RUN, plan=plan, recipe={"name": "movielens"})
-        return verdict.main([str(folder / "plan.json"), RUN])
+        return result_task.main([str(folder / "plan.json"), RUN])
 
     def said(self) -> str | None:
-        return last_words(self._capfd.readouterr().out)
+        return printed_reason(self._capfd.readouterr().out)
 
 
-def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(judge: Judge) -> None:
-    assert judge.run(blessed=True, servable=True, pushed=True) == 0
-    run = read_run(judge.marks.workdir, RUN)
+def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(last_task: ResultTask) -> None:
+    assert last_task.run(blessed=True, servable=True, pushed=True) == 0
+    run = read_run(last_task.marks.workdir, RUN)
     assert (run.status, run.pushed_model, run.recipe_name) == ("pushed", "/served/17", "movielens")
     assert run.rows["read"] == 1000 and run.rows["rejected"] == 0
     assert [(one.name, one.state) for one in run.components][:2] == [
         ("InteractionExampleGen", "cached"), ("Evaluator", "done"),
     ]  # fmt: skip
-    written = json.loads((judge.marks.workdir / "runs" / RUN / "result.json").read_text())
+    written = json.loads((last_task.marks.workdir / "runs" / RUN / "result.json").read_text())
     assert written["preset"] == "best"
     assert run.best_possible == {"rmse": 0.7}
 
 
-def test_a_closed_gate_is_named_with_its_numbers(judge: Judge) -> None:
-    assert judge.run(blessed=False, servable=True, pushed=False) == NOT_BLESSED
-    said = judge.said() or ""
-    assert said.startswith("not blessed: top_100_accuracy: at least 0.2700")
+def test_a_closed_gate_is_named_with_its_numbers(last_task: ResultTask) -> None:
+    assert last_task.run(blessed=False, servable=True, pushed=False) == NOT_BLESSED
+    said = last_task.said() or ""
+    assert said.startswith("not blessed: top_100_accuracy: threshold ≥ 0.2700")
     assert "Nothing was pushed" in said
-    assert read_run(judge.marks.workdir, RUN).status == "not blessed"
+    assert read_run(last_task.marks.workdir, RUN).status == "not blessed"
 
 
-def test_a_model_that_cannot_be_served_is_told_apart(judge: Judge) -> None:
-    assert judge.run(blessed=True, servable=False, pushed=False) == NOT_BLESSED
-    assert (judge.said() or "").startswith("not servable: no signature recommend")
-    assert read_run(judge.marks.workdir, RUN).status == "not servable"
+def test_a_model_that_cannot_be_served_has_its_own_reason(last_task: ResultTask) -> None:
+    assert last_task.run(blessed=True, servable=False, pushed=False) == NOT_BLESSED
+    assert (last_task.said() or "").startswith("not servable: no signature recommend")
+    assert read_run(last_task.marks.workdir, RUN).status == "not servable"
 
 
 def test_a_run_that_still_has_tasks_to_come_is_running(marks: Marks) -> None:

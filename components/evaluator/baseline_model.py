@@ -1,7 +1,7 @@
-"""Whether the last blessed model can still be measured on today's examples, beside today's candidate.
+"""Checks whether the last blessed model (TFX's baseline model) can be evaluated on the current examples.
 
-Its export may be older than an output that the gate reads by now, or want columns of another type. A pipeline that
-crashed over it could never replace it.
+Its export may lack an output that the gates read, or expect columns of another type. Without these checks, a pipeline
+would fail on it and could never replace it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from components.evaluator.metrics import OUTPUTS
 _BATCH = 512
 
 
-def lacks(path: str) -> str | None:
-    """What a SavedModel's signature lacks to be measured, without loading it; None where it lacks nothing.
+def missing_outputs(path: str) -> str | None:
+    """Return what a SavedModel's signature lacks for the evaluation, without loading it; None if it is complete.
 
     Args:
         path: Folder of the SavedModel.
@@ -28,20 +28,20 @@ def lacks(path: str) -> str | None:
     try:
         model = loader_impl.parse_saved_model(path)
     except (OSError, tf.errors.OpError) as error:
-        return f"its files cannot be read ({_first_line(error)})"
+        return f"cannot read its files ({_first_line(error)})"
     signatures = model.meta_graphs[0].signature_def
     if SIGNATURE not in signatures:
         return f"it has no signature {SIGNATURE!r}"
     missing = [name for name in OUTPUTS if name not in signatures[SIGNATURE].outputs]
-    return f"its signature {SIGNATURE!r} does not answer {', '.join(missing)}" if missing else None
+    return f"its signature {SIGNATURE!r} has no output {', '.join(missing)}" if missing else None
 
 
-def fails(path: str, examples: Sequence[Artifact]) -> str | None:
-    """What happens when a SavedModel is asked about every eval example by itself; None where it answers.
+def evaluation_error(path: str, examples: Sequence[Artifact]) -> str | None:
+    """Return the error of a SavedModel's `evaluate` signature on the eval examples; None if it succeeds.
 
     Args:
         path: Folder of the SavedModel.
-        examples: Artifacts of raw examples, gzipped records as InteractionExampleGen writes them.
+        examples: Artifacts of raw examples, gzipped TFRecords as InteractionExampleGen writes them.
     """
     try:
         signature = tf.saved_model.load(path).signatures[SIGNATURE]
@@ -51,7 +51,7 @@ def fails(path: str, examples: Sequence[Artifact]) -> str | None:
             for batch in tf.data.TFRecordDataset(sorted(files), compression_type="GZIP").batch(_BATCH):
                 signature(**{name: batch})
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-        return f"it fails on today's examples ({_first_line(error)})"
+        return f"it fails on the current examples ({_first_line(error)})"
     return None
 
 

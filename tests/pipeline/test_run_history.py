@@ -20,7 +20,7 @@ from run_marks import Marks, result
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
 from pipeline.lineage import Lineage
-from pipeline.runs import RunError, diff_recipes, diff_runs, find_run, flat, list_runs, previous_run, read_run
+from pipeline.run_history import RunError, diff_recipes, diff_runs, find_run, flat, list_runs, previous_run, read_run
 
 TANDEM = Path(sys.executable).parent / "tandem"
 FIRST, SECOND, THIRD = "20260101-120000", "20260101-130000", "20260202-120000"
@@ -52,20 +52,20 @@ def three(marks: Marks) -> Marks:
     ("name", "meant"),
     [("latest", THIRD), ("previous", SECOND), (SECOND, SECOND), ("2026020", THIRD), ("20260101-13", SECOND)],
 )
-def test_a_run_goes_by_its_id_the_beginning_of_it_latest_and_previous(three: Marks, name: str, meant: str) -> None:
+def test_a_run_is_found_by_id_prefix_latest_and_previous(three: Marks, name: str, meant: str) -> None:
     assert find_run(three.workdir, name) == meant
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("20260101", ["beginning of 2 runs", FIRST, SECOND, "Write more"]),
-        ("lates", ["no run 'lates'", "did you mean 'latest'?", THIRD]),
+        ("20260101", ["a prefix of 2 runs", FIRST, SECOND, "Use a longer one"]),
+        ("lates", ["got 'lates'", "did you mean 'latest'?", THIRD]),
         ("20260101-120001", ["did you mean '20260101-120000'?"]),
-        ("", ["no run ''"]),
+        ("", ["got ''. Runs: "]),
     ],
 )
-def test_a_wrong_name_is_told_with_what_is_there(three: Marks, name: str, told: list[str]) -> None:
+def test_an_unknown_name_is_reported_with_the_runs(three: Marks, name: str, told: list[str]) -> None:
     with pytest.raises(RunError) as caught:
         find_run(three.workdir, name)
     for part in told:
@@ -75,20 +75,18 @@ def test_a_wrong_name_is_told_with_what_is_there(three: Marks, name: str, told: 
 def test_an_only_run_has_no_previous_one(marks: Marks) -> None:
     marks.folder(FIRST, result=result(FIRST))
     assert find_run(marks.workdir, "latest") == FIRST
-    with pytest.raises(RunError, match="one run only, 20260101-120000"):
+    with pytest.raises(RunError, match="the only run is 20260101-120000"):
         find_run(marks.workdir, "previous")
 
 
 def test_a_workdir_without_runs_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no runs here\. Run a recipe first"):
+    with pytest.raises(RunError, match=r"there are no runs\. Run a recipe"):
         list_runs(tmp_path / "nowhere")
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_every_beginning_that_only_one_run_has_means_that_run(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_every_unique_prefix_finds_its_run(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     stamps = data.draw(st.lists(st.integers(10, 99), min_size=1, max_size=6, unique=True))
     run_ids = [f"202601{stamp % 28 + 1:02}-12{stamp:02}00" for stamp in stamps]
     workdir = tmp_path_factory.mktemp("runs")
@@ -99,7 +97,7 @@ def test_every_beginning_that_only_one_run_has_means_that_run(
     if sum(one.startswith(name) for one in run_ids) == 1:
         assert find_run(workdir, name) == run_id
     else:
-        with pytest.raises(RunError, match="beginning of"):
+        with pytest.raises(RunError, match="a prefix of"):
             find_run(workdir, name)
 
 
@@ -309,7 +307,7 @@ def test_diff_prints_what_changed(with_data: Marks) -> None:
 def test_a_workdir_without_runs_is_bad_input(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = tandem(*command, "--workdir", tmp_path / "nowhere")
     assert done.returncode == 2
-    assert "no runs here" in done.stderr and "Traceback" not in done.stderr
+    assert "there are no runs" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_asking_about_runs_does_not_start_tensorflow(three: Marks) -> None:
@@ -349,4 +347,4 @@ def test_a_run_that_fails_leaves_its_reason(stopping: Callable[[BaseException], 
 
 def test_a_run_that_is_stopped_by_hand_says_so(stopping: Callable[[BaseException], Path]) -> None:
     (run,) = list_runs(stopping(KeyboardInterrupt()))
-    assert run.status == "failed" and "by hand" in (run.error or "")
+    assert run.status == "failed" and "Ctrl-C" in (run.error or "")

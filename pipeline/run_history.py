@@ -1,4 +1,4 @@
-"""The runs of a workdir: what became of each, which one a name means, and what changed between two of them."""
+"""The runs of a work folder: status and result of each, lookup by name, and the difference of two runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from pipeline.lineage import Lineage
 from pipeline.result import RunResult
-from pipeline.workdir import ERROR_FILE, LOCK_FILE, LOG_FILE, PLAN_FILE, RECIPE_FILE, RESULT_FILE, RUNS_FOLDER
+from pipeline.workdir import (
+    COMPILED_DAG_FILE,
+    ERROR_FILE,
+    LOCK_FILE,
+    LOG_FILE,
+    RESOLVED_RECIPE_FILE,
+    RESULT_FILE,
+    RUNS_FOLDER,
+)
 from recipe import BadInput, Recipe
 from recipe.errors import did_you_mean
 from recipe.files import SCHEMA_FILE
@@ -30,11 +38,11 @@ STATISTICS_FILE = "FeatureStats.pb"
 
 
 class RunError(BadInput):
-    """No run has the name that was given, or several have."""
+    """No run or several runs match a name, or a run has no gate results."""
 
 
-class ComponentOutcome(pydantic.BaseModel):
-    """One component of one run."""
+class ComponentState(pydantic.BaseModel):
+    """State and duration of one component of a run."""
 
     name: str
     seconds: float
@@ -42,32 +50,32 @@ class ComponentOutcome(pydantic.BaseModel):
 
 
 class Run(pydantic.BaseModel):
-    """What is known about a run, however far it got."""
+    """A run, complete or not."""
 
     run_id: str
     recipe_name: str
     recipe: dict[str, Any]
-    """As it was used, defaults and overrides included; empty where the run left none."""
+    """The resolved recipe, defaults and overrides included; empty if the run has none."""
     started: datetime.datetime
-    """In local time, like the run's name."""
+    """Local time, as in the run's id."""
     seconds: float
     status: Status
     error: str | None
-    """Why a run failed, in words; None where it did not."""
-    components: tuple[ComponentOutcome, ...]
-    """Those that began, in order."""
+    """Why the run failed; None if it did not."""
+    components: tuple[ComponentState, ...]
+    """Components that have started, in order."""
     rows: dict[str, int]
     verdict: Verdict | None
-    """None where the Evaluator did not get to it, or where another version of Tandem wrote it."""
+    """None if the Evaluator did not run, or another version of Tandem wrote the file."""
     best_possible: dict[str, float] = {}
-    """What no model can beat, by metric; empty where nobody knows."""
+    """Upper bound (oracle) of each metric; empty unless the data is synthetic."""
     not_servable: str | None
     pushed_model: str | None
     log: str | None
 
     @property
     def pushed_version(self) -> str | None:
-        """The number that TensorFlow Serving knows the pushed model by."""
+        """The version number of the pushed model."""
         return Path(self.pushed_model).name if self.pushed_model else None
 
     @property
@@ -76,7 +84,7 @@ class Run(pydantic.BaseModel):
 
 
 class Change(pydantic.BaseModel):
-    """A value that differs between two runs; None stands for "not there"."""
+    """A value that differs between two runs; None means that a run does not have it."""
 
     key: str
     before: Any
@@ -84,27 +92,27 @@ class Change(pydantic.BaseModel):
 
 
 class RunDiff(pydantic.BaseModel):
-    """What changed from one run to another."""
+    """Differences of two runs."""
 
     before: str
     after: str
     recipe: tuple[Change, ...]
     rows: tuple[Change, ...]
     data_schema: tuple[Change, ...]
-    """By feature; the values are the features as schema.pbtxt writes them."""
+    """By feature; the values are the features' text protos in schema.pbtxt."""
     statistics: tuple[Change, ...]
-    """By `SPLIT.FEATURE.FIGURE`."""
+    """By `SPLIT.FEATURE.STATISTIC`."""
     metrics: tuple[Change, ...]
-    """All metrics that both or one of them measured, changed or not."""
+    """All metrics that at least one of the runs measured, changed or not."""
     not_comparable: dict[str, str]
-    """Why a part of the data is not compared, by field: a run did not get to it, or its artifacts are gone."""
+    """Why a part is not compared, by field: a run did not reach it, or its artifacts do not exist any more."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def list_runs(workdir: Path, lineage: Lineage | None = None) -> list[Run]:
-    """The runs of a workdir, oldest first: those with a folder, and those that only ML Metadata knows.
+    """Return the runs of a work folder, oldest first: runs with a folder, and runs that only ML Metadata has.
 
     Raises:
         RunError: There is no run.
@@ -115,39 +123,39 @@ def list_runs(workdir: Path, lineage: Lineage | None = None) -> list[Run]:
 
 
 def find_run(workdir: Path, name: str, lineage: Lineage | None = None) -> str:
-    """The id of the run that `name` means: `latest`, `previous` (the one before it), an id, or the beginning of one.
+    """Return the id of a run: `name` is `latest`, `previous` (the one before it), an id, or the prefix of an id.
 
     Raises:
-        RunError: No run is meant, or several are.
+        RunError: No run or several runs match.
     """
     run_ids = _run_ids(workdir, lineage or Lineage(workdir))
     if name == LATEST:
         return run_ids[-1]
     if name == PREVIOUS:
         if len(run_ids) < 2:
-            raise RunError(f"{workdir} has one run only, {run_ids[0]}, so there is no previous one.")
+            raise RunError(f"{workdir}: there is no previous run; the only run is {run_ids[0]}.")
         return run_ids[-2]
     if name in run_ids:
         return name
     meant = [run_id for run_id in run_ids if name and run_id.startswith(name)]
     if len(meant) > 1:
-        raise RunError(f"{name!r} is the beginning of {len(meant)} runs: {_listed(meant)}. Write more of it.")
+        raise RunError(f"{workdir}: {name!r} is a prefix of {len(meant)} runs: {_listed(meant)}. Use a longer one.")
     if not meant:
         close = did_you_mean(name, (*run_ids, LATEST, PREVIOUS))
         raise RunError(
-            f"{workdir} has no run {name!r}{close}; an id or its beginning, {LATEST} or {PREVIOUS} was wanted. "
-            f"Runs there: {_listed(run_ids)}. `tandem runs` shows them."
+            f"{workdir}: expected {LATEST}, {PREVIOUS} or the id of a run or its prefix, got "
+            f"{name!r}{close or '.'} Runs: {_listed(run_ids)}. `tandem runs` lists them."
         )
     return meant[0]
 
 
 def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
-    """Everything the run's folder and ML Metadata know about a run, finished or not."""
+    """Read a run, complete or not, from its folder and ML Metadata."""
     lineage = lineage or Lineage(workdir)
     folder = workdir / RUNS_FOLDER / run_id
     steps = lineage.steps(run_id)
     # An earlier version wrote the recipe with the old names of renamed keys.
-    recipe, _ = current_values(Recipe, _json(folder / RECIPE_FILE))
+    recipe, _ = current_values(Recipe, _json(folder / RESOLVED_RECIPE_FILE))
     result = _result(folder / RESULT_FILE)
     log = folder / LOG_FILE
     examples = lineage.output(run_id, "InteractionExampleGen", "examples")
@@ -158,7 +166,7 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
             "recipe_name": result.recipe,
             "seconds": result.seconds,
             "components": tuple(
-                ComponentOutcome(name=one.name, seconds=one.seconds, state="cached" if one.cached else "done")
+                ComponentState(name=one.name, seconds=one.seconds, state="cached" if one.cached else "done")
                 for one in result.components
             ),
             "rows": rows | result.rows,
@@ -174,24 +182,24 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
         infra = lineage.output(run_id, "InfraValidator", "blessing")
         pushed = lineage.output(run_id, "Pusher", "pushed_model")
         verdict = _verdict(Path(evaluation.uri) / VERDICT_FILE) if evaluation is not None else None
-        refused = str(infra.properties.get("reason", "")) or None if infra is not None else None
+        not_servable = str(infra.properties.get("reason", "")) or None if infra is not None else None
         destination = pushed.properties.get("pushed_destination") if pushed is not None else None
-        # A run of another orchestrator has no folder here; its last step tells that it is complete.
+        # A run of another orchestrator has no folder; it is complete if its last component is.
         complete = pushed is not None and not folder.is_dir()
         known = {
             "recipe_name": str(recipe.get("name", "")),
             "seconds": max((step.started + step.seconds for step in steps), default=0.0)
             - min((step.started for step in steps), default=0.0),
             "components": tuple(
-                ComponentOutcome(name=step.component, seconds=step.seconds, state=step.state) for step in steps
+                ComponentState(name=step.component, seconds=step.seconds, state=step.state) for step in steps
             ),
             "rows": rows,
             "verdict": verdict,
-            "not_servable": refused,
+            "not_servable": not_servable,
             "pushed_model": destination,
         }
         if complete:
-            known |= {"status": _verdict_status(destination, refused, verdict), "error": None}
+            known |= {"status": _verdict_status(destination, not_servable, verdict), "error": None}
         else:
             known |= _unfinished(workdir, folder, [step.component for step in steps if step.state == "failed"])
     return Run(
@@ -204,23 +212,23 @@ def read_run(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Run:
 
 
 def read_verdict(workdir: Path, run_id: str) -> tuple[Run, Verdict]:
-    """A run and what its gates decided.
+    """Return a run and its gate results.
 
     Raises:
-        RunError: It did not come to a verdict, or another version of Tandem wrote it.
+        RunError: The Evaluator did not run, or another version of Tandem wrote the results.
     """
     run = read_run(workdir, run_id)
     if run.verdict is None:
         log = run.log or workdir / RUNS_FOLDER / run_id / LOG_FILE
         raise RunError(
-            f"{workdir}: the run {run_id} did not come to a verdict, or another version of tandem wrote it; why is at "
-            f"the end of {log}. `tandem runs` shows the runs that have one."
+            f"{workdir}: run {run_id} has no gate results: the Evaluator did not run, or another version of Tandem "
+            f"wrote them. Full logs: {log}. `tandem runs` shows the status of all runs."
         )
     return run, run.verdict
 
 
 def previous_run(runs: Sequence[Run], run: Run) -> Run | None:
-    """The latest run before `run` of the same recipe, by name; None where it is the first."""
+    """Return the latest earlier run of the same recipe, by name; None if `run` is the first."""
     earlier = [one for one in runs if one.run_id < run.run_id and one.recipe_name == run.recipe_name]
     return earlier[-1] if earlier else None
 
@@ -231,7 +239,7 @@ def _run_ids(workdir: Path, lineage: Lineage) -> list[str]:
     run_ids = sorted({*folders, *lineage.run_ids})
     if not run_ids:
         raise RunError(
-            f"{workdir}: no runs here. Run a recipe first (`tandem run`), or give --workdir the right folder."
+            f"{workdir}: there are no runs. Run a recipe with `tandem run`, or set --workdir to another folder."
         )
     return run_ids
 
@@ -253,7 +261,7 @@ def _result(path: Path) -> RunResult | None:
     try:
         return RunResult.model_validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError):
-        # Not there yet, or written by a version that knew other fields; ML Metadata tells the rest.
+        # The run is not complete, or another version of Tandem wrote the file; ML Metadata has the rest.
         return None
 
 
@@ -277,14 +285,14 @@ def _verdict_status(pushed: str | None, not_servable: str | None, verdict: Verdi
 
 
 def _unfinished(workdir: Path, folder: Path, failed: Sequence[str]) -> dict[str, Any]:
-    """Status and error of a run without a result."""
+    """Return status and error of a run without a result."""
     error = folder / ERROR_FILE
     if error.is_file():
         return {"status": "failed", "error": error.read_text(encoding="utf-8").strip()}
     if failed:
-        return {"status": "failed", "error": f"{failed[-1]} failed; the log says why."}
-    if (folder / PLAN_FILE).is_file():
-        # Nothing holds the workdir's lock between the tasks of an orchestrator, which alone knows whether it goes on.
+        return {"status": "failed", "error": f"{failed[-1]} failed. Full traceback: {folder / LOG_FILE}."}
+    if (folder / COMPILED_DAG_FILE).is_file():
+        # Between two tasks of Airflow, no process holds the lock of the work folder.
         return {"status": "running", "error": None}
     newest = (
         max((path.name for path in folder.parent.iterdir() if path.is_dir()), default="")
@@ -295,13 +303,13 @@ def _unfinished(workdir: Path, folder: Path, failed: Sequence[str]) -> dict[str,
         return {"status": "running", "error": None}
     return {
         "status": "stopped",
-        "error": "The run ended without a word: its process was killed, or the machine went down. The same command "
-        "goes on from the last finished component.",
+        "error": "The process ended without an error message: it was killed, or the machine stopped. Rerun; completed "
+        "components are cached.",
     }
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a run holds the workdir's lock."""
+    """Whether a run holds the lock of the work folder."""
     try:
         with open(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -323,13 +331,13 @@ def _started(run_id: str, first_step: float | None) -> datetime.datetime:
 
 
 def diff_runs(workdir: Path, before: Run, after: Run, lineage: Lineage | None = None) -> RunDiff:
-    """What changed from `before` to `after` in recipe, data and metrics."""
+    """Compare two runs by recipe, data and metrics."""
     lineage = lineage or Lineage(workdir)
     metrics = list(dict.fromkeys((*before.metrics, *after.metrics)))
     data: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         "rows": (before.rows, after.rows),
         "data_schema": (_schema(lineage, before.run_id), _schema(lineage, after.run_id)),
-        "statistics": (_figures(lineage, before.run_id), _figures(lineage, after.run_id)),
+        "statistics": (_statistics(lineage, before.run_id), _statistics(lineage, after.run_id)),
     }
     missing = {
         part: " and ".join(run.run_id for run, found in zip((before, after), both, strict=True) if not found)
@@ -348,12 +356,12 @@ def diff_runs(workdir: Path, before: Run, after: Run, lineage: Lineage | None = 
 
 
 def diff_recipes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
-    """The keys whose values differ, as `--set` writes them."""
+    """Return the keys whose values differ, dotted as in `--set`."""
     return _changes(dict(flat(before)), dict(flat(after)))
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings and lists by dotted key; a list of plain values is a value itself."""
+    """Yield the values of nested mappings and lists by dotted key; a list of scalars is one value."""
     if isinstance(value, Mapping) and value:
         for name, child in value.items():
             yield from flat(child, f"{key}.{name}" if key else str(name))
@@ -365,7 +373,7 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def statistics_of(lineage: Lineage, run_id: str) -> dict[str, statistics_pb2.DatasetFeatureStatistics]:
-    """TFDV's statistics of a run's raw examples, by split; empty where the run did not get that far."""
+    """Return TFDV's statistics of a run's raw examples, by split; empty if StatisticsGen did not run."""
     artifact = lineage.output(run_id, "StatisticsGen", "statistics")
     found = {}
     for folder in sorted(Path(artifact.uri).glob("Split-*")) if artifact is not None else ():
@@ -378,7 +386,7 @@ def statistics_of(lineage: Lineage, run_id: str) -> dict[str, statistics_pb2.Dat
 
 
 def schema_of(lineage: Lineage, run_id: str) -> schema_pb2.Schema:
-    """The curated schema that a run used; empty where the run did not get that far."""
+    """Return the curated schema of a run; empty if ImportSchemaGen did not run."""
     artifact = lineage.output(run_id, "ImportSchemaGen", "schema")
     path = Path(artifact.uri) / SCHEMA_FILE if artifact is not None else None
     if path is None or not path.is_file():
@@ -391,19 +399,22 @@ def _schema(lineage: Lineage, run_id: str) -> dict[str, str]:
     return {feature.name: text_format.MessageToString(feature, as_one_line=True).strip() for feature in features}
 
 
-def _figures(lineage: Lineage, run_id: str) -> dict[str, float]:
-    """The figures of each feature in each split that a person compares."""
+_COMPARED_STATISTICS = {"num_stats": ("mean", "std_dev", "min", "max"), "string_stats": ("unique",)}
+
+
+def _statistics(lineage: Lineage, run_id: str) -> dict[str, float]:
+    """Return the statistics that are compared, by split and feature."""
     found = {}
     for split, statistics in statistics_of(lineage, run_id).items():
         for feature in statistics.features:
             name = f"{split}.{'.'.join(feature.path.step) or feature.name}"
             kind = feature.WhichOneof("stats")
-            figures = getattr(feature, kind) if kind else None
-            common = getattr(figures, "common_stats", None)
+            values = getattr(feature, kind) if kind else None
+            common = getattr(values, "common_stats", None)
             if common is not None:
                 found[f"{name}.missing"] = float(common.num_missing)
-            for figure in {"num_stats": ("mean", "std_dev", "min", "max"), "string_stats": ("unique",)}.get(kind, ()):
-                found[f"{name}.{figure}"] = float(f"{getattr(figures, figure):.6g}")
+            for statistic in _COMPARED_STATISTICS.get(kind, ()):
+                found[f"{name}.{statistic}"] = float(f"{getattr(values, statistic):.6g}")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from components.evaluator.verdict import Verdict
-from pipeline.best_possible import best_possible, reached
+from pipeline.oracle_metrics import compare_with_oracle, oracle_metrics
 
 BEST = {name: {"value": value} for name, value in
         {"top_100_accuracy": 0.5, "top_100_accuracy_unseen": 0.6, "rmse": 0.7}.items()}  # fmt: skip
@@ -20,17 +20,17 @@ RANDOM = {"kind": "random", "eval_fraction": 0.2}
 
 def test_the_figures_hold_for_the_split_that_they_were_made_for(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
-    assert best_possible(tmp_path, RANDOM) == {name: one["value"] for name, one in BEST.items()}
+    assert oracle_metrics(tmp_path, RANDOM) == {name: one["value"] for name, one in BEST.items()}
     # With less of train, less is seen.
-    assert list(best_possible(tmp_path, {**RANDOM, "eval_fraction": 0.5})) == ["top_100_accuracy", "rmse"]
-    assert best_possible(tmp_path, {"kind": "time", "eval_fraction": 0.2}) == {}
+    assert list(oracle_metrics(tmp_path, {**RANDOM, "eval_fraction": 0.5})) == ["top_100_accuracy", "rmse"]
+    assert oracle_metrics(tmp_path, {"kind": "time", "eval_fraction": 0.2}) == {}
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"best": 3, "eval_fraction": 0.2}', '{"best": {"rmse": 1}}'])
 def test_data_of_others_knows_nothing_of_itself(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "truth.json").write_text(text)
-    assert best_possible(tmp_path, RANDOM) == {}
+    assert oracle_metrics(tmp_path, RANDOM) == {}
 
 
 def test_the_way_goes_from_the_baseline_to_the_best() -> None:
@@ -41,7 +41,7 @@ def test_the_way_goes_from_the_baseline_to_the_best() -> None:
         **values,
     )
     best = {"rmse": 0.7, "top_100_accuracy": 0.5, "top_100_accuracy_unseen": 0.6, "mrr": 1.0}
-    found = {one.metric: one for one in reached(best, verdict)}
+    found = {one.metric: one for one in compare_with_oracle(best, verdict)}
     assert list(found) == ["rmse", "top_100_accuracy", "top_100_accuracy_unseen"]
     way = found["rmse"].way
     assert way is not None and math.isclose(way, 0.5)

@@ -22,12 +22,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.runners import launch
-from pipeline.runners.airflow import plan
+from pipeline.runners.airflow import compiled_dag
 
 # isort: split
 from tfx.proto.orchestration import pipeline_pb2
 
-from pipeline.runners.airflow.plan import Deployment, PlanError, last_words, plan_for, say_why
+from pipeline.runners.airflow.compiled_dag import (
+    CompiledDag,
+    CompileError,
+    CompileWarning,
+    Deployment,
+    compiled_dag_for,
+    print_reason,
+    printed_reason,
+)
 from pipeline.runners.local import run_recipe
 from recipe import load_recipe
 
@@ -47,14 +55,14 @@ def deployment(tmp_path: Path) -> Deployment:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> plan.Plan:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> CompiledDag:
     """The plan of a shipped recipe, compiled in a process as Airflow's are."""
     workdir = tmp_path_factory.mktemp("planned") / "work"
-    return plan_for(Deployment(str(BOOKS), str(SAMPLE), str(workdir), overrides=OVERRIDES), sys.executable)
+    return compiled_dag_for(Deployment(str(BOOKS), str(SAMPLE), str(workdir), overrides=OVERRIDES), sys.executable)
 
 
 @pytest.fixture
-def compiled_locally(planned: plan.Plan, monkeypatch: pytest.MonkeyPatch) -> pipeline_pb2.Pipeline:
+def compiled_locally(planned: CompiledDag, monkeypatch: pytest.MonkeyPatch) -> pipeline_pb2.Pipeline:
     """What `tandem run` hands to the local runner for the same recipe, data and folders."""
     given_dags: list[Any] = []
 
@@ -69,7 +77,7 @@ def compiled_locally(planned: plan.Plan, monkeypatch: pytest.MonkeyPatch) -> pip
 
 
 def test_airflow_gets_the_components_edges_and_properties_that_the_local_runner_gets(
-    planned: plan.Plan, compiled_locally: pipeline_pb2.Pipeline
+    planned: CompiledDag, compiled_locally: pipeline_pb2.Pipeline
 ) -> None:
     # Not as protos: what is packed in them may be packed in another order.
     assert planned.pipeline == json_format.MessageToDict(compiled_locally, preserving_proto_field_name=True)
@@ -81,7 +89,7 @@ def test_airflow_gets_the_components_edges_and_properties_that_the_local_runner_
     assert planned.tasks == {node.node_info.id: tuple(node.upstream_nodes) for node in nodes}
 
 
-def test_the_pusher_is_never_taken_from_the_cache(planned: plan.Plan) -> None:
+def test_the_pusher_is_never_taken_from_the_cache(planned: CompiledDag) -> None:
     pipeline = json_format.ParseDict(dict(planned.pipeline), pipeline_pb2.Pipeline())
     cached = {
         node.pipeline_node.node_info.id: node.pipeline_node.execution_options.caching_options.enable_cache
@@ -90,15 +98,15 @@ def test_the_pusher_is_never_taken_from_the_cache(planned: plan.Plan) -> None:
     assert [name for name, enabled in cached.items() if not enabled] == ["Pusher"]
 
 
-def test_a_plan_carries_the_recipe_as_a_run_keeps_it(planned: plan.Plan) -> None:
+def test_a_plan_carries_the_recipe_as_a_run_keeps_it(planned: CompiledDag) -> None:
     assert planned.recipe == load_recipe(BOOKS, OVERRIDES).model_dump(mode="json")
     assert planned.recipe["training"]["epochs"] == 3
 
 
-def test_reading_a_plan_takes_the_standard_library_alone(planned: plan.Plan) -> None:
+def test_reading_a_plan_takes_the_standard_library_alone(planned: CompiledDag) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipeline.runners.airflow.plan import plan_for, read_plan;"
-        "print(plan_for(read_plan(Path(sys.argv[1])).deployment, sys.argv[2]).path);"
+        "import sys; from pathlib import Path; from pipeline.runners.airflow import compiled_dag as m;"
+        "print(m.compiled_dag_for(m.read_compiled_dag(Path(sys.argv[1])).deployment, sys.argv[2]).path);"
         "print(sorted({name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run(
@@ -135,15 +143,15 @@ open(path, "w").write(json.dumps(
 
 @pytest.fixture
 def stand_in(tmp_path: Path, deployment: Deployment) -> str:
-    Path(deployment.workdir, plan.PLANS_FOLDER).mkdir(parents=True)
+    Path(deployment.workdir, compiled_dag.COMPILED_DAGS_FOLDER).mkdir(parents=True)
     return str(tmp_path / "stand_in")
 
 
 def test_an_unchanged_recipe_is_compiled_once(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int]
 ) -> None:
-    first = plan_for(deployment, stand_in)
-    assert plan_for(deployment, stand_in) == first
+    first = compiled_dag_for(deployment, stand_in)
+    assert compiled_dag_for(deployment, stand_in) == first
     assert compiler_calls() == 1
     assert first.deployment == deployment
 
@@ -155,12 +163,12 @@ def test_a_changed_file_is_compiled_anew_and_a_restored_one_is_not(
     folder = tmp_path / "movielens"
     shutil.copytree(ROOT / "schemas" / "movielens", folder)
     ours = dataclasses.replace(deployment, schema_dir=str(folder), preset="tutorial")
-    first = plan_for(ours, stand_in)
+    first = compiled_dag_for(ours, stand_in)
     text = (folder / file).read_text()
     (folder / file).write_text(text + "\n# changed\n")
-    assert plan_for(ours, stand_in).path != first.path
+    assert compiled_dag_for(ours, stand_in).path != first.path
     (folder / file).write_text(text)
-    assert plan_for(ours, stand_in).path == first.path
+    assert compiled_dag_for(ours, stand_in).path == first.path
     assert compiler_calls() == 2
 
 
@@ -178,48 +186,55 @@ def test_a_changed_file_is_compiled_anew_and_a_restored_one_is_not(
 def test_another_deployment_has_another_plan(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], change: dict[str, Any]
 ) -> None:
-    first = plan_for(deployment, stand_in)
-    assert plan_for(dataclasses.replace(deployment, **change), stand_in).path != first.path
+    first = compiled_dag_for(deployment, stand_in)
+    assert compiled_dag_for(dataclasses.replace(deployment, **change), stand_in).path != first.path
     assert compiler_calls() == 2
 
 
 def test_changed_code_and_a_new_environment_are_compiled_anew(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = plan_for(deployment, stand_in)
+    first = compiled_dag_for(deployment, stand_in)
     os.utime(stand_in, (1, 1))
-    second = plan_for(deployment, stand_in)
-    monkeypatch.setattr(plan, "PACKAGES", plan.PACKAGES[:-1])
-    assert len({first.path, second.path, plan_for(deployment, stand_in).path}) == 3
+    second = compiled_dag_for(deployment, stand_in)
+    monkeypatch.setattr(compiled_dag, "PACKAGES", compiled_dag.PACKAGES[:-1])
+    assert len({first.path, second.path, compiled_dag_for(deployment, stand_in).path}) == 3
     assert compiler_calls() == 3
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_mistake_in_the_recipe_is_told_as_tandem_run_tells_it(deployment: Deployment) -> None:
+def test_an_invalid_recipe_is_reported_as_by_tandem_run(deployment: Deployment) -> None:
     wrong = dataclasses.replace(deployment, overrides=("training.epoch=3",))
-    with pytest.raises(PlanError) as caught:
-        plan_for(wrong, sys.executable)
+    with pytest.raises(CompileError) as caught:
+        compiled_dag_for(wrong, sys.executable)
     assert "training.epoch" in str(caught.value)
     assert "did you mean 'epochs'?" in str(caught.value)
     assert "Traceback" not in str(caught.value)
-    assert not list(Path(deployment.workdir, plan.PLANS_FOLDER).glob("*.json"))
+    assert not list(Path(deployment.workdir, compiled_dag.COMPILED_DAGS_FOLDER).glob("*.json"))
 
 
-def test_a_mistake_in_beams_options_is_told_as_tandem_run_tells_it(deployment: Deployment) -> None:
+def test_invalid_options_of_beam_are_reported_as_by_tandem_run(deployment: Deployment) -> None:
     wrong = dataclasses.replace(deployment, beam_runner="flink", beam_args=("--flink_mster=h:8081",))
-    with pytest.raises(PlanError, match=r"--beam-runner flink: the address of Flink is missing"):
-        plan_for(wrong, sys.executable)
-    assert not list(Path(deployment.workdir, plan.PLANS_FOLDER).glob("*.json"))
+    with pytest.raises(CompileError, match="did you mean 'flink_master'"):
+        compiled_dag_for(wrong, sys.executable)
+    assert not list(Path(deployment.workdir, compiled_dag.COMPILED_DAGS_FOLDER).glob("*.json"))
+
+
+def test_an_unknown_option_of_beam_is_a_warning_each_time_the_dag_file_is_parsed(deployment: Deployment) -> None:
+    unknown = dataclasses.replace(deployment, beam_args=("--direct_num_worker=2",))
+    for _ in range(2):
+        with pytest.warns(CompileWarning, match="did you mean 'direct_num_workers'"):
+            compiled_dag_for(unknown, sys.executable)
 
 
 @pytest.mark.parametrize(
     ("python", "told"), [("/nowhere/python", "No such file"), (shutil.which("false") or "", "could not compile")]
 )
-def test_a_python_that_cannot_compile_is_told_with_its_variable(deployment: Deployment, python: str, told: str) -> None:
-    with pytest.raises(PlanError, match="TANDEM_PYTHON") as caught:
-        plan_for(deployment, python)
+def test_an_unusable_python_is_reported_with_its_variable(deployment: Deployment, python: str, told: str) -> None:
+    with pytest.raises(CompileError, match="TANDEM_PYTHON") as caught:
+        compiled_dag_for(deployment, python)
     assert told in str(caught.value)
 
 
@@ -232,7 +247,7 @@ def test_what_a_process_says_last_is_found_whatever_libraries_print(
 ) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        say_why("\n".join(message))
+        print_reason("\n".join(message))
     output = "".join(f"{line}\n" for line in before) + said.getvalue() + "".join(f"{line}\n" for line in after)
-    assert last_words(output) == "\n".join(message)
-    assert last_words("".join(f"{line}\n" for line in before)) is None
+    assert printed_reason(output) == "\n".join(message)
+    assert printed_reason("".join(f"{line}\n" for line in before)) is None

@@ -1,4 +1,7 @@
-"""How close a model came to the best possible figures, which synthetic data knows of itself; `tandem run` tells it."""
+"""Upper bounds of metrics (oracle), which only synthetic data has, and how close a model comes to them.
+
+`tandem data synthetic` writes them, `tandem run` and the report compare with them.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from typing import Any
 from components.evaluator.verdict import Verdict
 
 TRUTH = "truth.json"
-"""Next to the CSVs: the arguments they were made with, and the best figures that a model can reach on them."""
+"""File beside synthetic CSVs: the arguments of the generator, and the upper bound of each metric."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
-    """One metric between what knows nothing and what knows everything.
+class OracleComparison:
+    """One metric of a model between its baseline and its upper bound.
 
     Attributes:
-        metric: Its name.
-        baseline: Popularity, or user and item means.
-        model: The model.
-        best: What no model can beat, apart from chance.
-        way: The share of the way from the baseline to the best that the model came; negative where it is worse than
-            the baseline, None where the baseline is as good as the best.
+        metric: Name of the metric.
+        baseline: Value of the baseline: the most popular items, or user and item means.
+        model: Value of the model.
+        best: Upper bound, apart from chance.
+        way: `(model - baseline) / (best - baseline)`; negative if the model is worse than the baseline, None if the
+            baseline equals the upper bound.
     """
 
     metric: str
@@ -35,8 +38,8 @@ class Reached:
     way: float | None
 
 
-def best_possible(data: Path, split: Mapping[str, Any]) -> dict[str, float]:
-    """The best figures by metric, if `data` is synthetic and its figures hold for the split of a recipe; else empty.
+def oracle_metrics(data: Path, split: Mapping[str, Any]) -> dict[str, float]:
+    """Return the upper bounds by metric; empty if `data` is not synthetic or they do not apply to the recipe's split.
 
     Args:
         data: Folder with the CSVs.
@@ -47,7 +50,7 @@ def best_possible(data: Path, split: Mapping[str, Any]) -> dict[str, float]:
         best = {str(metric): float(estimate["value"]) for metric, estimate in truth["best"].items()}
         fraction = float(truth["eval_fraction"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Any data may have a file of that name.
+        # Other data may have a file of this name.
         return {}
     if split.get("kind") != "random":
         return {}
@@ -55,12 +58,12 @@ def best_possible(data: Path, split: Mapping[str, Any]) -> dict[str, float]:
     return {metric: value for metric, value in best.items() if same or not metric.endswith("_unseen")}
 
 
-def reached(best: Mapping[str, float], verdict: Verdict) -> list[Reached]:
-    """The metrics that have all three figures."""
+def compare_with_oracle(best: Mapping[str, float], verdict: Verdict) -> list[OracleComparison]:
+    """Return the metrics that have a baseline, a value and an upper bound."""
     found = []
     for metric, limit in best.items():
         if metric in verdict.metrics and metric in verdict.baselines:
             baseline, model = verdict.baselines[metric], verdict.metrics[metric]
             way = (model - baseline) / (limit - baseline) if limit != baseline else None
-            found.append(Reached(metric, baseline, model, limit, way))
+            found.append(OracleComparison(metric, baseline, model, limit, way))
     return found

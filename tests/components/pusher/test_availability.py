@@ -12,8 +12,8 @@ import grpc
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
-from components.pusher import waiting
-from components.pusher.waiting import NotServed
+from components.pusher import availability
+from components.pusher.availability import NotAvailable
 from recipe.serving import WaitFor
 
 States = Callable[[], dict[int, tuple[str, str]]]
@@ -39,7 +39,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "POLL_S", 0.05)
+    monkeypatch.setattr(availability, "POLL_S", 0.05)
 
 
 @pytest.fixture
@@ -84,30 +84,31 @@ def test_a_server_that_cannot_load_the_version_ends_the_wait_at_once(
     def states() -> dict[int, tuple[str, str]]:
         return {int(path.name): ("END", "out of memory") for path in serving_dir.glob("*") if path.name.isdigit()}
 
-    with pytest.raises(NotServed, match=r"out of memory.*stays pushed.*tandem rollback"):
+    with pytest.raises(NotAvailable, match=r"out of memory.*stays pushed.*tandem rollback"):
         push(make_model("a"), wait_for=wait_for(serve(states), timeout_s=60))
     assert len(list(serving_dir.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
-    ("states", "told"), [({1: ("AVAILABLE", "")}, "it reports version 1 AVAILABLE"), ({}, "asking failed.*no versions")]
+    ("states", "told"),
+    [({1: ("AVAILABLE", "")}, "versions of the server: 1 AVAILABLE"), ({}, "request failed.*no versions")],
 )
 def test_a_server_that_never_has_it_ends_the_wait_in_time(
     push: Any, make_model: Any, serve: Callable[[States], str], states: dict[int, Any], told: str
 ) -> None:
     target = serve(lambda: states)
-    with pytest.raises(NotServed, match=rf"{target} does not serve version \d+ of model 'shop' after 0.3 s; {told}"):
+    with pytest.raises(NotAvailable, match=rf"{target} does not serve version \d+ of model 'shop' after 0.3 s; {told}"):
         push(make_model("a"), wait_for=wait_for(target, timeout_s=0.3))
 
 
-def test_nobody_at_the_address_ends_the_wait_in_time(push: Any, make_model: Any) -> None:
-    with pytest.raises(NotServed, match=r"127.0.0.1:1 does not serve .*asking failed.*serving.wait_for"):
+def test_an_address_without_a_server_ends_the_wait_in_time(push: Any, make_model: Any) -> None:
+    with pytest.raises(NotAvailable, match=r"127.0.0.1:1 does not serve .*request failed.*serving.wait_for"):
         push(make_model("a"), wait_for=wait_for("127.0.0.1:1", timeout_s=0.5))
 
 
 def test_old_versions_stay_until_the_new_one_is_served(push: Any, make_model: Any, serving_dir: Path) -> None:
     push(make_model("a"))
-    with pytest.raises(NotServed):
+    with pytest.raises(NotAvailable):
         push(make_model("b"), keep_versions=1, wait_for=wait_for("127.0.0.1:1", timeout_s=0.3))
     assert len(list(serving_dir.iterdir())) == 2
     push(make_model("b"), keep_versions=1)
