@@ -24,6 +24,10 @@ def output_to_file(path: Path) -> Iterator[IO[str]]:
 
     File descriptors are redirected, not `sys.stdout`, because C++ libraries and child processes print too.
     """
+    if _in_notebook():
+        with _python_output_to_descriptors() as cell, output_to_file(path):
+            yield cell
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding or "utf-8", errors="replace")
@@ -41,6 +45,28 @@ def output_to_file(path: Path) -> Iterator[IO[str]]:
             os.close(original)
         os.close(log)
         terminal.close()
+
+
+def _in_notebook() -> bool:
+    return type(sys.stdout).__module__.startswith("ipykernel")
+
+
+@contextlib.contextmanager
+def _python_output_to_descriptors() -> Iterator[IO[str]]:
+    """Let Python write to the file descriptors as in a terminal; yield the notebook's stream, which does not."""
+    cell = sys.stdout
+    with (
+        open(1, "w", buffering=1, closefd=False) as stdout,
+        open(2, "w", buffering=1, closefd=False) as stderr,
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        yield cell
+
+
+def progress_console(terminal: IO[str]) -> Console:
+    """Return a console for progress on a stream of `output_to_file`: plain lines in a notebook."""
+    return Console(file=terminal, force_jupyter=False)
 
 
 class Progress:

@@ -16,13 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from commands.compare.comparison import Comparison, PresetTraining, headline, summarised
 from components.evaluator.verdict import VERDICT_FILE, Verdict
 from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
-from pipeline.console import Progress, output_to_file
+from pipeline.console import Progress, output_to_file, progress_console
 from pipeline.runners.local import explained, start_tfx
 from pipeline.workdir import (
     ARTIFACTS_FOLDER,
@@ -135,7 +133,7 @@ class _Trainings:
         self._home = home
         self._run_id = folder.name
         self._log = folder / LOG_FILE
-        self._console = Console(file=terminal)
+        self._console = progress_console(terminal)
 
     def run(self, recipes: Mapping[str, Recipe], seeds: int) -> list[PresetTraining]:
         """Train every recipe `seeds` times."""

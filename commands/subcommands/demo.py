@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from commands.subcommands.shared_options import DEFAULT_MODEL
 from pipeline.exit_codes import NOT_BLESSED
 
 DEMO_USERS = ("42", "196", "new-user")
@@ -22,12 +21,11 @@ def demo(
     """Download MovieLens-100K, run the pipeline, serve the model and request recommendations for three users."""
     from rich.console import Console
 
+    from commands.local_serving import serve_locally
     from commands.movielens import write_movielens
     from commands.run_summary import print_run_summary, short_path
     from commands.subcommands.queries import print_recommendations
-    from components.infra_validator.server_process import serving
     from pipeline.runners.local import run_recipe
-    from tandem_client import Recommender
 
     console = Console(highlight=False)
     write_movielens(data)
@@ -41,7 +39,7 @@ def demo(
         raise typer.Exit(NOT_BLESSED)
     model_dir = Path(result.pushed_model).parent
     console.print(f"[bold]3. Serving[/bold]    tandem serve --model-dir {short_path(model_dir)}", soft_wrap=True)
-    with serving(model_dir, DEFAULT_MODEL) as target, Recommender(target, model=DEFAULT_MODEL) as client:
+    with serve_locally(model_dir) as client:
         console.print("[bold]4. Requests[/bold]   recommend, over TensorFlow Serving's gRPC API\n")
         for user in DEMO_USERS:
             print_recommendations(client.recommend(user, k=10))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging as python_logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from components.example_gen.resolve import check_features, resolve_sources
 from pipeline.beam import DIRECT, BeamOptions
-from pipeline.console import CACHED, Progress, output_to_file
+from pipeline.console import CACHED, Progress, output_to_file, progress_console
 from pipeline.oracle_metrics import oracle_metrics
 from pipeline.result import ComponentTime, RunRequest, RunResult, result_of
 from pipeline.workdir import (
@@ -109,7 +110,7 @@ def _run(
     beam_args: Sequence[str],
     terminal: Any,
 ) -> tuple[float, tuple[ComponentTime, ...]]:
-    console = Console(file=terminal)
+    console = progress_console(terminal)
     start = time.monotonic()
     with start_tfx(console):
         from tfx.orchestration import metadata
@@ -153,6 +154,7 @@ def start_tfx(console: Console) -> Iterator[None]:
 
     # The only handler: libraries have installed others, which would write every line twice.
     python_logging.root.handlers = [logging.get_absl_handler()]
+    logging.get_absl_handler().python_handler.stream = sys.stderr
     logging.set_verbosity(logging.INFO)
     try:
         yield
