@@ -240,9 +240,9 @@ def _lists(signature: Any, defaults: Mapping[str, tf.Tensor], users: Array, k: i
     """
     ids, scores = [], []
     for batch in [np.array([b""], object), *_batches(users)]:
-        answer = signature(**{USER_ID: tf.constant(batch), **defaults})
-        ids.append(answer["item_ids"].numpy()[:, :k])
-        scores.append(answer["scores"].numpy()[:, :k])
+        outputs = signature(**{USER_ID: tf.constant(batch), **defaults})
+        ids.append(outputs["item_ids"].numpy()[:, :k])
+        scores.append(outputs["scores"].numpy()[:, :k])
     if ids[0].shape[1] < k:
         raise NotExportable(f"expected --k of at most {ids[0].shape[1]} (serving.k of the model), got {k}")
     known, places = np.unique(np.concatenate(ids).astype(bytes), return_inverse=True)

@@ -71,7 +71,7 @@ class Facts:
     workdir: Path
     run: Run
     previous: Run | None
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
     """Arguments of the run: schema folder, preset and overrides; empty if not stored."""
     recipe_changes: tuple[Change, ...]
     steps: Sequence[Step]
@@ -135,7 +135,7 @@ def gather(workdir: Path, run_id: str, lineage: Lineage | None = None) -> Facts:
         workdir=workdir,
         run=run,
         previous=previous,
-        asked=_read_json(run_folder(workdir, run_id) / REQUEST_FILE),
+        arguments=_read_json(run_folder(workdir, run_id) / REQUEST_FILE),
         recipe_changes=diff_recipes(previous.recipe, run.recipe) if previous is not None else (),
         steps=steps,
         picture=draw(run, steps, lineage.types, [component.name for component in complete.components]),

@@ -130,9 +130,9 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield ""
     yield "## Reproduction"
     yield ""
-    if facts.asked:
+    if facts.arguments:
         yield "```"
-        yield command(facts.asked)
+        yield command(facts.arguments)
         yield "```"
         yield ""
     yield (
@@ -141,11 +141,11 @@ def _lines(facts: Facts) -> Iterator[str]:
     )
 
 
-def command(asked: Mapping[str, Any]) -> str:
+def command(arguments: Mapping[str, Any]) -> str:
     """Return the command of a run."""
-    words = ["tandem", "run", str(asked.get("schema_dir", ""))]
-    words += ["--preset", str(asked["preset"])] if asked.get("preset") else []
-    for override in asked.get("overrides", ()):
+    words = ["tandem", "run", str(arguments.get("schema_dir", ""))]
+    words += ["--preset", str(arguments["preset"])] if arguments.get("preset") else []
+    for override in arguments.get("overrides", ()):
         words += ["--set", str(override)]
     return shlex.join(words)
 

@@ -59,7 +59,7 @@ def page(facts: Facts, out: Path) -> str:
         sections=SECTIONS,
         summary=words.summary(facts.run),
         recipe=dict(flat(facts.run.recipe)),
-        command=command(facts.asked) if facts.asked else None,
+        command=command(facts.arguments) if facts.arguments else None,
         href=functools.partial(_href, folder=out.absolute().parent),
         card=_html(model_card(facts)),
         dark=json.dumps(charts.LIGHT_TO_DARK),

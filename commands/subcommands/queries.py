@@ -49,15 +49,15 @@ def recommend(
 ) -> None:
     """Request the recommended items of a user."""
     with _client(target, model, label, timeout, _tls(tls, tls_root, tls_cert, tls_key)) as client:
-        answer = client.recommend(user, k=k, exclude=exclude, only=only, history=history)
+        response = client.recommend(user, k=k, exclude=exclude, only=only, history=history)
     if as_json:
         items = [
             {"item_id": item.item_id, "score": item.score, "rating": item.rating, **item.display}
-            for item in answer.items
+            for item in response.items
         ]
-        _print_json({"user_id": answer.user_id, "items": items})
+        _print_json({"user_id": response.user_id, "items": items})
     else:
-        print_recommendations(answer)
+        print_recommendations(response)
 
 
 def rate(
@@ -112,41 +112,41 @@ def similar(
                 raise _bad_input(
                     f"--title {title!r}: no title has a word with this prefix. Pass another prefix or --item ID"
                 )
-        answer = client.similar(found[0].item_id if found else item or "", k=k)
+        response = client.similar(found[0].item_id if found else item or "", k=k)
     named = found[0].display if found else {}
     if as_json:
         _print_json(
             {
-                "item_id": answer.item_id,
+                "item_id": response.item_id,
                 **named,
-                "items": [{"item_id": each.item_id, "score": each.score, **each.display} for each in answer.items],
+                "items": [{"item_id": each.item_id, "score": each.score, **each.display} for each in response.items],
                 "other_hits": [{"item_id": each.item_id, **each.display} for each in found[1:]],
             }
         )
         return
-    title_line = ", ".join([f"Similar to item {answer.item_id}", *named.values()])
-    if answer.items:
-        _print_items(title_line, answer.items, {"similarity": [f"{each.score:.3f}" for each in answer.items]})
+    title_line = ", ".join([f"Similar to item {response.item_id}", *named.values()])
+    if response.items:
+        _print_items(title_line, response.items, {"similarity": [f"{each.score:.3f}" for each in response.items]})
     else:
-        print(f"No similar items for item {answer.item_id}: it is not in the catalogue, or it is the only item.")
+        print(f"No similar items for item {response.item_id}: it is not in the catalogue, or it is the only item.")
     if others := found[1:]:
         print(f"Other matches, for --item ID: {_listed(others)}")
 
 
-def print_recommendations(answer: Recommendations) -> None:
+def print_recommendations(response: Recommendations) -> None:
     """Print a table of recommended items with their predicted ratings."""
-    if not answer.items:
+    if not response.items:
         print(
-            f"No items left to recommend to user {answer.user_id}: the user interacted with all items that the options "
-            "allow, or they are not in the catalogue."
+            f"No items left to recommend to user {response.user_id}: the user interacted with all items that the "
+            "options allow, or they are not in the catalogue."
         )
         return
     _print_items(
-        f"Recommendations for user {answer.user_id}",
-        answer.items,
+        f"Recommendations for user {response.user_id}",
+        response.items,
         {
-            "predicted rating": [f"{item.rating:.2f}" for item in answer.items],
-            "score": [f"{item.score:.2f}" for item in answer.items],
+            "predicted rating": [f"{item.rating:.2f}" for item in response.items],
+            "score": [f"{item.score:.2f}" for item in response.items],
         },
     )
 
@@ -181,8 +181,8 @@ def _listed(items: Iterable[FoundItem]) -> str:
     return ", ".join(" ".join([each.item_id, *each.display.values()]) for each in items)
 
 
-def _print_json(answer: Mapping[str, Any]) -> None:
-    print(json.dumps(answer, ensure_ascii=False, indent=1))
+def _print_json(response: Mapping[str, Any]) -> None:
+    print(json.dumps(response, ensure_ascii=False, indent=1))
 
 
 def _client(target: str, model: str, label: str | None, timeout: float, tls: bool | Tls) -> Recommender:
@@ -194,11 +194,11 @@ def _client(target: str, model: str, label: str | None, timeout: float, tls: boo
         raise _bad_input(str(error)) from error
 
 
-def _tls(wanted: bool, root: Path | None, certificate: Path | None, key: Path | None) -> bool | Tls:
+def _tls(use_tls: bool, root: Path | None, certificate: Path | None, key: Path | None) -> bool | Tls:
     from tandem_client import Tls
 
     if root is None and certificate is None and key is None:
-        return wanted
+        return use_tls
     if (certificate is None) != (key is None):
         given, missing = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
         raise _bad_input(f"{given} without {missing}: mutual TLS needs both. Add {missing} FILE or remove {given}")

@@ -1,4 +1,4 @@
-"""A headless Chromium with the eyes of a reader."""
+"""A headless Chromium for tests of pages."""
 
 from __future__ import annotations
 

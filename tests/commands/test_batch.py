@@ -1,4 +1,4 @@
-"""`tandem batch`: every user of a file gets a list, once, however often the job is stopped and started again."""
+"""`tandem batch`: every user of a CSV gets recommendations once, also if the job is interrupted and restarted."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def lists(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def test_every_user_gets_a_list_of_k(model_dir: Path, users: Path, tmp_path: Path) -> None:
+def test_every_user_gets_k_items(model_dir: Path, users: Path, tmp_path: Path) -> None:
     result = run_batch(model_dir, users, tmp_path / "recs", k=3, span_bytes=60)
     rows = read(tmp_path / "recs")
     assert len(result.shards) > 3 and set(result.shards) == set((tmp_path / "recs").glob("part-*"))
@@ -111,7 +111,7 @@ def test_every_user_gets_a_list_of_k(model_dir: Path, users: Path, tmp_path: Pat
     assert pq.read_table(tmp_path / "recs").num_rows == 120, "the folder reads as one table"
 
 
-def test_an_engine_computes_the_same(
+def test_another_beam_runner_gives_equal_shards(
     model_dir: Path, users: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Through Flink's runner of Beam, with Beam's own job service in Flink's place."""
@@ -123,7 +123,7 @@ def test_an_engine_computes_the_same(
     assert read(tmp_path / "there") == read(tmp_path / "here")
 
 
-def test_csv_holds_the_same(model_dir: Path, users: Path, tmp_path: Path) -> None:
+def test_csv_shards_have_the_same_rows(model_dir: Path, users: Path, tmp_path: Path) -> None:
     run_batch(model_dir, users, tmp_path / "parquet", k=3, span_bytes=60)
     run_batch(model_dir, users, tmp_path / "csv", k=3, span_bytes=200, format="csv")
     expected = [{name: str(value) for name, value in row.items()} for row in read(tmp_path / "parquet")]
@@ -133,7 +133,7 @@ def test_csv_holds_the_same(model_dir: Path, users: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("k", "length"), [(4, 4), (5, 5), (50, len(ITEMS))])
-def test_a_small_catalogue_and_a_user_who_has_seen_much_get_short_lists(
+def test_small_catalogue_and_long_history_give_fewer_items(
     model_dir: Path, tmp_path: Path, k: int, length: int
 ) -> None:
     users = write_users(tmp_path / "users.csv", ["few,1", "many,2"])
@@ -142,7 +142,7 @@ def test_a_small_catalogue_and_a_user_who_has_seen_much_get_short_lists(
     assert result.rows == 2 + length
 
 
-def test_what_is_not_told_of_a_user_is_not_sent(model_dir: Path, tmp_path: Path) -> None:
+def test_missing_columns_are_not_sent(model_dir: Path, tmp_path: Path) -> None:
     """An empty cell, and a column that the model does not know, are no values."""
     path = tmp_path / "users.csv"
     path.write_text("town,user_id,age\nUlm,a,\nUlm,b,5\n")
@@ -151,9 +151,7 @@ def test_what_is_not_told_of_a_user_is_not_sent(model_dir: Path, tmp_path: Path)
     assert result.ignored_columns == ("town",)
 
 
-def test_rows_that_cannot_be_read_are_told_by_file_and_line_and_the_others_are_answered(
-    model_dir: Path, tmp_path: Path
-) -> None:
+def test_malformed_rows_are_rejected_with_file_and_line(model_dir: Path, tmp_path: Path) -> None:
     rows = ['"a\nb",1', "c,old", ",3", "d,4,5", *(f"u{number},6" for number in range(30)), "e,7.5"]
     users = write_users(tmp_path / "users.csv", rows)
     result = run_batch(model_dir, users, tmp_path / "recs", k=2, span_bytes=40)
@@ -189,7 +187,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arm
 
 
-def test_a_job_that_was_stopped_goes_on_where_it_was(
+def test_interrupted_job_resumes(
     model_dir: Path, users: Path, tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
     out = tmp_path / "recs"
@@ -208,7 +206,7 @@ def test_a_job_that_was_stopped_goes_on_where_it_was(
     assert run_batch(model_dir, users, out, k=2, span_bytes=60).computed == 0
 
 
-def test_shards_of_another_job_are_not_mixed_in(model_dir: Path, users: Path, tmp_path: Path) -> None:
+def test_shards_of_another_job_are_an_error(model_dir: Path, users: Path, tmp_path: Path) -> None:
     out = tmp_path / "recs"
     run_batch(model_dir, users, out, k=2)
     for changes, name in (({"k": 3}, "k"), ({"k": 2, "format": "csv"}, "format"), ({"k": 2, "version": 3}, "model")):
@@ -241,7 +239,7 @@ def test_a_gzipped_file_is_one_shard(model_dir: Path, users: Path, tmp_path: Pat
         (("--beam-arg=--runner=FlinkRunner",), "set the runner with --beam-runner"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_is_written(
+def test_invalid_arguments_write_nothing(
     model_dir: Path,
     users: Path,
     tmp_path: Path,
@@ -256,7 +254,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
     assert not (tmp_path / "recs").exists()
 
 
-def test_the_command_tells_totals(
+def test_command_prints_totals(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     users = write_users(tmp_path / "users.csv", ["a,1", "b,old"])

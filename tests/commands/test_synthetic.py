@@ -1,4 +1,4 @@
-"""Synthetic data is what was asked for, follows the law that is ground_truth, and its best figures are the best."""
+"""Synthetic data has the requested size and follows the ground truth; the upper bounds hold."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_what_was_asked_for(tandem: Callable[..., Any], small: Path, tmp_path: Path) -> None:
+def test_command_writes_the_dataset(tandem: Callable[..., Any], small: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "data"
     asked = ("--users", "600", "--items", "400", "--interactions", "24000", "--clusters", "8", "--seed", "5")
     done = tandem("data", "synthetic", *asked, "--out", out)
@@ -92,7 +92,7 @@ def test_interactions_and_side_tables_fit(small: Path) -> None:
     assert (np.lexsort((times, users)) == np.arange(len(users))).all()
 
 
-def test_another_seed_gives_other_data(small: Path, tmp_path: Path) -> None:
+def test_seed_changes_the_data(small: Path, tmp_path: Path) -> None:
     write_synthetic(dataclasses.replace(SMALL, seed=6), tmp_path / "other")
     for name in NAMES:
         assert (small / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
@@ -102,7 +102,7 @@ def test_another_seed_gives_other_data(small: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_arguments_that_fit_give_whole_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_valid_arguments_give_complete_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     users, items = data.draw(st.integers(1, 40), "users"), data.draw(st.integers(4, 60), "items")
     arguments = SyntheticSpec(
         users,
@@ -149,13 +149,13 @@ def test_any_arguments_that_fit_give_whole_files(data: st.DataObject, tmp_path_f
         ({"broken": 0.6}, r"--broken: expected a number from 0 to 0\.5, got 0\.6"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_inconsistent_arguments_are_errors(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=told):
         write_synthetic(dataclasses.replace(SMALL, **changes), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_already_there_are_kept_if_they_are_these(tmp_path: Path) -> None:
+def test_existing_files_of_the_same_arguments_are_kept(tmp_path: Path) -> None:
     arguments = SyntheticSpec(20, 20, 60, clusters=2)
     out = tmp_path / "data"
     out.mkdir()
@@ -181,7 +181,7 @@ def test_files_already_there_are_kept_if_they_are_these(tmp_path: Path) -> None:
         write_synthetic(arguments, out / "notes.txt")
 
 
-def test_what_goes_wrong_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
@@ -191,7 +191,7 @@ def test_what_goes_wrong_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_broken_lines_come_between_the_good_ones_which_stay(small: Path, tmp_path: Path) -> None:
+def test_malformed_lines_are_inserted_between_valid_ones(small: Path, tmp_path: Path) -> None:
     truth = write_synthetic(dataclasses.replace(SMALL, broken=0.1), tmp_path / "data")
     good = (small / "interactions.csv").read_bytes().splitlines()
     lines = (tmp_path / "data" / "interactions.csv").read_bytes().splitlines()
@@ -259,7 +259,7 @@ class Law:
 
 
 @pytest.mark.parametrize("rounds", [30, 0], ids=["drawn again", "drawn among the rest"])
-def test_users_choose_as_planted_and_never_twice(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_choose_by_the_ground_truth_without_repeats(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_ROUNDS", rounds)
     ground_truth = GroundTruth.draw(SyntheticSpec(users=3_000, items=12, interactions=8_000, clusters=3, seed=1))
     found, law_of = all_of(ground_truth), Law(ground_truth)
@@ -293,7 +293,7 @@ def test_popularity_has_a_long_tail_and_so_has_activity() -> None:
     assert users[np.argsort(-users)][:1_000].sum() > 0.45 * users.sum()
 
 
-def test_items_are_born_and_fade() -> None:
+def test_items_launch_and_decay() -> None:
     ground_truth = GroundTruth.draw(SyntheticSpec(users=3_000, items=600, interactions=150_000, drift=0))
     found = all_of(ground_truth)
     launched = np.floor(ground_truth.items.launch).astype(int)[found.slots]
@@ -307,7 +307,7 @@ def test_items_are_born_and_fade() -> None:
 
 
 @pytest.mark.parametrize("drift", [0.0, 1.0])
-def test_tastes_drift_as_much_as_asked(drift: float) -> None:
+def test_preferences_drift_by_the_argument(drift: float) -> None:
     ground_truth = GroundTruth.draw(SyntheticSpec(2_000, 2_000, 100_000, clusters=40, drift=drift))
     found = all_of(ground_truth)
     of_home = ground_truth.users.homes[found.users] == ground_truth.items.cluster[found.slots, None]
@@ -319,7 +319,7 @@ def test_tastes_drift_as_much_as_asked(drift: float) -> None:
         assert abs(first[late].mean() - first[early].mean()) < 0.03 and last.mean() < 0.02
 
 
-def test_some_side_features_tell_the_taste_and_some_tell_nothing(small: Path) -> None:
+def test_some_side_features_correlate_with_preferences(small: Path) -> None:
     ground_truth = GroundTruth.draw(SMALL)
     cluster = np.empty(400, int)
     cluster[ground_truth.items.number - 1] = ground_truth.items.cluster
@@ -353,7 +353,7 @@ def test_the_best_rmse_is_that_of_the_expected_rating() -> None:
 
 
 @pytest.mark.parametrize("arguments", [SMALL, LONG_TAIL], ids=["small", "long tail"])
-def test_the_best_figures_are_those_of_the_planted_law(arguments: SyntheticSpec, tmp_path: Path) -> None:
+def test_upper_bounds_are_those_of_the_ground_truth(arguments: SyntheticSpec, tmp_path: Path) -> None:
     """All rows are in the sample, so that figures without a random split must come out to the last digit."""
     truth = write_synthetic(arguments, tmp_path / "data")
     ground_truth = GroundTruth.draw(arguments)
@@ -389,7 +389,7 @@ def test_the_best_figures_are_those_of_the_planted_law(arguments: SyntheticSpec,
     assert 0 < best["rmse"]["standard_error"] < 0.03 and 0 < best["top_100_accuracy"]["standard_error"] < 0.04
 
 
-def test_no_model_of_the_data_beats_the_best(small: Path) -> None:
+def test_no_model_exceeds_the_upper_bounds(small: Path) -> None:
     """Counts of a user's clusters times an item's popularity, and damped means: they use what train tells alone."""
     truth = json.loads((small / "truth.json").read_text())
     ground_truth = GroundTruth.draw(SMALL)

@@ -1,4 +1,4 @@
-"""The numbers behind the report's charts, and what the charts make of them."""
+"""The statistics and charts of the report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def interactions(
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def test_wilson_gives_what_the_literature_prints() -> None:
+def test_wilson_interval_equals_published_values() -> None:
     # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I, method 3.
     for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
                                    (1, 29, 0.0061, 0.1718)):  # fmt: skip
@@ -45,19 +45,19 @@ def test_wilson_gives_what_the_literature_prints() -> None:
 
 
 @given(st.floats(0, 1), st.integers(1, 10**6))
-def test_wilson_contains_the_share_stays_a_share_and_narrows(share: float, count: int) -> None:
+def test_wilson_interval_contains_the_fraction_and_narrows(share: float, count: int) -> None:
     low, high = charts.wilson_interval(share, count)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
     wider = charts.wilson_interval(share, max(count // 4, 1))
     assert high - low <= wider[1] - wider[0] + 1e-12
 
 
-def test_an_interval_of_nothing_says_nothing() -> None:
+def test_interval_without_observations_covers_all_values() -> None:
     assert charts.wilson_interval(0.0, 0) == (0.0, 1.0)
     assert charts.error_interval(1.0, 0)[1] == math.inf
 
 
-def test_the_interval_of_an_rmse_holds_as_often_as_it_says() -> None:
+def test_rmse_interval_has_its_confidence_level() -> None:
     random = np.random.default_rng(1)
     errors = random.normal(0, 0.9, (2000, 200))
     held = [
@@ -69,7 +69,7 @@ def test_the_interval_of_an_rmse_holds_as_often_as_it_says() -> None:
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
-def test_few_different_ratings_are_their_own_bins_and_many_are_cut() -> None:
+def test_few_distinct_ratings_are_their_own_bins() -> None:
     few = data_statistics.label_histogram({"train": interactions([1, 1, 5, 3]), "eval": interactions([5])})
     assert few.discrete and few.edges.tolist() == [1, 3, 5]
     assert few.counts["train"].tolist() == [2, 1, 1] and few.counts["eval"].tolist() == [0, 0, 1]
@@ -77,7 +77,7 @@ def test_few_different_ratings_are_their_own_bins_and_many_are_cut() -> None:
     assert not many.discrete and len(many.counts["train"]) == 20 and many.counts["train"].sum() == 500
 
 
-def test_times_are_told_only_where_there_are_some() -> None:
+def test_time_histogram_needs_timestamps() -> None:
     assert data_statistics.time_histogram({"train": interactions([1.0])}) is None
     found = data_statistics.time_histogram({"train": interactions([1.0] * 3, [0, 5, 30])})
     assert found is not None and found.counts["train"].sum() == 3 and (found.edges[0], found.edges[-1]) == (0, 30)
@@ -90,14 +90,14 @@ def test_every_user_is_in_one_bin_of_activity(counts: list[int]) -> None:
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=50), st.integers(0, 30))
-def test_the_most_popular_items_get_at_least_their_share(counts: list[int], untouched: int) -> None:
+def test_lorenz_curve_is_above_the_diagonal(counts: list[int], untouched: int) -> None:
     sorted_counts = np.array(sorted(counts, reverse=True))
     items, interactions_ = data_statistics.concentration(sorted_counts, len(counts) + untouched)
     assert interactions_[0] == 0 and interactions_[-1] == pytest.approx(1) and items[-1] == 1
     assert (interactions_ >= items - 1e-9).all() and (np.diff(interactions_) >= -1e-12).all()
 
 
-def test_counts_are_of_each_user_most_first() -> None:
+def test_counts_are_descending() -> None:
     assert data_statistics.counts_of(np.array([b"a", b"b", b"a", b"c", b"a", b"c"], object)).tolist() == [3, 2, 1]
 
 
@@ -120,7 +120,7 @@ SCHEMA.feature.add(name="gender", type=schema_pb2.BYTES)
 SCHEMA.feature.add(name="age", type=schema_pb2.INT)
 
 
-def test_drift_is_the_largest_difference_of_shares_for_text_and_a_divergence_for_numbers(statistics: Any) -> None:
+def test_drift_is_linf_for_strings_and_jensen_shannon_for_numbers(statistics: Any) -> None:
     now = statistics(["F"] * 30 + ["M"] * 70, [20] * 50 + [60] * 50)
     same, other = (
         statistics(["F"] * 3 + ["M"] * 7, [20, 60] * 5),
@@ -139,7 +139,7 @@ def test_drift_is_the_largest_difference_of_shares_for_text_and_a_divergence_for
     assert not any(one.is_notable for one in data_statistics.drift(SCHEMA, now, {"same": same}))
 
 
-def test_the_threshold_of_the_schema_wins(statistics: Any) -> None:
+def test_drift_threshold_of_the_schema_is_used(statistics: Any) -> None:
     schema = schema_pb2.Schema()
     schema.CopyFrom(SCHEMA)
     schema.feature[0].drift_comparator.infinity_norm.threshold = 0.9
@@ -152,7 +152,7 @@ def test_the_threshold_of_the_schema_wins(statistics: Any) -> None:
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def test_slices_stand_worst_first_whichever_way_is_better() -> None:
+def test_slices_are_sorted_worst_first() -> None:
     scores = [
         SliceScore("middle", 10, 0.5, 0.4, 0.6),
         SliceScore("low", 10, 0.1, 0.0, 0.2),
@@ -167,7 +167,7 @@ def test_slices_stand_worst_first_whichever_way_is_better() -> None:
     assert json.loads(error.plot)["data"][0]["y"] == ["low", "middle", "high"]
 
 
-def test_curves_of_several_runs_lie_over_each_other() -> None:
+def test_curves_of_several_runs_share_a_chart() -> None:
     runs = {"this run": {"loss": [3.0, 2.0, 1.0]}, "tutorial": {"loss": [4.0, 3.5], "validation_rmse": [1.0, 0.9]}}
     loss, error = charts.curve_charts(runs)
     assert "This run: 3 in epoch 1, 1 in epoch 3." in loss.caption
@@ -177,7 +177,7 @@ def test_curves_of_several_runs_lie_over_each_other() -> None:
     assert error.header == ("epoch", "tutorial")
 
 
-def test_runs_beside_this_one_show_only_what_they_are_compared_by() -> None:
+def test_compared_runs_show_their_main_curve_only() -> None:
     curves = {"loss": [3.0, 2.0], "rating_loss": [1.0, 0.5], "train_rmse": [1.0, 0.8], "validation_rmse": [1.1, 0.9]}
     rates = {"learning_rate": [0.1, 0.05]}
     loss, error, other = charts.curve_charts({"this run": {**curves, **rates}, "tutorial": {**curves, **rates}})
@@ -189,7 +189,7 @@ def test_runs_beside_this_one_show_only_what_they_are_compared_by() -> None:
 
 
 @pytest.mark.parametrize(("beside", "scale"), [([4.0, 3.0], None), ([60_000.0, 50_000.0], "log")])
-def test_losses_of_another_size_share_a_logarithmic_axis(beside: list[float], scale: str | None) -> None:
+def test_losses_of_different_scale_have_a_logarithmic_axis(beside: list[float], scale: str | None) -> None:
     (loss,) = charts.curve_charts({"this run": {"loss": [3.0, 2.0]}, "tutorial": {"loss": beside}})
     assert json.loads(loss.plot)["layout"]["yaxis"].get("type") == scale
 
@@ -201,12 +201,12 @@ def test_curves_keep_the_names_of_their_columns() -> None:
     assert "25.0% in epoch 1, 50.0% in epoch 2" in chart.caption
 
 
-def test_curves_that_never_change_or_repeat_another_are_not_drawn() -> None:
+def test_constant_and_repeated_curves_are_not_drawn() -> None:
     (chart,) = charts.curve_charts({"this run": {"loss": [2.0, 1.0], "total_loss": [2.0, 1.0], "l2_loss": [0.0, 0.0]}})
     assert chart.header == ("epoch", "loss")
 
 
-def test_calibration_tells_by_how_much_predictions_are_off() -> None:
+def test_calibration_captions_have_the_errors() -> None:
     calibration = Calibration(
         predicted=np.array([2.0, 4.0]), actual=np.array([2.5, 4.0]), error=np.array([0.1, 0.1]),
         counts=np.array([100, 300]), residuals=np.array([0.5] * 100 + [0.0] * 300),
@@ -216,7 +216,7 @@ def test_calibration_tells_by_how_much_predictions_are_off() -> None:
     assert "100% of the predicted ratings" in residuals.caption and "+0.125" in residuals.caption
 
 
-def test_charts_use_colours_only_that_the_dark_page_knows_too() -> None:
+def test_all_colours_have_a_dark_replacement() -> None:
     drawn = [
         charts.ratings_chart(
             data_statistics.label_histogram({"train": interactions([1, 2]), "eval": interactions([1])}), "rating"
