@@ -23,10 +23,10 @@ def kubeflow(
     ],
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("pipeline.yaml"),
     data_root: Annotated[
-        str, typer.Option(help="Default of the run parameter data_root. [default: required for each run]")
+        str, typer.Option(help="Default of the run parameter data_root. \\[default: required for each run]")
     ] = "",
     push_destination: Annotated[
-        str, typer.Option(help="Default of the run parameter push_destination. [default: required for each run]")
+        str, typer.Option(help="Default of the run parameter push_destination. \\[default: required for each run]")
     ] = "",
     preset: Preset = None,
     overrides: Overrides = None,

@@ -13,8 +13,8 @@ def init(
     data: Annotated[Path, typer.Option(help="CSV with the interactions, or a folder that contains it.")],
     user: Annotated[str, typer.Option(help="Column with the user ids.")],
     item: Annotated[str, typer.Option(help="Column with the item ids.")],
-    rating: Annotated[str | None, typer.Option(help="Column with the ratings. [default: implicit feedback]")] = None,
-    timestamp: Annotated[str | None, typer.Option(help="Column with the timestamps. [default: random split]")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column with the ratings. \\[default: implicit feedback]")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column with the timestamps. \\[default: random split]")] = None,
 ) -> None:
     """Infer a recipe and a schema from CSVs and write them; comments explain each inferred key."""
     import shlex

@@ -28,7 +28,9 @@ def run(
     workdir: WorkDir = None,
     preset: Preset = None,
     overrides: Overrides = None,
-    serving_dir: Annotated[Path | None, typer.Option(help="Push destination. [default: WORKDIR/serving/NAME]")] = None,
+    serving_dir: Annotated[
+        Path | None, typer.Option(help="Push destination. \\[default: WORKDIR/serving/NAME]")
+    ] = None,
     wait_for: Annotated[
         str | None,
         typer.Option(

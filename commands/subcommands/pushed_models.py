@@ -30,7 +30,7 @@ class ReleaseLabel(StrEnum):
 def promote(
     model_dir: ModelDir,
     label: Annotated[ReleaseLabel, typer.Option(help="Version label to move.")],
-    version: Annotated[int | None, typer.Option(help="Version for the label. [default: the latest]")] = None,
+    version: Annotated[int | None, typer.Option(help="Version for the label. \\[default: the latest]")] = None,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +43,7 @@ def promote(
 
 def rollback(
     model_dir: ModelDir,
-    to: Annotated[int | None, typer.Option(help="Version to roll back to. [default: the previous one]")] = None,
+    to: Annotated[int | None, typer.Option(help="Version to roll back to. \\[default: the previous one]")] = None,
     model: ModelName = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +85,7 @@ def batch(
         Path, typer.Option(help="Folder for the shards. An interrupted job resumes from the finished shards.")
     ],
     k: Annotated[int, typer.Option(min=1, help="Number of items per user.")] = 100,
-    version: Annotated[int | None, typer.Option(help="Version to load. [default: the latest]")] = None,
+    version: Annotated[int | None, typer.Option(help="Version to load. \\[default: the latest]")] = None,
     user_column: Annotated[str, typer.Option(help="Column with the user ids.")] = "user_id",
     format: Annotated[Format, typer.Option(help="File format of the shards.")] = Format.PARQUET,
     beam_runner: BeamEngine = BeamRunner.DIRECT,

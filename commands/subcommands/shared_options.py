@@ -18,9 +18,9 @@ DEFAULT_TIMEOUT_S = 5.0
 SchemaDir = Annotated[
     Path, typer.Argument(help="Folder with recipe.yaml and schema.pbtxt, for example schemas/movielens.")
 ]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Folder with the CSVs. [default: data/NAME]")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder with the CSVs. \\[default: data/NAME]")]
 WorkDir = Annotated[
-    Path | None, typer.Option("--workdir", help="Folder for artifacts, ML Metadata and logs. [default: work/NAME]")
+    Path | None, typer.Option("--workdir", help="Folder for artifacts, ML Metadata and logs. \\[default: work/NAME]")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -50,7 +50,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 Target = Annotated[str, typer.Option("--target", help="HOST:PORT of the gRPC server.")]
 VersionLabel = Annotated[
-    str | None, typer.Option("--label", help="Version label to request, for example canary. [default: latest version]")
+    str | None,
+    typer.Option("--label", help="Version label to request, for example canary. \\[default: the latest]"),
 ]
 ModelName = Annotated[str, typer.Option("--model", help="Name of the model on the server.")]
 History = Annotated[

@@ -125,6 +125,10 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not modules & (heavy | ({"pydantic"} if arguments == ("--help",) else set()))
 
 
+def test_help_shows_defaults_that_depend_on_other_arguments() -> None:
+    assert "[default: data/NAME]" in tandem("run", "--help").stdout
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
