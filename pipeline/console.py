@@ -24,7 +24,7 @@ def output_to_file(path: Path) -> Iterator[IO[str]]:
 
     File descriptors are redirected, not `sys.stdout`, because C++ libraries and child processes print too.
     """
-    if _in_notebook():
+    if _is_notebook(sys.stdout):
         with _python_output_to_descriptors() as cell, output_to_file(path):
             yield cell
         return
@@ -47,8 +47,8 @@ def output_to_file(path: Path) -> Iterator[IO[str]]:
         terminal.close()
 
 
-def _in_notebook() -> bool:
-    return type(sys.stdout).__module__.startswith("ipykernel")
+def _is_notebook(stream: IO[str]) -> bool:
+    return type(stream).__module__.startswith("ipykernel")
 
 
 @contextlib.contextmanager
@@ -66,7 +66,8 @@ def _python_output_to_descriptors() -> Iterator[IO[str]]:
 
 def progress_console(terminal: IO[str]) -> Console:
     """Return a console for progress on a stream of `output_to_file`: plain lines in a notebook."""
-    return Console(file=terminal, force_jupyter=False)
+    # A notebook's stream claims to be a terminal, but does not move a cursor.
+    return Console(file=terminal, force_terminal=False if _is_notebook(terminal) else None, force_jupyter=False)
 
 
 class Progress:
