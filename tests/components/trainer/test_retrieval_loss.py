@@ -89,14 +89,16 @@ def test_the_batch_loss_follows_the_formula(
     assert len(set(items)) < len(items)
     # Some sampled negatives are in the batch, and some are duplicates.
     extra = [*items[:3], *np.random.default_rng(1).integers(1, data.item_count + 1, drawn)][:drawn]
-    monkeypatch.setattr(BatchSoftmax, "draw", lambda self, training: tf.constant(extra, tf.int64, shape=[len(extra)]))
+    monkeypatch.setattr(
+        BatchSoftmax, "sample_negatives", lambda self, training: tf.constant(extra, tf.int64, shape=[len(extra)])
+    )
     model = build(
         remove_accidental_hits=hits_removed, log_q_correction=corrected, hard_negatives=hard, uniform_negatives=drawn
     )
     candidates = np.array([*items, *extra], np.int64)
     logits = scores(model, batch, candidates)
     if corrected:
-        # What is expected of an item among the candidates: in the batch by its share, among the drawn like any other.
+        # The expected number of candidates of an item: by its probability in the batch, uniform among the negatives.
         logits -= np.log((24 * shares(data)[candidates] + drawn / data.item_count) / (24 + drawn))
     true = np.arange(24)
     if hits_removed:
