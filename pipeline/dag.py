@@ -1,6 +1,6 @@
-"""Recipe in, TFX pipeline out: the one place where components are wired, read top to bottom in data order.
+"""The TFX pipeline of a recipe: creates all components and connects them, in the order of the data.
 
-TFX's names come from where they are made: `tfx.v1` brings Google's AI platform along, a quarter of all import time.
+TFX's names are imported from their own modules: `tfx.v1` imports Google's AI platform, a quarter of all import time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CODE = {
 StatisticsGen is TFX's own, and the Pusher is never cached.
 """
 
-# Pushing is about the serving folder, which may have changed since; the executor itself sees what is there already.
+# The push destination may have changed since the cached execution; the executor skips a model that is there already.
 NEVER_CACHED = ("Pusher",)
 
 
@@ -70,17 +70,22 @@ def create_pipeline(
     beam_pipeline_args: Sequence[str] = (),
     last: Literal["Evaluator", "Pusher"] = "Pusher",
 ) -> Pipeline:
-    """The whole DAG, or its part up to the Evaluator.
+    """Return the whole pipeline, or its part up to the Evaluator.
 
     Args:
-        recipe: What to build.
+        recipe: The recipe.
         schema: The curated schema.
         data_root: Folder that the recipe's file names are relative to.
         pipeline_root: Folder for artifacts.
-        serving_dir: Folder that TensorFlow Serving watches; only the Pusher needs it.
-        metadata: Connection to ML Metadata; None where the orchestrator brings its own.
-        beam_pipeline_args: Options for every component that runs on Beam.
-        last: The component it ends with. One that ends with the Evaluator looks up no earlier model either.
+        serving_dir: Push destination; only ModelResolver and Pusher use it.
+        metadata: Connection to ML Metadata; None if the orchestrator has its own.
+        beam_pipeline_args: Beam's pipeline options, for all components on Beam.
+        last: The last component. Without a Pusher there is no ModelResolver and no last blessed model.
+
+    Example:
+        recipe = load_recipe(Path("schemas/movielens"))
+        schema = load_schema(Path("schemas/movielens"), recipe)
+        dag = create_pipeline(recipe, schema, data_root="data/movielens", pipeline_root="work/artifacts")
     """
     columns = recipe.data.columns
     code = {name: code_version(*modules) for name, modules in CODE.items()}
@@ -89,7 +94,7 @@ def create_pipeline(
         input_base=data_root, data=recipe.data, schema=schema, code_version=code["InteractionExampleGen"]
     )
 
-    # The catalogue has item columns only, so statistics and validation look at the interactions.
+    # The catalogue has item columns only, so statistics and validation are for the interactions.
     statistics_gen = StatisticsGen(examples=example_gen.outputs["examples"], exclude_splits=[CATALOGUE])
 
     schema_gen = ImportSchemaGen(schema, code_version=code["ImportSchemaGen"])
@@ -105,7 +110,7 @@ def create_pipeline(
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
         preprocessing_fn=f"{PREPROCESSING}.preprocessing_fn",
-        # The item vocabulary holds every known item; nothing is learnt from the eval split.
+        # The item vocabulary has all items of the catalogue; the eval split is not analyzed.
         splits_config=SplitsConfig(analyze=["train", CATALOGUE], transform=["train", CATALOGUE]),
         custom_config={
             "features": recipe.features.for_transform().model_dump_json(),
@@ -114,12 +119,12 @@ def create_pipeline(
             "code": code["Transform"],
         },
         disable_statistics=True,
-        # Each analyzer would run once for every split, be written and merged, and nobody reads what was written.
+        # With the cache, each analyzer would run once per split, and no later run would read its result.
         disable_analyzer_cache=True,
     )
     transform.add_upstream_node(example_validator)
 
-    # TFX has two slots for splits. The second one brings the catalogue; what trains never sees the eval split.
+    # TFX has two arguments for splits. The second one has the catalogue; training never reads the eval split.
     transformed: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
         "transform_graph": transform.outputs["transform_graph"],
@@ -208,7 +213,7 @@ def create_pipeline(
 
 
 def compile_dag(dag: Pipeline) -> pipeline_pb2.Pipeline:
-    """TFX's intermediate representation of a DAG: all that a launcher needs, in any process.
+    """Return TFX's intermediate representation of a pipeline, which a launcher needs.
 
     Args:
         dag: From `create_pipeline`, with a connection to ML Metadata.

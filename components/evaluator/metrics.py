@@ -153,8 +153,8 @@ class _AllMetrics(beam.CombineFn):
         sums.catalogue_size = max(sums.catalogue_size, int(outputs["catalogue_size"].max()))
         hits = [outputs[f"top_{k}{suffix}_hit"] for suffix in ("", "_unseen") for k in TOP_K]
         sums.model.hits += [float(hit.sum(dtype=np.float64)) for hit in hits]
-        places = [outputs[f"popularity_rank{suffix}"].ravel() for suffix in ("", "_unseen")]
-        sums.baseline.hits += [float(((place >= 0) & (place < k)).sum()) for place in places for k in TOP_K]
+        ranks = [outputs[f"popularity_rank{suffix}"].ravel() for suffix in ("", "_unseen")]
+        sums.baseline.hits += [float(((rank >= 0) & (rank < k)).sum()) for rank in ranks for k in TOP_K]
         for side, prefix in ((sums.model, ""), (sums.baseline, "popularity_")):
             popularity = outputs[f"{prefix}top_{LIST_LENGTH}_popularity"]
             side.log_popularity += float(popularity.sum(dtype=np.float64))
@@ -162,14 +162,14 @@ class _AllMetrics(beam.CombineFn):
         ids, owner = np.unique(outputs["user_key"].ravel(), return_inverse=True)
         table = np.zeros((len(ids), 7))
         table[:, 0] = np.bincount(owner, minlength=len(ids))
-        for place, prefix in enumerate(("", "popularity_")):
+        for index, prefix in enumerate(("", "popularity_")):
             rank = outputs[f"{prefix}{self._rank}"].ravel().astype(np.float64)
             first = (rank >= 0) & (rank < LIST_LENGTH)
             gain = np.where(first, 1 / np.log2(np.maximum(rank, 0) + 2), 0.0)
-            table[:, 1 + 2 * place] = np.bincount(owner, weights=gain, minlength=len(ids))
-            table[:, 2 + 2 * place] = np.bincount(owner, weights=first, minlength=len(ids))
+            table[:, 1 + 2 * index] = np.bincount(owner, weights=gain, minlength=len(ids))
+            table[:, 2 + 2 * index] = np.bincount(owner, weights=first, minlength=len(ids))
             reciprocal = np.where(rank >= 0, 1 / (np.maximum(rank, 0) + 1), 0.0)
-            np.maximum.at(table[:, _USER_SUMS + place], owner, reciprocal)
+            np.maximum.at(table[:, _USER_SUMS + index], owner, reciprocal)
         _add_users(sums.users, dict(zip(ids.tolist(), table, strict=True)))
 
     def merge_accumulators(self, accumulators: Iterable[_Sums]) -> _Sums:
@@ -213,21 +213,21 @@ def _add_users(users: dict[int, np.ndarray], more: Mapping[int, np.ndarray]) -> 
             np.maximum(found[_USER_SUMS:], row[_USER_SUMS:], out=found[_USER_SUMS:])
 
 
-def _finished(sums: _Sums, side: _Side, place: int) -> Found:
-    """Return the metrics of the model (`place` 0) or of the baseline (1); metrics without examples are omitted."""
+def _finished(sums: _Sums, side: _Side, index: int) -> Found:
+    """Return the metrics of the model (`index` 0) or of the baseline (1); metrics without examples are omitted."""
     values: Found = {}
     if sums.positives:
         accuracies = [f"top_{k}_accuracy{suffix}" for suffix in ("", "_unseen") for k in TOP_K]
         values |= dict(zip(accuracies, (side.hits / sums.positives).tolist(), strict=True))
         users = np.array(list(sums.users.values()))
-        interactions, gain, hits = users[:, 0], users[:, 1 + 2 * place], users[:, 2 + 2 * place]
+        interactions, gain, hits = users[:, 0], users[:, 1 + 2 * index], users[:, 2 + 2 * index]
         ideal = np.cumsum(1 / np.log2(np.arange(LIST_LENGTH) + 2))
         best = ideal[np.minimum(interactions, LIST_LENGTH).astype(int) - 1]
         recommended = side.recommended[side.recommended > 0]
         values |= {
             "ndcg_10": float(np.minimum(gain / best, 1.0).mean()),
             "recall_10": float((hits / interactions).mean()),
-            "mrr": float(users[:, _USER_SUMS + place].mean()),
+            "mrr": float(users[:, _USER_SUMS + index].mean()),
             "coverage_10": len(recommended) / sums.catalogue_size,
             "popularity_bias_10": (side.log_popularity - sums.log_popularity) / sums.positives,
         }

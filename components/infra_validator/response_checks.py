@@ -107,11 +107,11 @@ def check_lists(
         NotServable: They differ at more positions than equal scores explain.
     """
     pairs: list[tuple[int, str]] = []
-    for row, answer in zip(evaluated["top_10_items"], served, strict=True):
+    for row, listed in zip(evaluated["top_10_items"], served, strict=True):
         counted = [int(number) for number in row if number][:length]
-        if len(answer[: len(row)]) != len(counted):
-            raise NotServable(f"recommend: expected the {len(counted)} items of the evaluated list, got {len(answer)}")
-        pairs += zip(counted, answer, strict=False)
+        if len(listed[: len(row)]) != len(counted):
+            raise NotServable(f"recommend: expected the {len(counted)} items of the evaluated list, got {len(listed)}")
+        pairs += zip(counted, listed, strict=False)
     differing = len(pairs) - _agreeing(pairs)
     if differing > (1 - AGREEING_POSITIONS) * len(pairs):
         raise NotServable(
@@ -128,13 +128,13 @@ def _check_own_items(
     items: Sequence[str],
     exclude_seen: bool,
 ) -> None:
-    for answer, values, rank, item in zip(served, ordered_by, ranks, items, strict=True):
-        position = answer.index(item) if item in answer else None
+    for listed, values, rank, item in zip(served, ordered_by, ranks, items, strict=True):
+        position = listed.index(item) if item in listed else None
         # No rank, beyond the end of the list, or seen in the train split and excluded.
-        if rank < 0 or position == rank or (position is None and (exclude_seen or rank >= len(answer))):
+        if rank < 0 or position == rank or (position is None and (exclude_seen or rank >= len(listed))):
             continue
-        listed = position is not None and rank < len(answer)
-        if listed and np.isclose(values[position or 0], values[rank], rtol=TIE, atol=TIE).any():
+        in_list = position is not None and rank < len(listed)
+        if in_list and np.isclose(values[position or 0], values[rank], rtol=TIE, atol=TIE).any():
             continue
         found = "no rank" if position is None else f"rank {position + 1}"
         raise NotServable(f"recommend: expected the evaluated rank {rank + 1} of item {item!r}, got {found}")
