@@ -57,7 +57,7 @@ print(json.dumps({
 
 
 class AirflowHome:
-    """An Airflow that nobody else uses."""
+    """An Airflow of these tests."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
         """Makes the database and copies the DAG file.
@@ -154,7 +154,7 @@ class AirflowHome:
 
     @contextlib.contextmanager
     def _running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """An `airflow` command that goes on until it is stopped."""
+        """An `airflow` command that runs until it is stopped."""
         with open(self.home / f"{arguments[0]}.log", "w") as log:
             process = subprocess.Popen(
                 [str(BIN / "airflow"), *arguments], cwd=self.home, env=self.environment, stdout=log,
@@ -197,7 +197,7 @@ class AirflowHome:
 
 
 class Pages:
-    """What a webserver shows somebody who has logged in."""
+    """The pages of a webserver for a user who has logged in."""
 
     def __init__(self, port: int, name: str, password: str) -> None:
         self.port = port
@@ -211,7 +211,7 @@ class Pages:
         return False
 
     def api(self, path: str) -> Any:
-        """What the REST API says."""
+        """The response of the REST API."""
         token = base64.b64encode(f"{self._name}:{self._password}".encode()).decode()
         status, text = self._get(f"/api/v1{path}", {"Authorization": f"Basic {token}"})
         assert status == 200, text

@@ -1,4 +1,4 @@
-"""The DAG file in a real Airflow: it is read, runs at once and by the scheduler, is retried, and red means red."""
+"""The DAG file in a real Airflow: parsing, `airflow dags test`, the scheduler, retries and failed runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def looked_at(home: AirflowHome) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Scheduled:
-    """What the scheduler did: a scheduled run whose Trainer cannot be kept alive, then one by hand without that."""
+    """Runs of the scheduler: a scheduled run whose Trainer is killed, then a manual run without that."""
 
     home: AirflowHome
     workdir: Path
@@ -89,11 +89,11 @@ def scheduled(
 
 
 def served_answer(workdir: Path, movielens: Path) -> None:
-    """The pushed model answers a known user and a stranger."""
+    """The pushed model returns recommendations for a user of the train split and a new user."""
     with (movielens / "items.csv").open(newline="") as source:
         items = {row["item_id"] for row in csv.DictReader(source)}
     with serving(workdir / "serving" / "movielens", "recommender") as target, Recommender(target) as client:
-        for user in ("5", "nobody has this name"):
+        for user in ("5", "a new user"):
             answer = client.recommend(user, k=10)
             assert len({item.item_id for item in answer.items}) == 10
             assert {item.item_id for item in answer.items} <= items
@@ -151,7 +151,7 @@ def test_a_second_recipe_is_a_second_file_and_shares_no_folder_with_the_first(
     schedules = [looked_at["dags"][name]["schedule"] for name in ("shop", "often", "never")]
     assert schedules == [NIGHTLY, "0 * * * *", "None"]
     assert shop["tags"] == ["movielens", "ours", "tandem"]
-    # What is said about the machine counts for every DAG.
+    # Variables of the machine apply to every DAG.
     assert {task["retries"] for task in shop["tasks"].values()} == {5}
 
 
@@ -170,7 +170,7 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "parts"),
     [
         ({"data": ""}, ["TANDEM_DATA is not set", "absolute path", "pass data to recipe_dag"]),
         ({"workdir": "work"}, ["TANDEM_WORKDIR", "expected an absolute path, got 'work'"]),
@@ -187,20 +187,18 @@ def test_a_mistake_in_the_recipe_is_an_import_error_that_names_the_line(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_wrong_variable_is_an_import_error_that_names_it(
-    home: AirflowHome, setting: dict[str, str], told: list[str]
+    home: AirflowHome, setting: dict[str, str], parts: list[str]
 ) -> None:
     with home.other(**setting) as changed:
         (error,) = changed.look()["errors"].values()
-    for part in told:
+    for part in parts:
         assert part in error
 
 
 # --- airflow dags test ------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_dag_runs_to_a_pushed_model_that_answers(
-    tested: RunAtOnce, movielens: Path, results: Results
-) -> None:
+def test_the_whole_dag_runs_to_a_served_model(tested: RunAtOnce, movielens: Path, results: Results) -> None:
     assert tested.code == 0, tested.output[-3000:]
     (result,) = results(tested.workdir)
     assert result["blessed"] is True
@@ -209,7 +207,7 @@ def test_the_whole_dag_runs_to_a_pushed_model_that_answers(
     served_answer(tested.workdir, movielens)
 
 
-def test_runs_of_airflow_are_listed_judged_and_drawn_like_others(
+def test_runs_of_airflow_are_in_the_history_with_gates_and_report(
     tested: RunAtOnce, tandem: Callable[..., Any], tmp_path: Path
 ) -> None:
     first = tandem("runs", "--workdir", tested.workdir, "--json").json[0]
@@ -222,7 +220,7 @@ def test_runs_of_airflow_are_listed_judged_and_drawn_like_others(
     assert first["run_id"] in (tmp_path / "report.html").read_text()
 
 
-def test_a_model_that_fails_its_gate_pushes_nothing_and_turns_the_run_red(
+def test_a_model_that_fails_its_gate_is_not_pushed_and_the_run_fails(
     tested: RunAtOnce, schema_dir: Path, results: Results, tandem: Callable[..., Any], tmp_path: Path
 ) -> None:
     closed = tmp_path / "movielens"
@@ -236,7 +234,7 @@ def test_a_model_that_fails_its_gate_pushes_nothing_and_turns_the_run_red(
     assert versions(tested.workdir) == before
     result = results(tested.workdir)[runs]
     assert result["blessed"] is False and result["pushed_model"] is None
-    # All else comes from the first run's cache; only the gate is asked again.
+    # Other components are cached; only the gate is evaluated again.
     assert [one["name"] for one in result["components"] if not one["cached"]] == [
         *("ModelResolver", "Evaluator", "Pusher")
     ]
@@ -250,7 +248,7 @@ def test_a_model_that_fails_its_gate_pushes_nothing_and_turns_the_run_red(
 # --- the scheduler ----------------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_is_killed_is_tried_again_and_half_written_files_do_not_count(scheduled: Scheduled) -> None:
+def test_a_killed_task_is_retried_without_its_partial_outputs(scheduled: Scheduled) -> None:
     run_id, _ = scheduled.red
     states = scheduled.home.states(run_id)
     assert states["StatisticsGen"] == ("success", 2)
@@ -258,7 +256,7 @@ def test_a_task_that_is_killed_is_tried_again_and_half_written_files_do_not_coun
     assert not list(scheduled.workdir.rglob("half-written"))
 
 
-def test_a_task_that_fails_each_time_ends_the_run_red_with_its_reason(scheduled: Scheduled) -> None:
+def test_a_task_that_fails_each_time_fails_the_run_with_its_reason(scheduled: Scheduled) -> None:
     run_id, state = scheduled.red
     assert state == "failed"
     states = scheduled.home.states(run_id)
@@ -268,7 +266,7 @@ def test_a_task_that_fails_each_time_ends_the_run_red_with_its_reason(scheduled:
     assert "Trainer was killed by SIGKILL" in scheduled.said_of_red["error"]
 
 
-def test_the_next_run_goes_on_from_the_cache_to_a_pushed_model(
+def test_the_next_run_uses_the_cache_and_pushes_a_model(
     scheduled: Scheduled, results: Results, movielens: Path
 ) -> None:
     run_id, state = scheduled.green
@@ -287,7 +285,7 @@ def pages(scheduled: Scheduled) -> Iterator[Pages]:
         yield found
 
 
-def test_the_api_tells_what_the_dag_is_and_how_its_tasks_are_tried(pages: Pages) -> None:
+def test_the_api_has_the_dag_and_the_retries_of_its_tasks(pages: Pages) -> None:
     dag = pages.api("/dags/movielens/details")
     assert dag["description"] == "Film ratings from 1 to 5 stars (MovieLens-100K)."
     assert dag["schedule_interval"] == {"__type": "CronExpression", "value": NIGHTLY}
@@ -300,7 +298,7 @@ def test_the_api_tells_what_the_dag_is_and_how_its_tasks_are_tried(pages: Pages)
     assert pages.api("/importErrors")["import_errors"] == []
 
 
-def test_the_api_tells_which_run_is_red_and_where(pages: Pages, scheduled: Scheduled) -> None:
+def test_the_api_has_the_failed_run_and_task(pages: Pages, scheduled: Scheduled) -> None:
     runs = {run["dag_run_id"]: run for run in pages.api("/dags/movielens/dagRuns")["dag_runs"]}
     for run_id, state in (scheduled.red, scheduled.green):
         assert runs[run_id]["state"] == state
@@ -308,7 +306,7 @@ def test_the_api_tells_which_run_is_red_and_where(pages: Pages, scheduled: Sched
         assert {task["task_id"] for task in tasks if task["state"] == "failed"} == (
             {"Trainer"} if state == "failed" else set()
         )
-    # Catch-up is off: one run for the latest night, and the one by hand.
+    # Catch-up is off: one run for the latest night, and the manual one.
     assert {run["run_type"] for run in runs.values()} == {"scheduled", "manual"} and len(runs) == 2
 
 
@@ -321,7 +319,7 @@ def test_the_dag_s_page_shows_its_description_and_schedule(pages: Pages) -> None
         assert shown in listed
 
 
-def test_a_task_says_what_can_be_typed_to_run_it_again(scheduled: Scheduled) -> None:
+def test_the_log_of_a_task_has_its_command(scheduled: Scheduled) -> None:
     run_id, _ = scheduled.green
     log = scheduled.home.log(run_id, "Pusher")
     (line,) = (line for line in log.splitlines() if "Running /" in line)

@@ -1,6 +1,6 @@
 """One recipe and MovieLens on every runner: `tandem run`, a real Airflow, the compiled spec container by container.
 
-What they make is the same, and whatever they push answers the same contract tests.
+Their outputs are the same, and their pushed models pass the same contract tests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Apache Flink on this machine: a session cluster of two task managers, Beam's job server and a pool of Python workers.
 
-The task managers have loopback addresses of their own, so that Flink's records tell where a task ran.
+The task managers have loopback addresses of their own, so that Flink's records have the task manager of each task.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ PATIENCE_S = 600
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What Flink says of one try of one of a task's parallel parts.
+    """Flink's record of one attempt of one subtask.
 
     Attributes:
         task_manager: Where it ran; its address.
@@ -101,7 +101,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What Flink says of one job of Beam; its id and its name, how it ended, and what it had to start again after."""
+    """Flink's record of one job of Beam: id, name, final state, and the exceptions after which it was restarted."""
 
     id: str
     name: str
@@ -127,7 +127,7 @@ class Job:
 
 
 class FlinkCluster:
-    """A cluster that nobody else uses; `with` starts and ends it."""
+    """A cluster of these tests; `with` starts and ends it."""
 
     def __init__(self, folder: Path) -> None:
         """Takes an empty folder for configuration, logs and scratch files."""
@@ -158,19 +158,19 @@ class FlinkCluster:
 
     @property
     def beam_args(self) -> tuple[str, ...]:
-        """What `tandem run --beam-runner flink` has to be told."""
+        """The Beam options for `tandem run --beam-runner flink`."""
         return (
             f"--job_endpoint=localhost:{self.ports['jobs']}",
             "--environment_type=EXTERNAL",
             f"--environment_config=localhost:{self.ports['pool']}",
-            # Otherwise each stage of a job may start Python workers anew.
+            # Otherwise each stage of a job may start new Python workers.
             "--environment_cache_millis=600000",
             f"--parallelism={PARALLELISM}",
             # Task managers have all jars already; unless one is named, each job sends them its whole class path.
             f"--files_to_stage={next((FLINK_HOME / 'jars').glob('beam-runners-java-job-service-*.jar'))}",
         )
 
-    # --- what it says of itself ---------------------------------------------------------------------------------------
+    # --- records of the cluster ---------------------------------------------------------------------------------------
 
     def task_managers(self) -> set[str]:
         """The addresses of the task managers that the job manager counts on."""
@@ -328,7 +328,7 @@ class FlinkCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Free ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

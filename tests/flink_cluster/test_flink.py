@@ -30,7 +30,7 @@ Example = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `tandem run` said, and where its artifacts are."""
+    """Output of `tandem run --json`, and the folder of its artifacts."""
 
     said: dict[str, Any]
     workdir: Path

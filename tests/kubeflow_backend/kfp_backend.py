@@ -3,7 +3,7 @@
 What the driver and the launcher do was read from the open-source backend (kubeflow/pipelines, backend/src/v2, at commit
 7b70c7b9): how inputs are resolved, what an artifact looks like after its way through ML Metadata, how placeholders are
 filled, what becomes of the output file, what a cache key is made of. Where that backend would go on in silence, this
-one fails: a placeholder that nobody fills, an output that is not there, a field it does not know.
+one fails: a placeholder without a value, a missing output, an unknown field.
 
 What differs from a cluster: a container is a process of this machine with an empty working folder, and the pipeline
 root is a plain path, which TensorFlow reads and writes as it does gs://.
@@ -32,7 +32,7 @@ State = Literal["succeeded", "cached", "failed", "skipped"]
 
 
 class BackendError(Exception):
-    """The compiled pipeline would not run on a cluster; the text says what a backend could not do."""
+    """The compiled pipeline would not run on a cluster; the message has the reason."""
 
 
 @dataclasses.dataclass
@@ -252,7 +252,7 @@ def fill_placeholders(name: str, argument: str, executor_input: Any) -> str:
     left = re.findall(r"{{\$.*?}}", argument)
     unknown = [found for found in left if found not in places]
     if unknown:
-        raise BackendError(f"{name}: nobody fills the placeholder {', '.join(unknown)}")
+        raise BackendError(f"{name}: no value for the placeholder {', '.join(unknown)}")
     for found in left:
         argument = argument.replace(found, places[found])
     return argument
@@ -282,7 +282,7 @@ def _check_type(where: str, declared: Mapping[str, Any], key: str, value: Any) -
     kinds = {spec_pb2.ParameterType.STRING: "string_value", **dict.fromkeys(number, "number_value")}
     wanted, found = kinds.get(declared[key].parameter_type), value.WhichOneof("kind")
     if wanted is None or wanted != found:
-        raise BackendError(f"{where}: {wanted} was wanted, {found} was given")
+        raise BackendError(f"{where}: expected {wanted}, got {found}")
 
 
 def _order(spec: Any) -> list[str]:
@@ -292,7 +292,7 @@ def _order(spec: Any) -> list[str]:
     while len(done) < len(tasks):
         ready = [name for name in sorted(tasks) if name not in done and set(tasks[name].dependent_tasks) <= set(done)]
         if not ready:
-            raise BackendError(f"these tasks wait for each other or for nobody: {', '.join(set(tasks) - set(done))}")
+            raise BackendError(f"these tasks depend on each other or on no task: {', '.join(set(tasks) - set(done))}")
         for name in ready:
             if tasks[name].trigger_policy.condition:
                 raise BackendError(f"{name}: it has a condition, and this backend evaluates none")
@@ -321,10 +321,10 @@ def _read_output(name: str, path: str) -> Any:
 
 
 def _merge(output: Any, outputs: Any, complete: str | None = None) -> None:
-    """What a container says about its outputs; all of them must be there where `complete` names the task."""
+    """Reads a container's output metadata; if `complete` is the task's name, all outputs must be there."""
     missing = sorted(set(outputs.artifacts) - set(output.artifacts))
     if complete is not None and missing:
-        raise BackendError(f"{complete}: its output metadata file says nothing about {', '.join(missing)}")
+        raise BackendError(f"{complete}: its output metadata file lacks {', '.join(missing)}")
     for key, listed in output.artifacts.items():
         for said, artifact in zip(listed.artifacts, outputs.artifacts[key].artifacts, strict=True):
             artifact.uri = said.uri or artifact.uri

@@ -1,4 +1,4 @@
-"""The backend of these tests fails where a cluster would, and honours what the compiled file says."""
+"""The backend of these tests fails where a cluster would, and follows the compiled file."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_one_task_made_comes_to_the_next_as_ml_metadata_has_it(backend: Bac
     assert tasks["Make"].executor_input.inputs.parameter_values["size"].number_value == 7
     (given,) = tasks["Use"].executor_input.inputs.artifacts["data"].artifacts
     assert given.uri == str(tasks["Make"].output("data"))
-    assert given.type.instance_schema == "", "the open-source backend does not tell types"
+    assert given.type.instance_schema == "", "the open-source backend does not set types"
     assert tasks["Make"].properties("data") == {
         "rows": 3, "names": {"list": ["a"]}, "display_name": "data", "store_session_info": "{}"
     }  # fmt: skip
@@ -126,8 +126,8 @@ def task(documents: Documents, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda d: container(d, "make").update(args=["{{$.inputs.parameters['length']}}"]), "nobody fills.*length"),
-        (lambda d: container(d, "make").update(args=["{{$.outputs.artifacts['model'].uri}}"]), "nobody fills.*model"),
+        (lambda d: container(d, "make").update(args=["{{$.inputs.parameters['length']}}"]), "no value for.*length"),
+        (lambda d: container(d, "make").update(args=["{{$.outputs.artifacts['model'].uri}}"]), "no value for.*model"),
         (lambda d: container(d, "make").update(command=["python", "-c", "pass"]), "wrote no output metadata file"),
         (
             lambda d: container(d, "make").update(command=["python", "-c", WORK.replace("[os.makedirs", "[str")]),
@@ -137,7 +137,7 @@ def task(documents: Documents, name: str) -> dict[str, Any]:
             lambda d: container(d, "make").update(
                 command=["python", "-c", WORK.replace("for k, place in places.items()}", "for k, place in ()}")]
             ),
-            "says nothing about data",
+            "lacks data",
         ),
         (
             lambda d: container(d, "make").update(
@@ -147,7 +147,7 @@ def task(documents: Documents, name: str) -> dict[str, Any]:
         ),
         (lambda d: container(d, "make").update(command=["no such program"]), "cannot start"),
         (lambda d: task(d, "Use").update(dependentTasks=[]), "does not wait for"),
-        (lambda d: task(d, "Make").update(dependentTasks=["Use"]), "wait for each other"),
+        (lambda d: task(d, "Make").update(dependentTasks=["Use"]), "depend on each other"),
         (
             lambda d: task(d, "Use")["inputs"]["artifacts"]["data"]["taskOutputArtifact"].update(outputArtifactKey="x"),
             "Make has no output 'x'",
@@ -161,7 +161,7 @@ def task(documents: Documents, name: str) -> dict[str, Any]:
         (lambda d: d["deploymentSpec"]["executors"].update(make={"importer": {}}), "no executor of kind 'importer'"),
         (
             lambda d: d["root"]["inputDefinitions"]["parameters"]["size"].update(defaultValue="four"),
-            "number_value was wanted, string_value was given",
+            "expected number_value, got string_value",
         ),
         (lambda d: d["root"]["inputDefinitions"]["parameters"]["size"].pop("defaultValue"), "no value for .* size"),
     ],

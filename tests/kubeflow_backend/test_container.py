@@ -1,4 +1,4 @@
-"""The entry point of every container: what it adds to TFX's own, and what it tells whoever set a parameter wrongly."""
+"""The entry point of every container: its changes to TFX's own, and its errors for invalid parameters."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_types_that_the_backend_keeps_to_itself_come_from_the_definition(compile
     kubeflow_container.prepare(executor_input, definitions)
     schemas = [each.type.instance_schema for each in executor_input.inputs.artifacts["examples"].artifacts]
     assert schemas[0].startswith("title: tfx.Examples")
-    assert schemas[1] == "title: tfx.Model\n", "what a backend tells, counts"
+    assert schemas[1] == "title: tfx.Model\n", "a type that the backend sets is kept"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A compiled pipeline, executed container by container: from files to a model that answers, or to a red run."""
+"""A compiled pipeline, executed container by container: from files to a served model, or to a failed run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory, tandem: Callable[..., Any]) -> Run:
-    """The first run, compiled by the command line; the recipe says 20 epochs, the run says otherwise."""
+    """The first run, compiled by the command line; the recipe sets 20 epochs, the run overrides them."""
     folder = tmp_path_factory.mktemp("kubeflow")
     outcome = tandem(
         *("compile", "kubeflow", "schemas/books", "--image", "registry/tandem:1", "--cache", "same-folder"),
@@ -94,9 +94,9 @@ def test_the_first_model_has_none_to_compare_with(pushed: Run) -> None:
 def test_the_pushed_model_answers_the_client(pushed: Run) -> None:
     items = {book["isbn"] for book in json.loads(next(DATA.glob("*.json")).read_text())["Books"].values()}
     with serving(pushed.folder / "serving", "recommender") as target, Recommender(target) as client:
-        for answer in client.recommend_batch(["somebody new"], k=5):
+        for answer in client.recommend_batch(["new user"], k=5):
             assert len({item.item_id for item in answer.items} & items) == 5
-        assert 0.5 <= client.rate("somebody new", sorted(items)[0]) <= 5
+        assert 0.5 <= client.rate("new user", sorted(items)[0]) <= 5
 
 
 def test_the_local_runner_makes_the_same_of_the_same_data(
@@ -139,7 +139,7 @@ def test_a_model_that_misses_its_gate_pushes_nothing_and_the_run_ends_failed_wit
 
 
 def test_vertex_finds_new_data_before_it_looks_into_its_cache(tmp_path: Path) -> None:
-    """The hook tells the data's fingerprint; the container takes what the hook found."""
+    """The driver adds the data's fingerprint, which the container takes over."""
     compiled = compile_recipe(tmp_path / "pipeline.yaml", "books", cache="same-folder")
     spec = next(yaml.safe_load_all(compiled.read_text()))
     tasks = spec["root"]["dag"]["tasks"]

@@ -1,4 +1,4 @@
-"""The processes that Airflow's tasks start: one component, tried again after a crash, and the verdict at the end."""
+"""The processes of Airflow's tasks: one component, with a retry after a crash, and the result at the end."""
 
 import os
 
@@ -57,7 +57,7 @@ def Learn(  # noqa: N802
 
 
 class Tasks:
-    """Runs the tasks of one planned pipeline of two components."""
+    """Runs the tasks of a compiled pipeline of two components."""
 
     def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         self.workdir = folder / "work"
@@ -84,7 +84,7 @@ class Tasks:
     def run(self, name: str, run_id: str = RUN) -> int:
         return component_task.main([str(self._plan), run_id, name])
 
-    def said(self) -> str | None:
+    def reason(self) -> str | None:
         return printed_reason(self._capfd.readouterr().out)
 
     def states(self, run_id: str = RUN) -> dict[str, str]:
@@ -100,33 +100,33 @@ def tasks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Tasks:
     return Tasks(tmp_path, capfd)
 
 
-def test_each_component_runs_in_its_turn_and_the_next_run_takes_it_from_the_cache(tasks: Tasks) -> None:
+def test_components_run_in_order_and_are_cached_in_the_next_run(tasks: Tasks) -> None:
     assert [tasks.run("Read"), tasks.run("Learn")] == [0, 0]
     assert tasks.learnt == ["rows"]
     assert [tasks.run("Read", "20260101-130000"), tasks.run("Learn", "20260101-130000")] == [0, 0]
     assert tasks.states("20260101-130000") == {"Read": "cached", "Learn": "cached"}
-    assert tasks.said() is None
+    assert tasks.reason() is None
 
 
-def test_a_component_that_is_done_in_this_run_is_left_as_it_is(tasks: Tasks) -> None:
-    """Somebody clears a task in Airflow's pages that had succeeded."""
+def test_a_component_that_is_complete_in_this_run_is_skipped(tasks: Tasks) -> None:
+    """A user clears a successful task in Airflow's UI."""
     tasks.run("Read")
     tasks.mood.write_text("unwell")
     assert tasks.run("Read") == 0
     assert tasks.states() == {"Read": "done"}
 
 
-def test_another_try_after_a_failure_succeeds_in_the_same_run(tasks: Tasks) -> None:
+def test_a_retry_after_a_failure_succeeds_in_the_same_run(tasks: Tasks) -> None:
     tasks.mood.write_text("unwell")
     assert tasks.run("Read") == FAILED
-    assert tasks.said() == "Read failed: OSError: the disk is full"
+    assert tasks.reason() == "Read failed: OSError: the disk is full"
     assert tasks.states() == {"Read": "failed"}
     tasks.mood.write_text("")
     assert [tasks.run("Read"), tasks.run("Learn")] == [0, 0]
     assert tasks.states() == {"Read": "done", "Learn": "done"}
 
 
-def test_another_try_after_a_crash_does_not_see_what_the_first_one_wrote(tasks: Tasks) -> None:
+def test_a_retry_after_a_crash_does_not_see_partial_outputs(tasks: Tasks) -> None:
     tasks.mood.write_text("killed")
     with contextlib.suppress(Killed):
         tasks.run("Read")
@@ -140,26 +140,26 @@ def test_another_try_after_a_crash_does_not_see_what_the_first_one_wrote(tasks: 
 def test_bad_input_has_its_own_exit_code_because_a_retry_would_fail(tasks: Tasks) -> None:
     tasks.mood.write_text("bad input")
     assert tasks.run("Read") == BAD_INPUT
-    assert tasks.said() == "Read: interactions.csv:3: expected a number, got 'x'"
+    assert tasks.reason() == "Read: interactions.csv:3: expected a number, got 'x'"
 
 
-def test_a_component_whose_inputs_are_not_there_fails(tasks: Tasks) -> None:
-    """Somebody marks a task as successful in Airflow's pages that had never run."""
+def test_a_component_without_inputs_fails(tasks: Tasks) -> None:
+    """A user marks a task as successful in Airflow's UI that has not run."""
     assert tasks.run("Learn") == FAILED
-    assert "Learn did not run: an upstream component has no outputs" in (tasks.said() or "")
+    assert "Learn did not run: an upstream component has no outputs" in (tasks.reason() or "")
 
 
-def test_tasks_run_side_by_side_but_not_beside_a_run_by_hand(tasks: Tasks) -> None:
+def test_tasks_run_in_parallel_but_not_beside_tandem_run(tasks: Tasks) -> None:
     with only_run_in(tasks.workdir):
         assert tasks.run("Read") == FAILED
-        assert "another run is in progress" in (tasks.said() or "")
+        assert "another run is in progress" in (tasks.reason() or "")
     with only_run_in(tasks.workdir, kind=component_task.fcntl.LOCK_SH):
         assert tasks.run("Read") == 0
         with pytest.raises(BadInput, match="another run is in progress"), only_run_in(tasks.workdir):
             pass
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# --- the result ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def last_task(marks: Marks, capfd: pytest.CaptureFixture[str]) -> "ResultTask":
 
 
 class ResultTask:
-    """Runs the last task on a run whose components are done."""
+    """Runs the result task of a run whose components are complete."""
 
     def __init__(self, marks: Marks, capfd: pytest.CaptureFixture[str]) -> None:
         self.marks = marks
@@ -201,11 +201,11 @@ class ResultTask:
         folder = self.marks.folder(RUN, plan=plan, recipe={"name": "movielens"})
         return result_task.main([str(folder / "plan.json"), RUN])
 
-    def said(self) -> str | None:
+    def reason(self) -> str | None:
         return printed_reason(self._capfd.readouterr().out)
 
 
-def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(last_task: ResultTask) -> None:
+def test_a_pushed_model_succeeds_and_the_run_is_in_the_history(last_task: ResultTask) -> None:
     assert last_task.run(blessed=True, servable=True, pushed=True) == 0
     run = read_run(last_task.marks.workdir, RUN)
     assert (run.status, run.pushed_model, run.recipe_name) == ("pushed", "/served/17", "movielens")
@@ -218,21 +218,21 @@ def test_a_pushed_model_ends_well_and_the_run_is_known_as_others_are(last_task: 
     assert run.best_possible == {"rmse": 0.7}
 
 
-def test_a_closed_gate_is_named_with_its_numbers(last_task: ResultTask) -> None:
+def test_a_failed_gate_is_reported_with_threshold_and_value(last_task: ResultTask) -> None:
     assert last_task.run(blessed=False, servable=True, pushed=False) == NOT_BLESSED
-    said = last_task.said() or ""
-    assert said.startswith("not blessed: top_100_accuracy: threshold ≥ 0.2700")
-    assert "Nothing was pushed" in said
+    reason = last_task.reason() or ""
+    assert reason.startswith("not blessed: top_100_accuracy: threshold ≥ 0.2700")
+    assert "Nothing was pushed" in reason
     assert read_run(last_task.marks.workdir, RUN).status == "not blessed"
 
 
 def test_a_model_that_cannot_be_served_has_its_own_reason(last_task: ResultTask) -> None:
     assert last_task.run(blessed=True, servable=False, pushed=False) == NOT_BLESSED
-    assert (last_task.said() or "").startswith("not servable: no signature recommend")
+    assert (last_task.reason() or "").startswith("not servable: no signature recommend")
     assert read_run(last_task.marks.workdir, RUN).status == "not servable"
 
 
-def test_a_run_that_still_has_tasks_to_come_is_running(marks: Marks) -> None:
+def test_a_run_with_unfinished_tasks_is_running(marks: Marks) -> None:
     marks.folder(RUN, plan={}, recipe={"name": "movielens"})
     assert read_run(marks.workdir, RUN).status == "running"
     marks.folder(RUN, error="Trainer was killed by SIGKILL.")

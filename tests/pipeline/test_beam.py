@@ -1,4 +1,4 @@
-"""Beam's options: one place, every component that runs on Beam, mistakes reported before anything runs, no download."""
+"""Beam's options: one place, every component that runs on Beam, errors before anything runs, no download."""
 
 import os
 
@@ -55,7 +55,7 @@ def options(line: str) -> BeamOptions:
     return BeamOptions(BeamRunner(runner), tuple(args))
 
 
-# --- what Beam is told ------------------------------------------------------------------------------------------------
+# --- Beam's arguments ------------------------------------------------------------------------------------------------
 
 
 @given(args=st.lists(st.sampled_from(["--parallelism=3", "--job_endpoint=h:1", "--experiments=a"]), max_size=4))
@@ -63,22 +63,20 @@ def options(line: str) -> BeamOptions:
     ("runner", "name"),
     [("direct", "FnApiRunner"), ("flink", "FlinkRunner"), ("spark", "SparkRunner"), ("dataflow", "DataflowRunner")],
 )
-def test_the_runner_is_always_named_and_everything_else_is_handed_through(
-    runner: str, name: str, args: list[str]
-) -> None:
+def test_the_runner_is_always_set_and_all_other_options_are_passed_on(runner: str, name: str, args: list[str]) -> None:
     told = BeamOptions(BeamRunner(runner), tuple(args)).pipeline_args()
     assert PipelineOptions(list(told)).view_as(StandardOptions).runner == name
     assert told[len(told) - len(args) :] == tuple(args)
 
 
-def test_tfx_packs_itself_for_no_engine_that_gets_tandem_in_another_way() -> None:
-    """Only Dataflow reads the image's name, and it is the caller's there."""
+def test_tfx_builds_a_package_of_itself_for_dataflow_only() -> None:
+    """Only Dataflow reads the image's name, which the user sets there."""
     for runner in BeamRunner:
         packed = not any(arg.startswith("--sdk_container_image=") for arg in BeamOptions(runner).pipeline_args())
         assert packed == (runner is BeamRunner.DATAFLOW)
 
 
-def test_asking_for_nothing_imports_nothing() -> None:
+def test_the_defaults_import_nothing() -> None:
     code = (
         "import sys; from pipeline.beam import DIRECT; DIRECT.check(); DIRECT.pipeline_args();"
         "print(sorted({name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
@@ -94,7 +92,7 @@ def test_asking_for_nothing_imports_nothing() -> None:
     ("megabytes", "processors", "processes"),
     [(0, 16, 1), (127, 16, 1), (128, 1, 1), (128, 2, 2), (128, 16, 2), (640, 4, 4)],
 )
-def test_a_large_file_is_worked_on_by_several_processes(
+def test_a_large_file_uses_several_processes(
     megabytes: int, processors: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(beam, "processors", lambda: processors)
@@ -103,10 +101,10 @@ def test_a_large_file_is_worked_on_by_several_processes(
     assert told.direct_running_mode == ("multi_processing" if processes > 1 else "in_memory")
 
 
-@pytest.mark.parametrize("said", ["--direct_running_mode=multi_threading", "--direct_num_workers=7"])
-def test_who_says_how_this_machine_works_is_obeyed(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arg", ["--direct_running_mode=multi_threading", "--direct_num_workers=7"])
+def test_options_replace_the_default_number_of_processes(arg: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beam, "processors", lambda: 16)
-    asked = BeamOptions(args=(said,))
+    asked = BeamOptions(args=(arg,))
     assert asked.pipeline_args(1 << 40) == asked.pipeline_args()
     assert BeamOptions(BeamRunner.FLINK).pipeline_args(1 << 40) == BeamOptions(BeamRunner.FLINK).pipeline_args()
 
@@ -134,7 +132,7 @@ def test_a_container_counts_the_processors_that_it_may_use(
     assert beam.processors() == processors
 
 
-# --- who is told ------------------------------------------------------------------------------------------------------
+# --- components ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +149,7 @@ def wired() -> tfx.dsl.Pipeline:
     )
 
 
-def test_every_component_that_runs_on_beam_is_told(wired: tfx.dsl.Pipeline) -> None:
+def test_every_component_on_beam_gets_the_arguments(wired: tfx.dsl.Pipeline) -> None:
     deployment = runner_utils.extract_local_deployment_config(compiler.Compiler().compile(wired))
     told = {}
     for component in wired.components:
@@ -163,7 +161,7 @@ def test_every_component_that_runs_on_beam_is_told(wired: tfx.dsl.Pipeline) -> N
     )
 
 
-def test_no_component_runs_beam_that_could_not_be_told(wired: tfx.dsl.Pipeline) -> None:
+def test_no_component_runs_beam_without_the_arguments(wired: tfx.dsl.Pipeline) -> None:
     """An executor of Beam that is declared as another kind gets no options at all."""
     for component in wired.components:
         spec = component.executor_spec
@@ -172,7 +170,7 @@ def test_no_component_runs_beam_that_could_not_be_told(wired: tfx.dsl.Pipeline) 
 
 @pytest.fixture
 def nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TFX looks for its own flags in what was typed, and pytest's are others of the same name."""
+    """TFX parses its flags from sys.argv, and pytest has others of the same name."""
     monkeypatch.setattr(sys, "argv", ["tandem"])
 
 
@@ -181,7 +179,7 @@ def Count(  # noqa: N802
     examples: tfx.dsl.components.OutputArtifact[Examples],
     beam_pipeline: BeamComponentParameter[apache_beam.Pipeline] = None,
 ):
-    """Notes which of Beam's runners counted."""
+    """Writes the name of the Beam runner."""
     with beam_pipeline as pipeline:
         _ = (
             pipeline
@@ -214,7 +212,7 @@ def counted(folder: Path, asked: BeamOptions, run_id: str) -> launch.ComponentRu
 
 
 @pytest.mark.usefixtures("nothing_typed")
-def test_the_engine_that_was_asked_for_computes(tmp_path: Path) -> None:
+def test_the_chosen_runner_runs_the_component(tmp_path: Path) -> None:
     for asked, runner in ((DIRECT, "FnApiRunner"), (PORTABLE, "FlinkRunner")):
         (examples,) = counted(tmp_path / runner, asked, "run").outputs["examples"]
         assert Path(examples.uri, "runner").read_text() == runner
@@ -222,7 +220,7 @@ def test_the_engine_that_was_asked_for_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_typed")
-def test_what_one_engine_has_computed_is_in_the_cache_for_every_other(tmp_path: Path) -> None:
+def test_results_of_one_runner_are_cached_for_all_runners(tmp_path: Path) -> None:
     first = counted(tmp_path, DIRECT, "first")
     second = counted(tmp_path, PORTABLE, "second")
     third = counted(tmp_path, BeamOptions(args=("--direct_num_workers=2",)), "third")
@@ -236,10 +234,8 @@ def test_what_one_engine_has_computed_is_in_the_cache_for_every_other(tmp_path: 
     ids=["direct", "flink"],
 )
 @pytest.mark.usefixtures("nothing_typed")
-def test_a_task_of_airflow_computes_where_its_deployment_says(
-    told: dict[str, Any], runner: str, tmp_path: Path
-) -> None:
-    """And as its data is now, whatever the plan was compiled with."""
+def test_an_airflow_task_uses_the_runner_of_its_deployment(told: dict[str, Any], runner: str, tmp_path: Path) -> None:
+    """The number of processes depends on the current data, not on the data at compile time."""
     compiled = compile_dag(counting(tmp_path, BeamOptions(args=("--direct_num_workers=9",))))
     plan = {
         "deployment": {"schema_dir": "", "data": str(tmp_path), "workdir": str(tmp_path), "overrides": [], **told},
@@ -259,8 +255,8 @@ def test_a_task_of_airflow_computes_where_its_deployment_says(
 
 @pytest.fixture
 def calls_outside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A machine without a network, and who tried to reach it."""
-    tried: list[Any] = []
+    """A machine without a network; returns the attempts to reach it."""
+    attempts: list[Any] = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def is_here(host: Any) -> bool:
@@ -268,20 +264,20 @@ def calls_outside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def connect_here(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX and not is_here(address[0]):
-            tried.append(address)
+            attempts.append(address)
             raise OSError("no network")
         connect(self, address)
 
     def look_up_here(host: Any, *arguments: Any, **named: Any) -> Any:
         if not is_here(host):
-            tried.append(host)
+            attempts.append(host)
             raise socket.gaierror("no network")
         return look_up(host, *arguments, **named)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
     monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
     monkeypatch.setenv("HOME", "/nowhere")
-    return tried
+    return attempts
 
 
 def run_something(args: tuple[str, ...]) -> None:
@@ -289,15 +285,15 @@ def run_something(args: tuple[str, ...]) -> None:
         _ = pipeline | apache_beam.Create([1]) | apache_beam.Map(str)
 
 
-def test_on_this_machine_nobody_asks_the_network(calls_outside: list[Any]) -> None:
+def test_the_direct_runner_does_not_use_the_network(calls_outside: list[Any]) -> None:
     run_something(DIRECT.pipeline_args())
     assert calls_outside == []
 
 
-def test_beam_left_to_itself_would_try_to_download_its_prism_runner(
+def test_the_default_of_beam_downloads_its_prism_runner(
     calls_outside: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Why the runner is named; where Beam stops doing so, `_BEAM_NAMES` may be looked at again."""
+    """The reason for `_BEAM_NAMES`; if Beam's default changes, it may become unnecessary."""
     caplog.set_level(logging.INFO)
     run_something(("--prism_location=",))
     assert "PrismRunner" in caplog.text or calls_outside
@@ -312,15 +308,15 @@ HERE = {
     "the engine twice": ("flink --runner=FlinkRunner", "set the runner with --beam-runner: direct, flink, spark"),
     "another engine's": ("direct --flink_master=h:8081", "has no effect with --beam-runner direct"),
     "this machine's on Flink": ("flink --direct_num_workers=2", "has no effect with --beam-runner flink"),
-    "Flink is nowhere": ("flink", "--beam-arg=--flink_master=HOST:8081 or --beam-arg=--job_endpoint"),
-    "Spark is nowhere": ("spark", "--beam-arg=--spark_master_url=spark://HOST:7077"),
+    "no address of Flink": ("flink", "--beam-arg=--flink_master=HOST:8081 or --beam-arg=--job_endpoint"),
+    "no address of Spark": ("spark", "--beam-arg=--spark_master_url=spark://HOST:7077"),
     "no workers": ("flink --flink_master=h:8081", "--environment_type is missing"),
     "no workers for a job server": ("flink --job_endpoint=h:8099", "--environment_type is missing"),
     "an unknown kind of worker": ("flink --job_endpoint=h:1 --environment_type=POOL", "expected DOCKER, EXTERNAL"),
-    "a pool of workers nowhere": ("flink --job_endpoint=h:1 --environment_type=EXTERNAL", "external_service_address"),
+    "a pool without address": ("flink --job_endpoint=h:1 --environment_type=EXTERNAL", "external_service_address"),
     "a process without command": ("flink --job_endpoint=h:1 --environment_type=PROCESS", "process_command is required"),
     "Beam's default image": ("flink --job_endpoint=h:1 --environment_type=DOCKER", "image does not contain Tandem"),
-    "an image that nobody reads": ("spark --job_endpoint=h:1 --sdk_container_image=i", "only Dataflow reads it"),
+    "an image without effect": ("spark --job_endpoint=h:1 --sdk_container_image=i", "only Dataflow reads it"),
     "no job server for Flink": (
         "flink --flink_master=[local] --flink_version=1.20",
         f"dependency:copy -Dartifact=org.apache.beam:beam-runners-flink-1.20-job-server:{beam_version}",
@@ -420,7 +416,7 @@ def test_a_job_server_needs_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asked.check(on_cluster=True)
 
 
-def test_a_cluster_has_dataflow_and_files_of_its_own() -> None:
+def test_files_of_a_cluster_are_not_checked() -> None:
     for line in (
         "dataflow --project=p --region=r --temp_location=gs://bucket/tmp --sdk_container_image=registry/tandem:1",
         "flink --flink_master=h:8081 --environment_type=LOOPBACK --flink_job_server_jar=/opt/server.jar",
@@ -441,7 +437,7 @@ def test_a_cluster_has_dataflow_and_files_of_its_own() -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_every_command_refuses_the_same_mistake_before_it_writes_anything(
+def test_every_command_rejects_invalid_options_before_it_writes_anything(
     command: tuple[str, ...], tmp_path: Path, tandem: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
     if command[0] == "compare":

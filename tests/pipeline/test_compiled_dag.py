@@ -1,4 +1,4 @@
-"""What Airflow runs is what `tandem run` runs, and it is compiled anew exactly when something behind it changed."""
+"""Airflow runs the DAG of `tandem run`, which is compiled again exactly when recipe, schema or code changes."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def deployment(tmp_path: Path) -> Deployment:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> CompiledDag:
-    """The plan of a shipped recipe, compiled in a process as Airflow's are."""
+    """The compiled DAG of a shipped recipe, compiled in a separate process."""
     workdir = tmp_path_factory.mktemp("planned") / "work"
     return compiled_dag_for(Deployment(str(BOOKS), str(SAMPLE), str(workdir), overrides=OVERRIDES), sys.executable)
 
 
 @pytest.fixture
 def compiled_locally(planned: CompiledDag, monkeypatch: pytest.MonkeyPatch) -> pipeline_pb2.Pipeline:
-    """What `tandem run` hands to the local runner for the same recipe, data and folders."""
+    """The DAG of `tandem run` for the same recipe, data and folders."""
     given_dags: list[Any] = []
 
     def see(dag: Any, run_id: str, started: Any, finished: Any) -> list[Any]:
@@ -89,7 +89,7 @@ def test_airflow_gets_the_components_edges_and_properties_that_the_local_runner_
     assert planned.tasks == {node.node_info.id: tuple(node.upstream_nodes) for node in nodes}
 
 
-def test_the_pusher_is_never_taken_from_the_cache(planned: CompiledDag) -> None:
+def test_the_pusher_is_never_cached(planned: CompiledDag) -> None:
     pipeline = json_format.ParseDict(dict(planned.pipeline), pipeline_pb2.Pipeline())
     cached = {
         node.pipeline_node.node_info.id: node.pipeline_node.execution_options.caching_options.enable_cache
@@ -98,12 +98,12 @@ def test_the_pusher_is_never_taken_from_the_cache(planned: CompiledDag) -> None:
     assert [name for name, enabled in cached.items() if not enabled] == ["Pusher"]
 
 
-def test_a_plan_carries_the_recipe_as_a_run_keeps_it(planned: CompiledDag) -> None:
+def test_the_compiled_dag_has_the_resolved_recipe(planned: CompiledDag) -> None:
     assert planned.recipe == load_recipe(BOOKS, OVERRIDES).model_dump(mode="json")
     assert planned.recipe["training"]["epochs"] == 3
 
 
-def test_reading_a_plan_takes_the_standard_library_alone(planned: CompiledDag) -> None:
+def test_reading_a_compiled_dag_imports_only_the_standard_library(planned: CompiledDag) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.runners.airflow import compiled_dag as m;"
         "print(m.compiled_dag_for(m.read_compiled_dag(Path(sys.argv[1])).deployment, sys.argv[2]).path);"
@@ -124,7 +124,7 @@ def test_reading_a_plan_takes_the_standard_library_alone(planned: CompiledDag) -
 
 @pytest.fixture
 def compiler_calls(tmp_path: Path) -> Callable[[], int]:
-    """Makes `stand_in` beside it, a Python that compiles everything to the same plan; says how often it was asked."""
+    """Makes `stand_in` beside it, a Python that compiles everything to one file; returns its number of calls."""
     calls = tmp_path / "calls"
     python = tmp_path / "stand_in"
     python.write_text(
@@ -157,7 +157,7 @@ def test_an_unchanged_recipe_is_compiled_once(
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "schema.pbtxt", "presets/tutorial.yaml"])
-def test_a_changed_file_is_compiled_anew_and_a_restored_one_is_not(
+def test_a_changed_file_is_compiled_again_and_a_restored_one_is_not(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], tmp_path: Path, file: str
 ) -> None:
     folder = tmp_path / "movielens"
@@ -183,7 +183,7 @@ def test_a_changed_file_is_compiled_anew_and_a_restored_one_is_not(
         {"beam_args": ("--parallelism=2",)},
     ],
 )
-def test_another_deployment_has_another_plan(
+def test_another_deployment_has_another_compiled_dag(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], change: dict[str, Any]
 ) -> None:
     first = compiled_dag_for(deployment, stand_in)
@@ -191,7 +191,7 @@ def test_another_deployment_has_another_plan(
     assert compiler_calls() == 2
 
 
-def test_changed_code_and_a_new_environment_are_compiled_anew(
+def test_changed_code_and_a_new_environment_are_compiled_again(
     deployment: Deployment, stand_in: str, compiler_calls: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compiled_dag_for(deployment, stand_in)
@@ -230,24 +230,24 @@ def test_an_unknown_option_of_beam_is_a_warning_each_time_the_dag_file_is_parsed
 
 
 @pytest.mark.parametrize(
-    ("python", "told"), [("/nowhere/python", "No such file"), (shutil.which("false") or "", "could not compile")]
+    ("python", "reason"), [("/nowhere/python", "No such file"), (shutil.which("false") or "", "could not compile")]
 )
-def test_an_unusable_python_is_reported_with_its_variable(deployment: Deployment, python: str, told: str) -> None:
+def test_an_unusable_python_is_reported_with_its_variable(deployment: Deployment, python: str, reason: str) -> None:
     with pytest.raises(CompileError, match="TANDEM_PYTHON") as caught:
         compiled_dag_for(deployment, python)
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
 
 
 LINES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 
 
 @given(before=st.lists(LINES), message=st.lists(LINES, min_size=1), after=st.lists(LINES))
-def test_what_a_process_says_last_is_found_whatever_libraries_print(
+def test_the_printed_reason_is_found_between_other_output(
     before: list[str], message: list[str], after: list[str]
 ) -> None:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         print_reason("\n".join(message))
-    output = "".join(f"{line}\n" for line in before) + said.getvalue() + "".join(f"{line}\n" for line in after)
+    output = "".join(f"{line}\n" for line in before) + printed.getvalue() + "".join(f"{line}\n" for line in after)
     assert printed_reason(output) == "\n".join(message)
     assert printed_reason("".join(f"{line}\n" for line in before)) is None

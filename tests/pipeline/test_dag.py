@@ -134,7 +134,7 @@ def test_an_anomaly_stops_the_run_before_anything_is_learnt(build: Build) -> Non
 
 
 def test_the_model_to_compare_with_is_looked_up_after_training_where_the_pusher_writes(build: Build) -> None:
-    """Orchestrators that run what they can at once would otherwise look while an older run still decides."""
+    """Otherwise an orchestrator could run it before an earlier run has pushed its model."""
     pipeline = build()
     assert "Trainer" in compiled(pipeline)["ModelResolver"].upstream_nodes
     destination = json.loads(component(pipeline, "Pusher").exec_properties["push_destination"])
@@ -206,8 +206,8 @@ def test_building_the_dag_twice_gives_the_same_one_and_writes_nothing(build: Bui
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_pusher_looks_at_the_serving_folder_in_every_run() -> None:
-    """Somebody may have removed a version; the cache would not know."""
+def test_the_pusher_runs_in_every_run() -> None:
+    """A version may have been removed, which is not part of the cache key."""
     assert "Pusher" in dag.NEVER_CACHED
 
 

@@ -1,4 +1,4 @@
-"""What ML Metadata says about runs: their steps, and what an artifact was really made from."""
+"""Steps of runs and lineage of artifacts, read from ML Metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local runner says what happens as it happens, reuses what is done, and stops at the first failure."""
+"""The local runner reports progress, uses the cache, and stops at the first failure."""
 
 import gc
 import io
@@ -59,16 +59,16 @@ def Publish(model: tfx.dsl.components.InputArtifact[Model], diary: tfx.dsl.compo
 
 
 class Bench:
-    """Runs a pipeline of three components and keeps what the runner said."""
+    """Runs a pipeline of three components and keeps the runner's events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.said: list[str] = []
+        self.events: list[str] = []
         self._diary = folder / "diary"
         self._runs = 0
 
     def run(self) -> list[launch.ComponentRun]:
-        self.said = []
+        self.events = []
         self._diary.write_text("")
         self._runs += 1
         diary = str(self._diary)
@@ -87,8 +87,8 @@ class Bench:
         return launch.run(
             dag.compile_dag(pipeline),
             f"run-{self._runs}",
-            started=lambda name: self.said.append(f"{name} starts"),
-            finished=lambda run: self.said.append(f"{run.name} {'cached' if run.cached else 'done'}"),
+            started=lambda name: self.events.append(f"{name} starts"),
+            finished=lambda run: self.events.append(f"{run.name} {'cached' if run.cached else 'done'}"),
         )
 
     @property
@@ -103,14 +103,14 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def unwell(tmp_path: Path) -> Callable[[], None]:
-    """Makes Learn fail from now on; the result mends it."""
+    """Makes Learn fail; the returned function fixes it."""
     (tmp_path / "unwell").write_text("")
     return (tmp_path / "unwell").unlink
 
 
-def test_each_component_is_announced_before_it_runs_and_told_after(bench: Bench) -> None:
+def test_each_component_is_reported_before_and_after_it_runs(bench: Bench) -> None:
     runs = bench.run()
-    assert bench.said == [
+    assert bench.events == [
         *("Read starts", "Read done"),
         *("Learn starts", "Learn done"),
         *("Publish starts", "Publish done"),
@@ -120,7 +120,7 @@ def test_each_component_is_announced_before_it_runs_and_told_after(bench: Bench)
     assert all(0 < run.seconds < 60 for run in runs)
 
 
-def test_outputs_are_told_with_their_place_and_properties(bench: Bench) -> None:
+def test_outputs_have_uri_and_properties(bench: Bench) -> None:
     read, learn, publish = bench.run()
     (examples,) = read.outputs["examples"]
     assert examples.get_int_custom_property("rows") == 3
@@ -129,11 +129,11 @@ def test_outputs_are_told_with_their_place_and_properties(bench: Bench) -> None:
     assert publish.outputs == {}
 
 
-def test_a_second_run_takes_everything_from_the_cache_and_says_so(bench: Bench) -> None:
+def test_a_second_run_is_cached(bench: Bench) -> None:
     first = bench.run()
     second = bench.run()
     assert bench.executed == []
-    assert bench.said == [
+    assert bench.events == [
         *("Read starts", "Read cached"),
         *("Learn starts", "Learn cached"),
         *("Publish starts", "Publish cached"),
@@ -142,7 +142,7 @@ def test_a_second_run_takes_everything_from_the_cache_and_says_so(bench: Bench) 
     assert second[0].outputs["examples"][0].get_int_custom_property("rows") == 3
 
 
-def test_what_must_not_be_cached_runs_every_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_components_without_caching_run_every_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dag, "NEVER_CACHED", ("Publish",))
     bench.run()
     runs = bench.run()
@@ -159,15 +159,15 @@ def test_a_failure_names_the_component_keeps_the_cause_and_stops_the_run(
     assert 0 < caught.value.seconds < 60
     assert type(caught.value.__cause__) is Unwell
     assert str(caught.value.__cause__) == "no rows to learn from"
-    assert bench.said == ["Read starts", "Read done", "Learn starts"]
+    assert bench.events == ["Read starts", "Read done", "Learn starts"]
     assert bench.executed == ["Read", "Learn"]
 
 
-def test_after_a_failure_the_next_run_goes_on_from_there(bench: Bench, unwell: Callable[[], None]) -> None:
+def test_after_a_failure_the_next_run_uses_completed_components(bench: Bench, unwell: Callable[[], None]) -> None:
     with pytest.raises(launch.ComponentError):
         bench.run()
-    mend = unwell
-    mend()
+    fix = unwell
+    fix()
     runs = bench.run()
     assert bench.executed == ["Learn", "Publish 1 2 3"]
     assert [run.cached for run in runs] == [True, False, False]
@@ -181,8 +181,8 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_what_imports_made_is_not_searched_for_garbage(collector: None) -> None:
-    """Every component would pay for it: TensorFlow and TFX are a million objects."""
+def test_objects_of_imports_are_excluded_from_garbage_collection(collector: None) -> None:
+    """TensorFlow and TFX are a million objects, which would slow down every component."""
     with start_tfx(Console(file=io.StringIO())):
         assert gc.isenabled()
         assert gc.get_freeze_count() > 500_000

@@ -1,4 +1,4 @@
-"""How close a model came to the best possible."""
+"""Upper bounds of metrics, and how close a model comes to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRUTH = {"best": BEST, "eval_fraction": 0.2}
 RANDOM = {"kind": "random", "eval_fraction": 0.2}
 
 
-def test_the_figures_hold_for_the_split_that_they_were_made_for(tmp_path: Path) -> None:
+def test_the_upper_bounds_apply_only_to_their_split(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
     assert oracle_metrics(tmp_path, RANDOM) == {name: one["value"] for name, one in BEST.items()}
     # With less of train, less is seen.
@@ -27,13 +27,13 @@ def test_the_figures_hold_for_the_split_that_they_were_made_for(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"best": 3, "eval_fraction": 0.2}', '{"best": {"rmse": 1}}'])
-def test_data_of_others_knows_nothing_of_itself(text: str | None, tmp_path: Path) -> None:
+def test_other_data_has_no_upper_bounds(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "truth.json").write_text(text)
     assert oracle_metrics(tmp_path, RANDOM) == {}
 
 
-def test_the_way_goes_from_the_baseline_to_the_best() -> None:
+def test_the_fraction_is_between_baseline_and_upper_bound() -> None:
     values: dict[str, Any] = {"examples": 1, "last_blessed": {}, "blessed": True, "bounds": [], "slices": []}
     verdict = Verdict(
         metrics={"rmse": 0.8, "top_100_accuracy": 0.2, "top_100_accuracy_unseen": 0.5},

@@ -1,4 +1,4 @@
-"""`tandem runs` and `tandem diff`: which run a name means, what became of runs, and what changed between two."""
+"""`tandem runs` and `tandem diff`: lookup by name, status of runs, and differences of two runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_is_found_by_id_prefix_latest_and_previous(three: Marks, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "parts"),
     [
         ("20260101", ["a prefix of 2 runs", FIRST, SECOND, "Use a longer one"]),
         ("lates", ["got 'lates'", "did you mean 'latest'?", THIRD]),
@@ -65,10 +65,10 @@ def test_a_run_is_found_by_id_prefix_latest_and_previous(three: Marks, name: str
         ("", ["got ''. Runs: "]),
     ],
 )
-def test_an_unknown_name_is_reported_with_the_runs(three: Marks, name: str, told: list[str]) -> None:
+def test_an_unknown_name_is_reported_with_the_runs(three: Marks, name: str, parts: list[str]) -> None:
     with pytest.raises(RunError) as caught:
         find_run(three.workdir, name)
-    for part in told:
+    for part in parts:
         assert part in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def test_an_only_run_has_no_previous_one(marks: Marks) -> None:
         find_run(marks.workdir, "previous")
 
 
-def test_a_workdir_without_runs_says_what_to_do(tmp_path: Path) -> None:
+def test_a_workdir_without_runs_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"there are no runs\. Run a recipe"):
         list_runs(tmp_path / "nowhere")
 
@@ -104,7 +104,7 @@ def test_every_unique_prefix_finds_its_run(tmp_path_factory: pytest.TempPathFact
 # --- what became of them ----------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_told_from_its_result(three: Marks) -> None:
+def test_a_complete_run_is_read_from_its_result(three: Marks) -> None:
     first, second, _ = list_runs(three.workdir)
     assert (first.status, second.status) == ("pushed", "not blessed")
     assert first.metrics == {"top_100_accuracy": 0.4, "rmse": 0.9}
@@ -116,13 +116,13 @@ def test_a_finished_run_is_told_from_its_result(three: Marks) -> None:
     assert first.rows["train"] == 800 and first.recipe == RECIPE and first.error is None
 
 
-def test_a_model_that_no_server_can_serve_has_a_status_of_its_own(marks: Marks) -> None:
+def test_a_model_that_is_not_servable_has_its_own_status(marks: Marks) -> None:
     marks.folder(FIRST, result=result(FIRST, pushed_model=None, blessed=False, not_servable="no variables"))
     run = read_run(marks.workdir, FIRST)
     assert (run.status, run.not_servable) == ("not servable", "no variables")
 
 
-def test_a_failed_run_keeps_its_reason_and_how_far_it_got(marks: Marks) -> None:
+def test_a_failed_run_has_its_reason_and_completed_components(marks: Marks) -> None:
     examples = marks.artifact("Examples", rows_read=10, rows_train=8)
     marks.folder(FIRST, recipe=RECIPE, error="Transform: column 'x' is missing", log="…")
     marks.step(FIRST, "InteractionExampleGen", outputs=[("examples", examples)])
@@ -148,7 +148,7 @@ def test_a_run_without_a_result_is_running_while_it_holds_the_lock_and_stopped_a
     assert "killed" in (run.error or "")
 
 
-def test_what_another_version_wrote_is_told_from_ml_metadata(marks: Marks, tmp_path: Path) -> None:
+def test_a_result_of_another_version_is_read_from_ml_metadata(marks: Marks, tmp_path: Path) -> None:
     pushed = marks.artifact("PushedModel", pushed=1, pushed_destination="serving/movielens/18")
     evaluation = marks.artifact("ModelEvaluation", tmp_path / "evaluation")
     (tmp_path / "evaluation").mkdir()
@@ -259,8 +259,8 @@ def test_rows_schema_statistics_and_metrics_are_compared(with_data: Marks) -> No
     assert found.recipe == () and found.not_comparable == {}
 
 
-def test_a_run_that_did_not_get_to_its_data_is_not_taken_for_a_change(with_data: Marks) -> None:
-    with_data.folder(THIRD, recipe=RECIPE, error="broke at once")
+def test_a_run_without_data_is_no_difference(with_data: Marks) -> None:
+    with_data.folder(THIRD, recipe=RECIPE, error="failed")
     lineage = Lineage(with_data.workdir)
     before, after = (read_run(with_data.workdir, run_id, lineage) for run_id in (SECOND, THIRD))
     found = diff_runs(with_data.workdir, before, after, lineage)
@@ -310,7 +310,7 @@ def test_a_workdir_without_runs_is_bad_input(tmp_path: Path, command: tuple[str,
     assert "there are no runs" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_asking_about_runs_does_not_start_tensorflow(three: Marks) -> None:
+def test_commands_about_runs_do_not_import_tensorflow(three: Marks) -> None:
     command = [sys.executable, "-X", "importtime", str(TANDEM), "runs", "--workdir", str(three.workdir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0

@@ -45,7 +45,7 @@ INCOMPATIBLE: dict[str, tuple[Callable[[Callable[..., Path]], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", INCOMPATIBLE)
-def test_the_run_goes_on_with_absolute_gates_and_says_why(
+def test_value_thresholds_apply_without_the_last_blessed_model(
     evaluate: Any, model: Callable[..., Path], worse: Path, rows: Any, case: str
 ) -> None:
     make, reason = INCOMPATIBLE[case]
@@ -60,20 +60,22 @@ def test_the_run_goes_on_with_absolute_gates_and_says_why(
     ]  # fmt: skip
 
 
-def test_absolute_gates_still_stop_a_model_then(evaluate: Any, model: Callable[..., Path], worse: Path) -> None:
+def test_a_model_that_fails_a_value_threshold_then_is_not_blessed(
+    evaluate: Any, model: Callable[..., Path], worse: Path
+) -> None:
     gates = [Gate(metric="rmse", at_most=0.5, may_rise=0.0)]
     evaluated = evaluate(worse, gates, model(lacking=("rank",)))
     assert not evaluated.blessed and evaluated.blessing_files == {"NOT_BLESSED"}
 
 
-def test_a_compatible_model_is_compared_with(evaluate: Any, model: Callable[..., Path], worse: Path) -> None:
+def test_a_compatible_model_is_compared(evaluate: Any, model: Callable[..., Path], worse: Path) -> None:
     evaluated = evaluate(worse, GATES, model())
     assert evaluated.verdict.last_blessed_problem is None
     assert not evaluated.blessed
 
 
 def test_a_candidate_that_cannot_be_measured_is_an_error(evaluate: Any, model: Callable[..., Path]) -> None:
-    """It must not be blamed on the last blessed model."""
+    """The error must not be attributed to the last blessed model."""
     with pytest.raises(Exception, match="user_activity"):
         evaluate(model(other_types=("user_activity",)), GATES, model())
 
@@ -81,7 +83,7 @@ def test_a_candidate_that_cannot_be_measured_is_an_error(evaluate: Any, model: C
 def test_nothing_pushed_yet_is_no_model_to_compare_with_and_no_problem(
     evaluate: Any, worse: Path, tmp_path: Path
 ) -> None:
-    """The real ModelResolver's artifact for a folder that is not there."""
+    """The ModelResolver's artifact for a folder that does not exist."""
     from tfx.types import standard_artifacts
 
     from components.model_resolver.executor import Executor

@@ -1,4 +1,4 @@
-"""The gate decides which models reach people: what it measures is right, and what it refuses has a reason."""
+"""The gates of the Evaluator: its metrics are correct, and a model that is not blessed has a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAN_RANK = 7
 
 
 def outcome(evaluated: Any) -> dict[tuple[str, str], bool]:
-    """Which bounds passed; those that had nothing to compare with are left out."""
+    """The results of all thresholds that had a value to compare with."""
     bounds = [bound for bound in evaluated.verdict.bounds if bound.limit is not None]
     return {(bound.metric, bound.condition): bound.passed for bound in bounds}
 
@@ -38,7 +38,7 @@ def worse(model: Callable[..., Path]) -> Path:
     return model(shift=SHIFT, ranks_lost=RANKS_LOST)
 
 
-# One evaluation takes seconds, so each of these answers several questions.
+# One evaluation takes seconds, so each one is shared by several tests.
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def against_worse(evaluate: Any, model: Callable[..., Path], worse: Path, rows: 
 
 @pytest.fixture(scope="module")
 def not_a_number(evaluate: Any, model: Callable[..., Path], good: Path) -> Any:
-    """A candidate that answers some ratings with NaN, held against bounds that any number meets."""
+    """A candidate with some NaN ratings, and thresholds that any number passes."""
     return evaluate(
         model(nan_rank=NAN_RANK),
         [
@@ -277,7 +277,7 @@ def test_the_blessing_says_what_was_compared_and_why_it_is_none(
         "component_id": "Evaluator",
         "reason": "; ".join(map(str, against_better.verdict.failures())),
     }
-    assert "wanted" in against_better.blessing["reason"]
+    assert "threshold" in against_better.blessing["reason"]
     assert passed.blessing["reason"] == ""
 
 

@@ -128,7 +128,7 @@ def test_a_model_without_eval_examples_is_not_blessed_even_if_its_slices_pass() 
 
 
 def test_rounding_is_for_comparisons_only() -> None:
-    """Two measurements of the same thing may differ in the last digit; a number in the recipe is meant as it stands."""
+    """Two measurements of the same thing may differ in the last digit; a threshold of the recipe is exact."""
     just_below = whole(
         metrics={"coverage_10": 0.5 - 1e-12}, baselines={"coverage_10": 0.5}, last_blessed={"coverage_10": 0.5}
     )

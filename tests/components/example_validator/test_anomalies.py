@@ -25,7 +25,7 @@ def complaint(validate: Validate, splits: Mapping[str, pd.DataFrame]) -> list[st
     return [line.strip() for line in found]
 
 
-def test_data_that_keeps_to_the_schema_passes_in_every_split(validate: Validate, rows: pd.DataFrame) -> None:
+def test_data_without_anomalies_passes_in_every_split(validate: Validate, rows: pd.DataFrame) -> None:
     anomalies = validate({"train": rows, "eval": rows[:5]})
     assert anomalies.get_json_value_custom_property("blessed") == {"train": 1, "eval": 1}
 

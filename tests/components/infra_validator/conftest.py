@@ -55,7 +55,7 @@ def strings(name: str) -> tf.TensorSpec:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Exports a model that answers everybody with the same two items, and with ratings by the row's mood.
+    """Exports a model that recommends the same two items to all users, with ratings by the row's mood.
 
     `rating` is what `rate` answers without a mood, `evaluated` what `evaluate` says of it, `items` what `recommend`
     answers ('' is no item), `ranks` the places that `evaluate` counts their hits at, `similar` the score of the

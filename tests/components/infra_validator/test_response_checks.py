@@ -1,4 +1,4 @@
-"""Served and evaluated answers agree when they are the same up to equal scores, and not otherwise."""
+"""Responses must equal the evaluation, except for the order of equal scores."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_lists_in_the_evaluated_order_agree(seed: int, length: int) -> None:
 
 @patient
 @given(st.integers(0, 1000), st.data())
-def test_another_item_at_one_place_of_every_list_is_found(seed: int, data: st.DataObject) -> None:
+def test_another_item_at_one_position_of_every_list_is_found(seed: int, data: st.DataObject) -> None:
     lists = Lists(seed)
     place = data.draw(st.integers(0, 9))
     for answer in lists.served:
@@ -67,7 +67,7 @@ def test_another_item_at_one_place_of_every_list_is_found(seed: int, data: st.Da
 @patient
 @given(st.integers(0, 1000))
 def test_ids_that_are_one_row_off_are_found(seed: int) -> None:
-    """Every number stands for one id all over, only for its neighbour's: the rows' own items tell."""
+    """Each index maps to one id, but to the id of its neighbour: the ranks of the rows' own items differ."""
     lists = Lists(seed)
     off = dict(zip(CATALOGUE, [*CATALOGUE[1:], CATALOGUE[0]], strict=True))
     lists.served = [[off[item] for item in answer] for answer in lists.served]
@@ -76,7 +76,7 @@ def test_ids_that_are_one_row_off_are_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("equal", ["score", "rating"])
-def test_equal_items_may_change_places(equal: str) -> None:
+def test_items_with_equal_scores_may_swap_positions(equal: str) -> None:
     """A recipe orders by score or by rating; of two items that are equal there, either may come first."""
     lists = Lists(1)
     lists.items = [answer[12] for answer in lists.served]
@@ -92,7 +92,7 @@ def test_equal_items_may_change_places(equal: str) -> None:
     lists.check()
 
 
-def test_an_item_that_is_left_out_because_it_was_seen_agrees() -> None:
+def test_a_seen_item_may_be_missing_from_the_list() -> None:
     lists = Lists(3)
     for row, answer in enumerate(lists.served):
         lists.items[row] = "seen in train"
@@ -111,7 +111,7 @@ def test_shorter_lists_than_evaluated_are_found() -> None:
         lists.check()
 
 
-def test_unknown_items_have_no_place() -> None:
+def test_unknown_items_have_no_rank() -> None:
     lists = Lists(5)
     lists.evaluated["rank"] = np.full(len(lists.items), -1)
     lists.check()
@@ -129,7 +129,7 @@ def test_one_other_rating_among_many_is_found(ratings: list[float], difference: 
 
 
 @pytest.mark.parametrize(
-    ("served", "told"),
+    ("served", "message"),
     [
         ({"ids": np.array([[b"a"]], object)}, "expected the outputs"),
         ({"ids": np.array([[b"a", b"b"]], object), "scores": np.array([[1.0]])}, "shape"),
@@ -138,10 +138,10 @@ def test_one_other_rating_among_many_is_found(ratings: list[float], difference: 
         ({"ids": np.array([[b"a"]], object), "scores": np.array([[np.nan]])}, "nan"),
     ],
 )
-def test_the_same_request_must_get_the_same_response(served: dict[str, Any], told: str) -> None:
+def test_the_same_request_must_get_the_same_response(served: dict[str, Any], message: str) -> None:
     local = {"ids": np.array([[b"a"]], object), "scores": np.array([[1.0]])}
     check_same("it", local, local)
-    with pytest.raises(NotServable, match=told):
+    with pytest.raises(NotServable, match=message):
         check_same("it", served, local)
 
 

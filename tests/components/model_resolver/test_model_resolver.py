@@ -1,4 +1,4 @@
-"""The ModelResolver finds what a push would replace: nothing yet, or the newest version, whatever the cache has."""
+"""The ModelResolver finds the latest pushed version, or none; a new version is never hidden by the cache."""
 
 import os
 
@@ -69,7 +69,7 @@ def content(model: Any) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_newest_version_is_copied_and_says_where_it_comes_from(push: Push, resolve: Any) -> None:
+def test_the_latest_version_is_copied_with_its_origin(push: Push, resolve: Any) -> None:
     push("1700000000", "old")
     newest = push("1800000000", "new")
     # A number is longer than another one, a folder is no number.
@@ -85,14 +85,14 @@ def test_the_newest_version_is_copied_and_says_where_it_comes_from(push: Push, r
     }
 
 
-def test_it_stays_when_the_version_is_removed(push: Push, resolve: Any) -> None:
+def test_the_copy_stays_when_the_version_is_removed(push: Push, resolve: Any) -> None:
     version = push("1", "weights")
     model = resolve()
     shutil.rmtree(version)
     assert content(model)["variables/variables.index"] == "weights"
 
 
-def test_a_version_that_somebody_else_pushed_counts_too(push: Push, resolve: Any) -> None:
+def test_a_version_of_another_process_is_found(push: Push, resolve: Any) -> None:
     push("5", "theirs", origin=None)
     model = resolve()
     assert is_model(model)
@@ -100,7 +100,7 @@ def test_a_version_that_somebody_else_pushed_counts_too(push: Push, resolve: Any
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_nothing_pushed_yet_is_said_not_failed(there: bool, destination: Path, resolve: Any) -> None:
+def test_an_empty_push_destination_is_no_error(there: bool, destination: Path, resolve: Any) -> None:
     if there:
         destination.mkdir(parents=True)
     model = resolve()
@@ -109,7 +109,7 @@ def test_nothing_pushed_yet_is_said_not_failed(there: bool, destination: Path, r
     assert "no version yet" in Path(model.uri, "NOTHING_PUSHED").read_text()
 
 
-def test_a_version_that_vanished_since_it_was_found_is_an_error(push: Push, resolve: Any) -> None:
+def test_a_version_that_was_removed_after_the_driver_ran_is_an_error(push: Push, resolve: Any) -> None:
     """Otherwise the cache would keep another model under its number."""
     push("5", "weights")
     with pytest.raises(FileNotFoundError, match=r"/6 does not exist: another process removed it.*Rerun"):
@@ -151,7 +151,7 @@ class Bench:
         return (self.folder / "diary").read_text().splitlines()
 
 
-def test_an_unchanged_folder_gives_cache_hits_and_a_pushed_version_never_hides_behind_one(
+def test_an_unchanged_folder_is_cached_and_a_pushed_version_is_not(
     tmp_path: Path, destination: Path, push: Push
 ) -> None:
     bench = Bench(tmp_path, destination)

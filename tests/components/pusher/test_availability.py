@@ -1,4 +1,4 @@
-"""After a push the run can wait until a server answers with the new version, and says why where it does not."""
+"""After a push the run can wait until a server serves the new version; if it does not, the error has the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ States = Callable[[], dict[int, tuple[str, str]]]
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """Reports what a test says: state and error by version."""
+    """Reports the state and the error of each version that the test sets."""
 
     def __init__(self, states: States) -> None:
         self.states = states
@@ -78,7 +78,7 @@ def test_a_push_ends_when_the_server_has_the_version(
     assert result.pushed == 1 and time.monotonic() - start >= 1
 
 
-def test_a_server_that_cannot_load_the_version_ends_the_wait_at_once(
+def test_a_server_that_cannot_load_the_version_ends_the_wait_immediately(
     push: Any, make_model: Any, serving_dir: Path, serve: Callable[[States], str]
 ) -> None:
     def states() -> dict[int, tuple[str, str]]:
@@ -90,14 +90,16 @@ def test_a_server_that_cannot_load_the_version_ends_the_wait_at_once(
 
 
 @pytest.mark.parametrize(
-    ("states", "told"),
+    ("states", "message"),
     [({1: ("AVAILABLE", "")}, "versions of the server: 1 AVAILABLE"), ({}, "request failed.*no versions")],
 )
 def test_a_server_that_never_has_it_ends_the_wait_in_time(
-    push: Any, make_model: Any, serve: Callable[[States], str], states: dict[int, Any], told: str
+    push: Any, make_model: Any, serve: Callable[[States], str], states: dict[int, Any], message: str
 ) -> None:
     target = serve(lambda: states)
-    with pytest.raises(NotAvailable, match=rf"{target} does not serve version \d+ of model 'shop' after 0.3 s; {told}"):
+    with pytest.raises(
+        NotAvailable, match=rf"{target} does not serve version \d+ of model 'shop' after 0.3 s; {message}"
+    ):
         push(make_model("a"), wait_for=wait_for(target, timeout_s=0.3))
 
 

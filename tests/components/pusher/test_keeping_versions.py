@@ -1,4 +1,4 @@
-"""The serving folder neither grows for ever nor loses a version that somebody is served."""
+"""Old versions are removed from the push destination, but no version with a label."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def there(serving_dir: Path) -> list[int]:
     return pushed_versions(str(serving_dir))
 
 
-def test_the_newest_versions_are_kept_whatever_was_there(push: Any, make_model: Any, serving_dir: Path) -> None:
+def test_the_latest_versions_are_kept(push: Any, make_model: Any, serving_dir: Path) -> None:
     pushed = [int(push(make_model(name), keep_versions=2).version) for name in "abcd"]
     assert there(serving_dir) == pushed[-2:]
     assert {path.name for path in serving_dir.iterdir()} == {str(number) for number in pushed[-2:]}
@@ -74,7 +74,7 @@ def test_versions_of_other_tools_stay(push: Any, make_model: Any, serving_dir: P
     assert there(serving_dir) == [3, pushed]
 
 
-def test_a_model_turned_down_removes_nothing(push: Any, make_model: Any, serving_dir: Path) -> None:
+def test_a_model_that_is_not_blessed_removes_nothing(push: Any, make_model: Any, serving_dir: Path) -> None:
     before = [int(push(make_model(name)).version) for name in "ab"]
     push(make_model("c"), evaluator=False, keep_versions=1)
     assert there(serving_dir) == before
@@ -83,12 +83,12 @@ def test_a_model_turned_down_removes_nothing(push: Any, make_model: Any, serving
 def test_a_version_promoted_while_it_is_being_removed_comes_back(tmp_path: Path) -> None:
     for number in (1, 2):
         write_version(tmp_path, number)
-    answers = iter([set(), {1}])
-    assert versions.remove_old_versions(str(tmp_path), 1, lambda: next(answers)) == []
+    in_use = iter([set(), {1}])
+    assert versions.remove_old_versions(str(tmp_path), 1, lambda: next(in_use)) == []
     assert there(tmp_path) == [1, 2] and (tmp_path / "1" / ORIGIN_FILE).is_file()
 
 
-def test_a_version_is_out_of_sight_before_its_first_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_is_renamed_before_its_first_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2):
         write_version(tmp_path, number)
 
@@ -104,7 +104,7 @@ def test_a_version_is_out_of_sight_before_its_first_file_goes(tmp_path: Path, mo
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(numbers=st.sets(st.integers(0, 20)), keep=st.integers(1, 6), used=st.sets(st.integers(0, 20)))
-def test_what_stays_is_the_newest_and_what_is_in_use(
+def test_the_latest_versions_and_those_in_use_stay(
     tmp_path_factory: pytest.TempPathFactory, numbers: set[int], keep: int, used: set[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("versions")
@@ -140,7 +140,7 @@ def ended() -> int:
 
 
 @pytest.mark.parametrize("doing", ["pushing", "removing"])
-def test_what_a_killed_push_left_behind_is_cleaned_up(
+def test_partial_copies_of_a_killed_push_are_removed(
     push: Any, make_model: Any, left_behind: Any, ended: int, doing: str
 ) -> None:
     path = left_behind(ended, age=ABANDONED_AFTER_S + 60, doing=doing)
@@ -154,14 +154,14 @@ def test_a_push_that_may_still_run_keeps_its_copy(push: Any, make_model: Any, le
     gone = left_behind(os.getpid(), host="third", age=old)
     push(make_model("a"))
     assert all(path.exists() for path in kept), "its process lives, or it is young"
-    assert not gone.exists(), "a process of another machine cannot be asked, hours later it is over"
+    assert not gone.exists(), "a process of another machine has ended after hours"
 
 
 # --- never backwards --------------------------------------------------------------------------------------------------
 
 
 def overtaken(monkeypatch: pytest.MonkeyPatch, serving_dir: Path, ahead: int) -> None:
-    """Somebody pushes a version while the next push copies; its number is `ahead` of that push's."""
+    """Another process pushes a version during the next push; its number is `ahead` of that push's."""
     copy = versions.io_utils.copy_dir
 
     def slow(source: str, target: str) -> None:
@@ -174,7 +174,7 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, serving_dir: Path, ahead: int) ->
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 1000])
-def test_a_push_that_was_overtaken_is_refused(
+def test_a_push_after_a_later_version_is_rejected(
     push: Any, make_model: Any, serving_dir: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     first = int(push(make_model("a")).version)
@@ -187,7 +187,7 @@ def test_a_push_that_was_overtaken_is_refused(
     assert int(push(make_model("b")).version) > other, "a new push is the newest"
 
 
-def test_a_push_that_overtakes_goes_through(
+def test_a_push_after_an_earlier_version_succeeds(
     push: Any, make_model: Any, serving_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -196,7 +196,7 @@ def test_a_push_that_overtakes_goes_through(
     assert there(serving_dir) == [pushed - 1, pushed]
 
 
-def test_beyond_the_highest_number_nothing_is_pushed(push: Any, make_model: Any, serving_dir: Path) -> None:
+def test_no_version_is_pushed_beyond_the_highest_number(push: Any, make_model: Any, serving_dir: Path) -> None:
     write_version(serving_dir, 2**63 - 1)
     with pytest.raises(WouldGoBackwards, match="the highest possible version number"):
         push(make_model("a"))

@@ -1,4 +1,4 @@
-"""What the Pusher writes is served at once: it must be blessed, whole, and never change or disappear again."""
+"""A pushed version is served immediately: it must be blessed and complete, and must not change afterwards."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_blessed_model_becomes_one_numbered_version_with_every_file(
     assert served == files(model / "Format-Serving")
 
 
-def test_the_artifact_keeps_a_copy_of_what_was_pushed(push: Any, make_model: Any, files: Files) -> None:
+def test_the_artifact_has_a_copy_of_the_pushed_version(push: Any, make_model: Any, files: Files) -> None:
     result = push(make_model("a"))
     assert files(result.folder) == files(Path(result.destination))
 
 
 @pytest.mark.parametrize("turned_down_by", ["evaluator", "infra_validator"])
-def test_a_model_that_one_validator_turned_down_is_not_pushed(
+def test_a_model_without_both_blessings_is_not_pushed(
     push: Any, make_model: Any, serving_dir: Path, turned_down_by: str
 ) -> None:
     result = push(make_model("a"), **{turned_down_by: False})
@@ -52,7 +52,7 @@ def test_a_model_that_one_validator_turned_down_is_not_pushed(
     assert not serving_dir.exists() or not list(serving_dir.iterdir())
 
 
-def test_a_model_turned_down_leaves_what_is_served_as_it_is(
+def test_a_model_that_is_not_blessed_leaves_the_served_version_unchanged(
     push: Any, make_model: Any, serving_dir: Path, files: Files
 ) -> None:
     push(make_model("a"))
@@ -61,10 +61,10 @@ def test_a_model_turned_down_leaves_what_is_served_as_it_is(
     assert files(serving_dir) == before
 
 
-def test_a_version_is_whole_at_the_moment_it_appears(
+def test_a_version_is_complete_when_it_appears(
     push: Any, make_model: Any, serving_dir: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that looks at any time during the push finds a whole version or none."""
+    """At any time during the push, a server finds a complete version or none."""
     seen: list[dict[str, bytes]] = []
 
     def looking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ def test_a_version_is_whole_at_the_moment_it_appears(
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_copy_that_breaks_off_leaves_nothing_behind(
+def test_a_failed_copy_leaves_no_files(
     push: Any,
     make_model: Any,
     serving_dir: Path,
@@ -123,7 +123,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_behind(
     assert len(pushed_versions(str(serving_dir))) == 2
 
 
-def test_the_same_model_is_pushed_once_and_its_version_told_again(
+def test_the_same_model_is_pushed_once_and_its_version_is_returned_again(
     push: Any, make_model: Any, serving_dir: Path, files: Files
 ) -> None:
     model = make_model("a")
@@ -152,14 +152,14 @@ def test_a_newer_model_gets_a_higher_number_when_the_clock_goes_backwards(
     assert [each.version for each in (first, second, third)] == ["2000000000", "2000000001", "2000000100"]
 
 
-def test_earlier_versions_stay_as_they_were(push: Any, make_model: Any, files: Files) -> None:
+def test_earlier_versions_are_unchanged(push: Any, make_model: Any, files: Files) -> None:
     first = push(make_model("a"))
     before = files(Path(first.destination))
     push(make_model("b"))
     assert files(Path(first.destination)) == before
 
 
-def test_what_others_put_into_the_folder_is_left_alone(push: Any, make_model: Any, serving_dir: Path) -> None:
+def test_other_files_in_the_folder_are_unchanged(push: Any, make_model: Any, serving_dir: Path) -> None:
     for name in ("README", ".pushing-5-abandoned", "v7", "latest", "²"):
         (serving_dir / name).mkdir(parents=True)
     result = push(make_model("a"))
@@ -183,9 +183,7 @@ numbers = st.integers(0, 2**63 - 1).map(str)
 
 
 @given(st.sets(st.one_of(names, numbers).filter(lambda name: name not in (".", ".."))))
-def test_versions_are_the_names_that_are_whole_numbers(
-    tmp_path_factory: pytest.TempPathFactory, found: set[str]
-) -> None:
+def test_versions_are_the_names_that_are_integers(tmp_path_factory: pytest.TempPathFactory, found: set[str]) -> None:
     folder = tmp_path_factory.mktemp("serving")
     for name in found:
         (folder / name).mkdir()
@@ -193,5 +191,5 @@ def test_versions_are_the_names_that_are_whole_numbers(
     assert pushed_versions(str(folder)) == expected
 
 
-def test_a_folder_that_is_not_there_has_no_versions(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_has_no_versions(tmp_path: Path) -> None:
     assert pushed_versions(str(tmp_path / "nothing")) == []

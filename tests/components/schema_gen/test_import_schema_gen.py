@@ -1,4 +1,4 @@
-"""The schema travels inside the pipeline: no file beside it, and the cache knows it by its content."""
+"""The schema is a parameter of the compiled pipeline, and its content is part of the cache key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*/schema.pbtxt")), ids=lambda path: path.parent.name)
-def test_the_curated_schema_arrives_as_it_is(path: Path, tmp_path: Path) -> None:
+def test_the_curated_schema_is_unchanged(path: Path, tmp_path: Path) -> None:
     curated = text_format.Parse(path.read_text(), schema_pb2.Schema())
     artifact = standard_artifacts.Schema()
     artifact.uri = str(tmp_path)
