@@ -144,7 +144,7 @@ def test_recipes(given: Any, expected: Any) -> None:
     ("given", "message"),
     [
         ("ifv", "did you mean 'ivf'"),
-        ("hnsw", "exact, ivf, or ivf with settings"),
+        ("hnsw", "expected exact, ivf or a mapping"),
         ({"kind": "ivf", "recall": 0}, "greater than 0"),
         ({"kind": "ivf", "recall": 1.1}, "less than or equal to 1"),
         ({"kind": "ivf", "cells": 0}, "greater than 0"),
