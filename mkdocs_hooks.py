@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import textwrap
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -28,6 +31,7 @@ PAGES = {
 """Markdown files outside docs/, and where they are on the site."""
 
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
+EXAMPLE = re.compile(r"^(Example:\n)((?: {4}.*\n?|\n(?= {4}))+)", re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".pbtxt": "textproto", ".proto": "proto"}
 
 
@@ -63,6 +67,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[1] if path is None else posixpath.relpath(_target(path), place or ".")
 
     return LINK.sub(replaced, markdown)
+
+
+class CodeExamples(griffe.Extension):
+    """Extension for mkdocstrings: shows the section `Example` of a docstring as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Puts the lines of the section into a fence."""
+        if obj.docstring is not None:
+            obj.docstring.value = EXAMPLE.sub(_fenced, obj.docstring.value)
+
+
+def _fenced(example: re.Match[str]) -> str:
+    code = textwrap.dedent(example[2]).strip("\n")
+    return example[1] + textwrap.indent(f"```python\n{code}\n```\n", "    ")
 
 
 def _source(page: str) -> str:

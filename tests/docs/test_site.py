@@ -60,6 +60,11 @@ def test_api_pages_describe_methods_and_fields(pages: dict[str, str]) -> None:
         assert f'id="recipe.{name}"' in recipe, name
 
 
+def test_examples_of_docstrings_are_code(pages: dict[str, str]) -> None:
+    examples = re.findall(r'<details class="example"[^>]*>(.*?)</details>', pages["api/recipe/index.html"], re.DOTALL)
+    assert examples and all("language-python" in each for each in examples)
+
+
 def test_nothing_comes_from_other_hosts(pages: dict[str, str]) -> None:
     for name, text in pages.items():
         loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)"|<link[^>]*\shref="([^"]+)"', text)
