@@ -77,6 +77,10 @@ class CodeExamples(griffe.Extension):
         if obj.docstring is not None:
             obj.docstring.value = EXAMPLE.sub(_fenced, obj.docstring.value)
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Does the same for a package, which is no object to griffe."""
+        self.on_object(obj=pkg)
+
 
 def _fenced(example: re.Match[str]) -> str:
     code = textwrap.dedent(example[2]).strip("\n")

@@ -62,7 +62,7 @@ def test_api_pages_describe_methods_and_fields(pages: dict[str, str]) -> None:
 
 def test_examples_of_docstrings_are_code(pages: dict[str, str]) -> None:
     examples = re.findall(r'<details class="example"[^>]*>(.*?)</details>', pages["api/recipe/index.html"], re.DOTALL)
-    assert examples and all("language-python" in each for each in examples)
+    assert examples and all('class="highlight"' in each for each in examples)
 
 
 def test_nothing_comes_from_other_hosts(pages: dict[str, str]) -> None:
