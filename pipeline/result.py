@@ -58,7 +58,7 @@ class RunResult(pydantic.BaseModel):
     latency: ServedLatency | None = None
     """Latency that InfraValidator measured; None if it rejected the model before."""
     not_servable: str | None
-    """Why InfraValidator did not bless the model; None if it did."""
+    """Reason why InfraValidator did not bless the model; None if it did."""
     blessed: bool
     """Whether Evaluator and InfraValidator blessed the model."""
     pushed_model: str | None

@@ -61,7 +61,7 @@ class Run(pydantic.BaseModel):
     seconds: float
     status: Status
     error: str | None
-    """Why the run failed; None if it did not."""
+    """Reason of a failed run; None if it did not fail."""
     components: tuple[ComponentState, ...]
     """Components that have started, in order."""
     rows: dict[str, int]
@@ -105,7 +105,7 @@ class RunDiff(pydantic.BaseModel):
     metrics: tuple[Change, ...]
     """All metrics that at least one of the runs measured, changed or not."""
     not_comparable: dict[str, str]
-    """Why a part is not compared, by field: a run did not reach it, or its artifacts do not exist any more."""
+    """Reason why a part is not compared, by field: a run did not reach it, or its artifacts do not exist any more."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Bound(pydantic.BaseModel):
     examples: int = 0
     """Number of eval examples in the slice."""
     reason: str = ""
-    """Why it failed without a value, or passed without a comparison."""
+    """Reason why it failed without a value, or passed without a comparison."""
 
     @property
     def subject(self) -> str:
@@ -92,7 +92,7 @@ class Verdict(Measured):
     bounds: tuple[Bound, ...]
     slices: tuple[MeasuredSlice, ...] = ()
     last_blessed_problem: str | None = None
-    """Why the last blessed model could not be evaluated; None if it was, or there is none."""
+    """Reason why the last blessed model could not be evaluated; None if it was, or there is none."""
 
     def failures(self) -> Sequence[Bound]:
         """Return the results that failed."""

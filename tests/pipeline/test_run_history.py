@@ -272,11 +272,11 @@ def test_a_run_without_data_is_no_difference(with_data: Marks) -> None:
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_runs_prints_one_line_a_run(three: Marks) -> None:
+def test_runs_prints_one_line_per_run(three: Marks) -> None:
     done = tandem("runs", "--workdir", three.workdir)
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
-    assert [heading in header for heading in ("run", "verdict", "top-100", "RMSE", "version")] == [True] * 5
+    assert [heading in header for heading in ("run", "status", "top-100", "RMSE", "version")] == [True] * 5
     assert [line.split()[0] for line in lines] == [FIRST, SECOND, THIRD]
     assert "pushed" in lines[0] and "0.9000" in lines[0] and "17" in lines[0]
     assert "not blessed" in lines[1]
