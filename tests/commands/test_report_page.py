@@ -395,5 +395,5 @@ def test_unwritable_path_is_bad_input(marks: Marks, tandem: Callable[..., Any], 
     done = tandem("report", "--workdir", marks.workdir, "--out", tmp_path / "nowhere" / "report.html")
     assert done.code == 2 and "--out" in done.stderr and "Traceback" not in done.stderr
     done = tandem("report", "2027", "--workdir", marks.workdir, "--out", tmp_path / "report.html")
-    assert done.code == 2 and "no run '2027'" in done.stderr
+    assert done.code == 2 and "id of a run or its prefix, got '2027'" in done.stderr
     assert not (tmp_path / "report.html").exists()
