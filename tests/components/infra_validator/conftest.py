@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -186,8 +187,9 @@ def no_process_left() -> Any:
 
 def children() -> set[int]:
     """Processes started by this one that have not been waited for."""
-    return {
-        int(process)
-        for thread in Path("/proc/self/task").iterdir()
-        for process in (thread / "children").read_text().split()
-    }
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        # A thread may end before its file is read.
+        with contextlib.suppress(OSError):
+            found.update(map(int, (thread / "children").read_text().split()))
+    return found
