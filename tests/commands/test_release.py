@@ -146,7 +146,11 @@ def tandem_raising(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> N
     [
         (None, ("--version", "40"), ("version 40 does not exist", "10, 20, 30")),
         ("model_config_list { config { name: ", (), ("models.config:1", "ModelServerConfig")),
-        ('model_config_list { config { name: "films" } }', (), ("expected one of the models 'films'", "got 'recommender'", "--model")),
+        (
+            'model_config_list { config { name: "films" } }',
+            (),
+            ("expected one of the models 'films'", "got 'recommender'", "--model"),
+        ),
         (
             'model_config_list { config { name: "recommender" model_version_policy { specific { versions: 10 } } } }',
             (),
