@@ -342,7 +342,8 @@ def _check_top_k(
         ids, scores = expected["item_ids"][row, :k].numpy(), expected["scores"][row, :k].numpy()
         if list(found["item_ids"][0]) != list(ids) or not np.allclose(found["scores"][0], scores, rtol=_TOLERANCE):
             raise NotExportable(
-                f"top k of user {user!r}: expected {ids} as in the SavedModel, got {found['item_ids'][0]} on the device"
+                f"top k of user {user!r}: expected {list(ids)} as in the SavedModel, "
+                f"got {list(found['item_ids'][0])} on the device"
             )
 
 
